@@ -1,0 +1,90 @@
+"""A convolutional VAE (Kingma & Welling 2014) on 32x32 images: the weak generator of the demo and the measurements.
+
+    python -m benchmarks.generators.vae --data cifar10 --out vae10k.npz --num-images 10000
+
+Trains, then writes samples from the prior as an unlabelled image set. The same seed and machine give the same bytes.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robust_models.datasets import load_dataset
+from robust_models.images import to_float, to_u8, write_npz
+
+LATENT = 128
+
+
+def _down(in_planes: int, planes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_planes, planes, 4, 2, 1, bias=False), nn.BatchNorm2d(planes), nn.SiLU())
+
+
+def _up(in_planes: int, planes: int) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose2d(in_planes, planes, 4, 2, 1, bias=False), nn.BatchNorm2d(planes), nn.SiLU())
+
+
+class VAE(nn.Module):
+    """x [N,3,32,32] in [0,1]; the pixels' Gaussian has one variance, set to its optimum in every batch (sigma-VAE,
+    arXiv:2006.13202), so that no weight between the two terms has to be chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(_down(3, 32), _down(32, 64), _down(64, 128), nn.Flatten(), nn.Linear(128 * 16, 2 * LATENT))
+        self.decoder = nn.Sequential(
+            nn.Linear(LATENT, 128 * 16), nn.Unflatten(1, (128, 4, 4)), _up(128, 64), _up(64, 32), _up(32, 16),
+            nn.Conv2d(16, 3, 3, padding=1), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Negative evidence lower bound per image, in nats up to a constant."""
+        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        z = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
+        error = F.mse_loss(self.decoder(z), x)
+        reconstruction = 0.5 * x[0].numel() * error.log()
+        divergence = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1).mean()
+        return reconstruction + divergence
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="cifar10, cifar10:DIR, an .npz or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="the .npz of samples")
+    parser.add_argument("--num-images", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    start = time.perf_counter()
+    x_u8 = load_dataset(args.data, "train").x_u8
+    model = VAE().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters())
+    steps = len(x_u8) // args.batch_size * args.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    for epoch in range(args.epochs):
+        total = torch.zeros(())
+        batches = torch.randperm(len(x_u8)).split(args.batch_size)[: len(x_u8) // args.batch_size]
+        for index in batches:
+            x = to_float(x_u8[index]).contiguous(memory_format=torch.channels_last)
+            loss = model.loss(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        print(f"epoch {epoch + 1}/{args.epochs} loss {total / len(batches):.1f} {time.perf_counter() - start:.0f} s", flush=True)
+
+    model.eval()
+    with torch.no_grad():
+        samples = [to_u8(model.decoder(torch.randn(500, LATENT))) for _ in range(-(-args.num_images // 500))]
+    write_npz(args.out, torch.cat(samples)[: args.num_images])
+    print(f"{args.out}: {args.num_images} images, {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

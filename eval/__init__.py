@@ -1,0 +1,1 @@
+"""Measures classifiers and image sets."""

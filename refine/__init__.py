@@ -1,0 +1,1 @@
+"""Changes images with a robust classifier."""

@@ -1,0 +1,31 @@
+"""What a robust classifier is: network, threat model, attack, checkpoint, images, data."""
+
+from robust_models.attacks import PGD, input_gradient
+from robust_models.checkpoints import embedded_names, load, save
+from robust_models.classifier import NORMALIZERS, Description, Normalizer, RobustClassifier
+from robust_models.datasets import Dataset, load_dataset
+from robust_models.errors import UserError
+from robust_models.images import ImageSet, open_images, to_float, to_u8, write_images
+from robust_models.threat import NORMS, ThreatModel
+
+__all__ = [
+    "NORMALIZERS",
+    "NORMS",
+    "PGD",
+    "Dataset",
+    "Description",
+    "ImageSet",
+    "Normalizer",
+    "RobustClassifier",
+    "ThreatModel",
+    "UserError",
+    "embedded_names",
+    "input_gradient",
+    "load",
+    "load_dataset",
+    "open_images",
+    "save",
+    "to_float",
+    "to_u8",
+    "write_images",
+]

@@ -1,0 +1,20 @@
+"""Our checkpoint: a safetensors file whose metadata holds the Description and a format version."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from robust_models.classifier import RobustClassifier
+from robust_models.runtime.files import whole_file
+
+FORMAT_VERSION = 1
+
+
+def save(model: RobustClassifier, path: Path | str) -> None:
+    """Writes network tensors and description to `path` (safetensors), whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    metadata = {"bigroc": json.dumps({"version": FORMAT_VERSION, **asdict(model.description)}), "format": "pt"}
+    with whole_file(Path(path)) as partial:
+        save_file(state, partial, metadata)

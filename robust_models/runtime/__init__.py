@@ -1,0 +1,1 @@
+"""Config, device, seeds, run folder, files: what every command needs and no idea lives in."""

@@ -1,0 +1,12 @@
+"""Randomness as a function of (seed, purpose, index): a resumed run draws what the uninterrupted one would have drawn."""
+
+import numpy as np
+import torch
+
+ORDER, STEP, EVALUATION = range(3)  # purposes: independent streams under one seed
+
+
+def generator(device: torch.device | str, seed: int, purpose: int, index: int) -> torch.Generator:
+    """A fresh generator on the device."""
+    state = np.random.SeedSequence((seed, purpose, index)).generate_state(1)[0]
+    return torch.Generator(device).manual_seed(int(state))

@@ -1,0 +1,63 @@
+"""Random crop, flip, colour jitter and rotation for a whole batch on its device, from one seeded generator."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.config import AugmentConfig
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """x [N,3,H,W] in [0,1] -> the same shape and range. Every image draws its own transformation."""
+    if config.crop_padding:
+        x = random_crop(x, config.crop_padding, generator)
+    if config.flip:
+        x = torch.where(_uniform(x, generator) < 0.5, x.flip(3), x)
+    if config.jitter:
+        x = jitter(x, config.jitter, generator)
+    if config.rotation:
+        x = rotate(x, config.rotation, generator)
+    return x
+
+
+def random_crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Each image moved by -padding..padding pixels in both directions, zeros moving in."""
+    n, _, height, width = x.shape
+    offset = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=x.device)
+    rows = offset[0] + torch.arange(height, device=x.device)
+    columns = offset[1] + torch.arange(width, device=x.device)
+    padded = F.pad(x, (padding,) * 4)
+    samples = torch.arange(n, device=x.device).view(-1, 1, 1)
+    # Advanced indices around the channel slice put it last: [N,H,W,C], which is channels_last already.
+    return padded[samples, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast and saturation, each by a factor from [1 - strength, 1 + strength]."""
+    brightness, contrast, saturation = (1 + strength * (2 * _uniform(x, generator) - 1) for _ in range(3))
+    x = (x * brightness).clamp(0, 1)
+    grey_mean = _grey(x).mean(dim=(2, 3), keepdim=True)
+    x = torch.lerp(grey_mean, x, contrast).clamp(0, 1)
+    return torch.lerp(_grey(x), x, saturation).clamp(0, 1)
+
+
+def rotate(x: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """Each image turned by an angle from [-degrees, degrees], bilinear, zeros outside."""
+    angle = (2 * _uniform(x, generator).flatten() - 1) * math.radians(degrees)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False).clamp(0, 1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    weights = torch.tensor(GREY, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    return (x * weights).sum(1, keepdim=True)
+
+
+def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
