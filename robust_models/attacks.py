@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_models.errors import UserError
 from robust_models.threat import NORMS, per_sample
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -52,9 +53,18 @@ class PGD:
     box: str = "every_step"
     loss: Loss = cross_entropy_sum
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UserError(f"norm: {self.norm!r} is none of {', '.join(NORMS)}")
+        for name, value, least in (("eps", self.eps, 0), ("steps", self.steps, 0), ("restarts", self.restarts, 1)):
+            if not value >= least:
+                raise UserError(f"{name}: {value} is less than {least}")
+        if self.box not in ("every_step", "last"):
+            raise UserError(f"box: {self.box!r} is neither 'every_step' nor 'last'")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        if not x.is_floating_point() or x.ndim != 4:
+            raise UserError(f"x: {x.dtype} {list(x.shape)}; expected float [N,C,H,W] in [0,1] (robust_models.to_float)")
         with frozen_eval(model):
             x_adv = self._run(model, x, y, generator)
             if self.restarts == 1:

@@ -1,4 +1,4 @@
-"""RobustClassifier: pixels in [0,1] -> logits, with the normaliser and all that a file says about the network inside."""
+"""RobustClassifier: pixels in [0,1] -> logits, with the normaliser inside and all that its file says about it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

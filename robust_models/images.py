@@ -1,4 +1,4 @@
-"""Image sets on disk: one `.npz` (guided-diffusion's layout) or a folder of image files; read in batches, written whole.
+"""Image sets on disk: an `.npz` (guided-diffusion's layout) or a folder of files; read in batches, written whole.
 
 In memory a batch is NCHW RGB, uint8 (`x_u8`) or float32 in [0,1]. On disk it is uint8, rounded half to even.
 """
@@ -71,7 +71,7 @@ class NpzImages(ImageSet):
 
 @dataclass(frozen=True)
 class FolderImages(ImageSet):
-    files: tuple[Path, ...] = ()
+    files: Sequence[Path] = ()
 
     def read(self, start: int, stop: int) -> Tensor:
         with ThreadPoolExecutor(8) as pool:
@@ -80,11 +80,11 @@ class FolderImages(ImageSet):
 
 
 def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
-    """The image set at `path`: an `.npz` with `arr_0` [N,H,W,3] uint8 (optional `arr_1` [N] labels), or a folder of image
-    files, whose class subfolders (if all images lie in one) give the labels.
+    """The image set at `path`: an `.npz` with `arr_0` [N,H,W,3] uint8 (optional `arr_1` [N] labels), or a folder.
 
-    Everything is checked before anything is used: each file is decoded once here, so that a truncated image or a set of
-    mixed sizes raises UserError at once (or, with on_error="skip", lands in `skipped`). Grey images become RGB; alpha is dropped.
+    A folder's class subfolders (if every image lies in one) give the labels. Everything is checked before anything is
+    used: each file is decoded once here, so that a truncated image or a set of mixed sizes raises UserError at once
+    (or, with on_error="skip", the truncated one lands in `skipped`). Grey images become RGB; alpha is dropped.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,7 +104,9 @@ def _open_npz(path: Path) -> NpzImages:
     except UserError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npz ({error}); images are read from .npz files and folders") from error
+        raise UserError(
+            f"{path}: not a readable .npz ({error}); images are read from .npz files and folders"
+        ) from error
     if "arr_0" not in found:
         raise UserError(f"{path}: no array 'arr_0' (it holds: {listed}); images are expected there as [N,H,W,3] uint8")
     pixels = found["arr_0"]
@@ -114,7 +116,7 @@ def _open_npz(path: Path) -> NpzImages:
     if labels is not None:
         if labels.shape != (len(pixels),) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
-                f"{path}: arr_1 is {labels.dtype} {list(labels.shape)}; expected one integer label per image, [{len(pixels)}]"
+                f"{path}: arr_1 is {labels.dtype} {list(labels.shape)}; expected integer labels [{len(pixels)}]"
             )
         labels = labels.astype(np.int64)
     class_names = tuple(str(name) for name in found["class_names"]) if "class_names" in found else None
@@ -130,11 +132,11 @@ def _open_folder(root: Path, on_error: OnError) -> FolderImages:
     with ThreadPoolExecutor(8) as pool:
         checked = list(pool.map(_shape_or_problem, files))
     problems = tuple(outcome for outcome in checked if isinstance(outcome, str))
-    good = [(file, outcome) for file, outcome in zip(files, checked, strict=True) if not isinstance(outcome, str)]
+    good = [(file, found) for file, found in zip(files, checked, strict=True) if not isinstance(found, str)]
     if problems and (on_error == "fail" or not good):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}; mend or remove it, or pass --on-error skip")
-    (first, size) = good[0]
+    first, size = good[0]
     for file, other in good:
         if other != size:
             raise UserError(
@@ -202,7 +204,9 @@ def write_images(
             yield _folder_writer(partial, like.names)
 
 
-def write_npz(out: Path, x_u8: Tensor, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None) -> None:
+def write_npz(
+    out: Path, x_u8: Tensor, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None
+) -> None:
     """A whole image set [N,3,H,W] as one `.npz`, written at once or not at all."""
     n, _, height, width = x_u8.shape
     with whole_file(out) as partial, _npz_writer(partial, (n, height, width, 3), labels, class_names) as add:

@@ -41,5 +41,8 @@ def _main(argv: Sequence[str]) -> int:
         print(json.dumps(summary))
     else:
         scores = ", ".join(f"{name} {value:g}" for name, value in summary["validation"].items())
-        print(f"{summary['checkpoint']}: {summary['steps']} steps in {summary['wall_s']:.0f} s; held out: {scores or 'nothing'}")
+        print(
+            f"{summary['checkpoint']}: {summary['steps']} steps in {summary['wall_s']:.0f} s; "
+            f"held out: {scores or 'nothing'}"
+        )
     return 0

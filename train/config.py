@@ -21,9 +21,11 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    path: str = Field("cifar10", description='"cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
-    class_names: tuple[str, ...] | Literal["cifar10"] = Field((), description="names for an .npz that has none")
-    validation: Count = Field(1000, description="last images of the train split, held out to select the model")
+    path: str = Field(
+        default="cifar10", description='"cifar10", "cifar10:DIR", an .npz or a folder of class subfolders'
+    )
+    class_names: tuple[str, ...] | Literal["cifar10"] = Field(default=(), description="names for an .npz that has none")
+    validation: Count = Field(default=1000, description="last images of the train split, held out to select the model")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,21 +34,21 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AugmentConfig:
-    crop_padding: Count = Field(4, description="pixels of zero padding before the random crop")
-    flip: bool = Field(True, description="mirror half of the images")
-    jitter: Fraction = Field(0.0, description="brightness, contrast and saturation each vary by this factor")
-    rotation: NonNegative = Field(0.0, description="degrees to either side")
+    crop_padding: Count = Field(default=4, description="pixels of zero padding before the random crop")
+    flip: bool = Field(default=True, description="mirror half of the images")
+    jitter: Fraction = Field(default=0.0, description="brightness, contrast and saturation each vary by this factor")
+    rotation: NonNegative = Field(default=0.0, description="degrees to either side")
 
 
 @dataclass(frozen=True, config=STRICT)
 class AttackConfig:
-    norm: str = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
-    eps: NonNegative = Field(0.5, description="radius, pixels in [0,1]; 0 trains without attack")
+    norm: str = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
+    eps: NonNegative = Field(default=0.5, description="radius, pixels in [0,1]; 0 trains without attack")
     step_size: Positive | dict[Fraction, Positive] = Field(
-        0.1, description="length of a PGD step; or {progress: length} from that share of the run on"
+        default=0.1, description="length of a PGD step; or {progress: length} from that share of the run on"
     )
-    steps: Count | dict[Fraction, Count] = Field(7, description="PGD steps; or {progress: steps}")
-    random_start: bool = Field(False, description="start anywhere in the ball instead of at the image")
+    steps: Count | dict[Fraction, Count] = Field(default=7, description="PGD steps; or {progress: steps}")
+    random_start: bool = Field(default=False, description="start anywhere in the ball instead of at the image")
 
     @model_validator(mode="after")
     def _consistent(self) -> "AttackConfig":
@@ -67,36 +69,44 @@ class AttackConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    lr: Positive = Field(0.1, description="peak learning rate of SGD at this batch size")
-    momentum: Fraction = Field(0.9)
-    nesterov: bool = Field(False)
-    weight_decay: NonNegative = Field(5e-4, description="on every parameter")
-    schedule: Literal["step", "one_cycle"] = Field("step", description="lr over the run")
-    step_epochs: Annotated[int, Field(ge=1)] = Field(50, description="schedule=step: lr / 10 every so many epochs")
-    warmup: Fraction = Field(0.2, description="schedule=one_cycle: share of the run in which lr rises, then a cosine")
+    lr: Positive = Field(default=0.1, description="peak learning rate of SGD at this batch size")
+    momentum: Fraction = Field(default=0.9)
+    nesterov: bool = Field(default=False)
+    weight_decay: NonNegative = Field(default=5e-4, description="on every parameter")
+    schedule: Literal["step", "one_cycle"] = Field(default="step", description="lr over the run")
+    step_epochs: Annotated[int, Field(ge=1)] = Field(
+        default=50, description="schedule=step: lr / 10 every so many epochs"
+    )
+    warmup: Fraction = Field(
+        default=0.2, description="schedule=one_cycle: share of the run in which lr rises, then a cosine"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class ValidationConfig:
-    every_epochs: Annotated[int, Field(ge=1)] = Field(1)
-    steps: Annotated[int, Field(ge=1)] = Field(10, description="PGD steps of length 2.5 * eps / steps, random start")
+    every_epochs: Annotated[int, Field(ge=1)] = Field(default=1)
+    steps: Annotated[int, Field(ge=1)] = Field(
+        default=10, description="PGD steps of length 2.5 * eps / steps, random start"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     out: Path = Field(description="run folder; the same command run again continues there")
-    arch: str = Field("resnet50", description="a name of robust_models.architectures")
-    activation: str = Field("relu", description="relu, silu or softplus")
-    normalize: str = Field("cifar10", description=f"normaliser inside the classifier: {', '.join(NORMALIZERS)}")
-    epochs: Annotated[int, Field(ge=1)] = Field(150)
-    batch_size: Annotated[int, Field(ge=1)] = Field(128)
-    label_smoothing: Fraction = Field(0.0)
-    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="per step; 0 keeps the last weights")
-    seed: Count = Field(0)
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    precision: PrecisionChoice = Field("auto", description="auto is bf16 where the hardware multiplies it")
-    compile: bool = Field(False, description="torch.compile the network")
-    log_every: Annotated[int, Field(ge=1)] = Field(20, description="steps between rows of metrics")
+    arch: str = Field(default="resnet50", description="a name of robust_models.architectures")
+    activation: str = Field(default="relu", description="relu, silu or softplus")
+    normalize: str = Field(default="cifar10", description=f"normaliser inside the classifier: {', '.join(NORMALIZERS)}")
+    epochs: Annotated[int, Field(ge=1)] = Field(default=150)
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=128)
+    label_smoothing: Fraction = Field(default=0.0)
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="per step; 0 keeps the last weights"
+    )
+    seed: Count = Field(default=0)
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
+    compile: bool = Field(default=False, description="torch.compile the network")
+    log_every: Annotated[int, Field(ge=1)] = Field(default=20, description="steps between rows of metrics")
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     attack: AttackConfig = Field(default_factory=AttackConfig)

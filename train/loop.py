@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from robust_models.attacks import PGD
@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ema.model.load_state_dict(state.ema)
         optimizer.load_state_dict(state.optimizer)
 
-    stepped = torch.compile(model) if config.compile else model
+    stepped = _compiled(model) if config.compile else model
     total = config.epochs * loader.steps_per_epoch
     started = time.perf_counter() - state.wall_s
     pending: list[tuple[Tensor, Tensor]] = []
@@ -113,7 +113,9 @@ def _split(data: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset]:
     """All but the last data.validation images, and those."""
     kept = len(data) - config.data.validation
     if kept <= 0:
-        raise UserError(f"data.validation: {config.data.validation} leaves nothing of the {len(data)} images to train on")
+        raise UserError(
+            f"data.validation: {config.data.validation} leaves nothing of the {len(data)} images to train on"
+        )
     return data[:kept], data[kept:]
 
 
@@ -149,6 +151,12 @@ def _open_run(config: TrainConfig) -> TrainState | None:
             )
     write_json(recorded, {"config": plain, "environment": environment()})
     return load_state(config.out)
+
+
+def _compiled(model: RobustClassifier) -> nn.Module:
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    return compiled
 
 
 def _mean(pending: list[tuple[Tensor, Tensor]], step: int) -> dict[str, float]:

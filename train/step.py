@@ -43,7 +43,14 @@ def lr_factor(config: TrainConfig) -> Callable[[float], float]:
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x_u8: Tensor, y: Tensor, config: TrainConfig, *, step: int, progress: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_u8: Tensor,
+    y: Tensor,
+    config: TrainConfig,
+    *,
+    step: int,
+    progress: float,
 ) -> tuple[Tensor, Tensor]:
     """One optimizer step; gives loss and accuracy on the attacked batch as 0-d tensors still on the device."""
     draws = generator(x_u8.device, config.seed, STEP, step)

@@ -33,7 +33,9 @@ class VAE(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(_down(3, 32), _down(32, 64), _down(64, 128), nn.Flatten(), nn.Linear(128 * 16, 2 * LATENT))
+        self.encoder = nn.Sequential(
+            _down(3, 32), _down(32, 64), _down(64, 128), nn.Flatten(), nn.Linear(128 * 16, 2 * LATENT)
+        )
         self.decoder = nn.Sequential(
             nn.Linear(LATENT, 128 * 16), nn.Unflatten(1, (128, 4, 4)), _up(128, 64), _up(64, 32), _up(32, 16),
             nn.Conv2d(16, 3, 3, padding=1), nn.Sigmoid(),
@@ -77,7 +79,10 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += loss.detach()
-        print(f"epoch {epoch + 1}/{args.epochs} loss {total / len(batches):.1f} {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{args.epochs} loss {total / len(batches):.1f} {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
 
     model.eval()
     with torch.no_grad():

@@ -24,7 +24,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """[N,3,H,W] -> logits [N,classes]; stage i has depths[i] blocks of widths[i] channels, halving the size from stage 1 on."""
+    """[N,3,H,W] -> logits [N,classes]; stage i: depths[i] blocks of widths[i] channels, later stages halve the size."""
 
     def __init__(
         self, stem_width: int, widths: tuple[int, ...], depths: tuple[int, ...], *, num_classes: int, act: Activation
@@ -43,7 +43,6 @@ class PreActResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.pool(self.blocks(self.stem(x))))
-
 
 
 def wide_resnet(depth: int, widen: int, *, num_classes: int, act: Activation) -> PreActResNet:

@@ -23,9 +23,7 @@ class _Residual(nn.Module):
         self.branch = branch
         same = stride == 1 and in_planes == out_planes
         self.shortcut: nn.Module = (
-            nn.Identity()
-            if same
-            else nn.Sequential(conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes))
+            nn.Identity() if same else nn.Sequential(conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes))
         )
         self.act = act()
 

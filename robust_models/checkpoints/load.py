@@ -32,7 +32,7 @@ def load(checkpoint: str | Path) -> RobustClassifier:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            state = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"ckpt: {path} is not a readable safetensors file ({error})") from error
     if "bigroc" not in metadata:

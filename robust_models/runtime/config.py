@@ -1,4 +1,4 @@
-"""One config, three sources: the dataclass's defaults, a YAML recipe, flags. Checked once here, trusted everywhere else.
+"""One config, three sources: defaults, a YAML recipe, flags. Checked once here, trusted everywhere else.
 
 The schema is a frozen pydantic dataclass; nested dataclasses are sections: `attack: {eps: 1}` is `--attack.eps 1`.
 """
@@ -40,9 +40,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse whose mistakes are one line, with the near miss, and whose flags take `-` and `_` alike."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            **settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_argument("--debug", action="store_true", help="on an error, show the traceback")
 
     def error(self, message: str) -> NoReturn:
@@ -103,7 +101,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         shipped = sorted(file.name for file in RECIPES.glob("*.yaml"))
         near = difflib.get_close_matches(name, shipped, n=1)
-        raise UserError(f"--config: no file {name}" + (f"; did you mean {near[0]}?" if near else f"; shipped: {', '.join(shipped)}"))
+        raise UserError(
+            f"--config: no file {name}" + (f"; did you mean {near[0]}?" if near else f"; shipped: {', '.join(shipped)}")
+        )
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -141,7 +141,9 @@ def _leaves(schema: type, prefix: str = "") -> list[tuple[str, FieldInfo, Any]]:
             leaves += _leaves(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             required = field.is_required()
-            default = dataclasses.MISSING if required else field.get_default(call_default_factory=True, validated_data={})
+            default = (
+                dataclasses.MISSING if required else field.get_default(call_default_factory=True, validated_data={})
+            )
             leaves.append((prefix + name, field, default))
     return leaves
 
@@ -184,7 +186,9 @@ def _one_line(error: ValidationError, schema: type) -> str:
         near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
             name.rsplit(".", 1)[-1], [leaf.rsplit(".", 1)[-1] for leaf in known], n=1
         )
-        return f"{name}: unknown key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}") + more
+        return (
+            f"{name}: unknown key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}") + more
+        )
     if first["type"] in ("missing", "missing_argument"):
         return f"{name}: is required{more}"
     message = first["msg"].removeprefix("Value error, ")

@@ -39,4 +39,5 @@ def _multiplies_bf16(device: torch.device) -> bool:
 def place(model: RobustClassifier, device: torch.device, precision: PrecisionChoice) -> RobustClassifier:
     """The model on the device, convolutions in channels_last, computing in the picked precision."""
     model.precision = pick_precision(precision, device)
-    return model.to(device=device, memory_format=torch.channels_last)
+    model.to(device)
+    return model.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, index): a resumed run draws what the uninterrupted one would have drawn."""
+"""Randomness as a function of (seed, purpose, index): a resumed run draws what an uninterrupted one would."""
 
 import numpy as np
 import torch

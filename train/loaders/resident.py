@@ -9,7 +9,7 @@ from robust_models.runtime.seeds import ORDER, generator
 
 
 class ResidentLoader:
-    """batch(step) -> x_u8 [B,3,H,W], y [B] on the device; each epoch a fresh order, the incomplete last batch dropped."""
+    """batch(step) -> x_u8 [B,3,H,W], y [B] on the device; each epoch in a fresh order, its partial batch left out."""
 
     def __init__(self, data: Dataset, *, batch_size: int, seed: int, device: torch.device) -> None:
         if batch_size > len(data):

@@ -1,0 +1,39 @@
+# `make demo` and `make test` each work as the first command on a clean clone.
+PYTHON ?= python3
+BIN := .venv/bin
+PRETRAINED := robust_models/pretrained
+QUALITY := $(BIN)/python -m eval quality --reference $(PRETRAINED)/cifar10-train-statistics.npz \
+	--features classifier:cifar10-standard-small
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed  ## generated images beside the same images refined, with scores before and after
+	$(BIN)/python -m refine --ckpt cifar10-l2-small --input $(PRETRAINED)/vae-cifar10.npz \
+		--out demo/refined.npz --eps 5 --grid demo/before_after.png --overwrite
+	@echo; echo "before:"; $(QUALITY) --images $(PRETRAINED)/vae-cifar10.npz
+	@echo "after:"; $(QUALITY) --images demo/refined.npz
+	@echo; echo "Look at demo/before_after.png"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build demo *.egg-info
