@@ -1,8 +1,9 @@
-"""python -m train --config NAME.yaml --out DIR [--field value ...]"""
+"""python -m train --config NAME.yaml [--out DIR] [--field value ...]"""
 
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -10,7 +11,7 @@ from robust_models.runtime.config import OneLineParser, add_config_flags, as_pla
 from train.config import TrainConfig
 
 EXAMPLES = """examples:
-  python -m train --config cifar_l2_small.yaml --out runs/small
+  python -m train --config cifar_l2_small.yaml                    (in runs/cifar_l2_small)
   python -m train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
   python -m train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
 The same command run again continues where it stopped.
@@ -29,7 +30,7 @@ def _main(argv: Sequence[str]) -> int:
     add_config_flags(parser, TrainConfig)
     flags = vars(parser.parse_args(argv))
     recipe, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "debug"))
-    config = resolve(TrainConfig, read_recipe(recipe), flags)
+    config = resolve(TrainConfig, {"out": f"runs/{Path(recipe).stem}", **read_recipe(recipe)}, flags)
     if dry_run:
         yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
         return 0

@@ -92,7 +92,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    out: Path = Field(description="run folder; the same command run again continues there")
+    out: Path = Field(description="run folder, default runs/RECIPE; the same command run again continues there")
     arch: str = Field(default="resnet50", description="a name of robust_models.architectures")
     activation: str = Field(default="relu", description="relu, silu or softplus")
     normalize: str = Field(default="cifar10", description=f"normaliser inside the classifier: {', '.join(NORMALIZERS)}")

@@ -1,0 +1,23 @@
+"""Small stand-ins: a classifier with random weights and images that it can learn in a few steps."""
+
+import numpy as np
+
+from robust_models import Description, Normalizer, RobustClassifier
+
+CLASSES = ("airplane", "automobile", "bird")
+SIZE = 16  # pixels
+
+
+def tiny_classifier(arch: str = "preact_resnet10_w16") -> RobustClassifier:
+    """Random weights, 3 classes, 16x16 pixels, a normaliser that matters; eval mode."""
+    normalizer = Normalizer((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    return RobustClassifier.from_description(Description(arch, CLASSES, SIZE, normalizer=normalizer)).eval()
+
+
+def tiny_pixels(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [n,16,16,3] whose brightest channel is the label [n]."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    pixels = rng.integers(0, 120, (n, SIZE, SIZE, 3))
+    pixels[np.arange(n), :, :, labels] += 100
+    return pixels.astype(np.uint8), labels.astype(np.int64)
