@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from robust_models.images import OnError
 from robust_models.runtime.config import STRICT, Number
 from robust_models.runtime.device import PrecisionChoice
-from robust_models.threat import NORMS, check_eps
+from robust_models.threat import NORMS, check_ball
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -43,7 +43,5 @@ class RefineConfig:
 
     @model_validator(mode="after")
     def _consistent(self) -> "RefineConfig":
-        if self.norm not in NORMS:
-            raise ValueError(f"norm: {self.norm!r} is none of {', '.join(NORMS)}")
-        check_eps(self.norm, self.eps)
+        check_ball(self.norm, self.eps)
         return self

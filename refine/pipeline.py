@@ -75,6 +75,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any]:
         save_rows(config.grid, grid.rows(), _captions(total, grid.index, classifier.class_names))
     return {
         "out": str(config.out),
+        "grid": None if config.grid is None else str(config.grid),
         "n": len(images),
         "skipped": len(images.skipped),
         "checkpoint": config.ckpt,

@@ -62,27 +62,40 @@ class PGD:
         if self.box not in ("every_step", "last"):
             raise UserError(f"box: {self.box!r} is neither 'every_step' nor 'last'")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """x_adv [N,C,H,W]. The first run begins at `start` where one is given; the generator draws the other starts."""
         if not x.is_floating_point() or x.ndim != 4:
             raise UserError(f"x: {x.dtype} {list(x.shape)}; expected float [N,C,H,W] in [0,1] (robust_models.to_float)")
+        x = x.detach()
         with frozen_eval(model):
-            x_adv = self._run(model, x, y, generator)
+            x_adv = self._run(model, x, y, self._start(x, generator) if start is None else start)
             if self.restarts == 1:
                 return x_adv
             worst = _failure(model, x_adv, y, self.targeted)
             for _ in range(self.restarts - 1):
-                x_new = self._run(model, x, y, generator)
+                x_new = self._run(model, x, y, self._start(x, generator))
                 failure = _failure(model, x_new, y, self.targeted)
                 x_adv = torch.where(per_sample(failure > worst, x), x_new, x_adv)
                 worst = torch.maximum(failure, worst)
         return x_adv
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not self.random_start:
+            return x
+        return (x + NORMS[self.norm].random(x, self.eps, generator)).clamp(0, 1)
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         ball = NORMS[self.norm]
         direction = -self.step_size if self.targeted else self.step_size
-        x_adv = x.detach()
-        if self.random_start:
-            x_adv = (x + ball.random(x, self.eps, generator)).clamp(0, 1)
+        x_adv = start.detach()
         for _ in range(self.steps):
             gradient = input_gradient(model, x_adv, y, self.loss)
             x_adv = x + ball.project(x_adv + direction * ball.steepest(gradient) - x, self.eps)

@@ -105,7 +105,9 @@ def _open_npz(path: Path) -> NpzImages:
     except UserError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npz ({error}); images are read from .npz files and folders") from error
+        raise UserError(
+            f"{path}: not a readable .npz ({error}); images are read from .npz files and folders"
+        ) from error
     if "arr_0" not in found:
         raise UserError(f"{path}: no array 'arr_0' (it holds: {listed}); images are expected there as [N,H,W,3] uint8")
     pixels = found["arr_0"]

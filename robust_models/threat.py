@@ -96,8 +96,10 @@ class ThreatModel:
         return f"{self.norm} eps {self.eps:g}"
 
 
-def check_eps(norm: str, eps: float) -> None:
-    """ValueError where eps cannot be a radius in [0,1] pixel units: the usual slip is 8 for 8/255."""
+def check_ball(norm: str, eps: float) -> None:
+    """ValueError for an unknown norm, and for an eps that cannot be meant in [0,1] pixels (the slip: 8 for 8/255)."""
+    if norm not in NORMS:
+        raise ValueError(f"norm: {norm!r} is none of {', '.join(NORMS)}")
     if eps > NORMS[norm].eps_max:
         raise ValueError(
             f"eps: {eps:g} is outside [0, {NORMS[norm].eps_max:g}] for norm={norm} (pixels are in [0,1]); "

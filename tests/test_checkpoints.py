@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_shape_says_where(checkpoint, tmp_path):
         save_file(tensors, tmp_path / "other.safetensors", description)
         return load(tmp_path / "other.safetensors")
 
-    with pytest.raises(UserError, match=r"head.weight is \[3, 5\], expected \[3, 64\]"):
+    with pytest.raises(UserError, match=r"head.weight is \[3, 5\], expected \[3, 128\]"):
         rewritten({**state, "head.weight": torch.zeros(3, 5)})
     with pytest.raises(UserError, match=r"1 tensors missing \(head.bias\), 1 unexpected \(extra\)"):
         rewritten({**{k: v for k, v in state.items() if k != "head.bias"}, "extra": torch.zeros(1)})

@@ -40,6 +40,14 @@ def test_flags_are_typed_like_yaml():
     assert (config.epochs, config.compile) == (3, True)
 
 
+def test_text_that_looks_like_a_number_stays_text():
+    assert train_config(out="2024", data__path="1e3").out == Path("2024")
+    assert train_config(data__path="1e3").data.path == "1e3"
+    refine_values = {"ckpt": "c", "input": "i", "out": "o", "eps": 1}
+    assert resolve(RefineConfig, refine_values, {"grid": "7"}).grid == Path("7")
+    assert resolve(RefineConfig, refine_values, {"grid": "null"}).grid is None
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

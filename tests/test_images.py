@@ -162,6 +162,12 @@ def test_other_bad_inputs_are_named(tmp_path):
         open_images(tmp_path / "single.npy")
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); choose another place"):
+        write_npz(tmp_path / "file" / "out.npz", torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
 def test_mixed_sizes_and_deep_pixels_are_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Image.new("RGB", (9, 8)).save(tmp_path / "b.png")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_models.threat import NORMS, check_eps
+from robust_models.threat import NORMS, check_ball
 
 norms = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
 SHAPE = (5, 3, 4, 4)
@@ -77,5 +77,5 @@ def test_l2_projection_keeps_the_direction(angle):
 
 def test_a_linf_radius_in_grey_levels_is_recognised():
     with pytest.raises(ValueError, match=r"eps: 8 is outside \[0, 1\] for norm=linf .* 8/255 = 0.0314"):
-        check_eps("linf", 8)
-    check_eps("l2", 30)
+        check_ball("linf", 8)
+    check_ball("l2", 30)

@@ -1,16 +1,12 @@
 """python -m train --config NAME.yaml [--out DIR] [--field value ...]"""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve, run_cli
+from robust_models.runtime.command import Command, Summary, run
 from train.config import TrainConfig
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python -m train --config cifar_l2_small.yaml                    (in runs/cifar_l2_small)
   python -m train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
   python -m train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
@@ -19,31 +15,27 @@ The same command run again continues where it stopped.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(_main, argv)
+    return run(TRAIN, argv)
 
 
-def _main(argv: Sequence[str]) -> int:
-    parser = OneLineParser(prog="python -m train", description="Adversarial training.", epilog=EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="YAML", help="a path, or a recipe shipped in configs/")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    add_config_flags(parser, TrainConfig)
-    flags = vars(parser.parse_args(argv))
-    recipe, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "debug"))
-    config = resolve(TrainConfig, {"out": f"runs/{Path(recipe).stem}", **read_recipe(recipe)}, flags)
-    if dry_run:
-        yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
-        return 0
-
+def _train(config: TrainConfig) -> Summary:
     from train.loop import train
 
-    summary = train(config)
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        scores = ", ".join(f"{name} {value:g}" for name, value in summary["validation"].items())
-        print(
-            f"{summary['checkpoint']}: {summary['steps']} steps in {summary['wall_s']:.0f} s; "
-            f"held out: {scores or 'nothing'}"
-        )
-    return 0
+    return train(config)
+
+
+def _tell(summary: Summary) -> str:
+    scores = ", ".join(f"{name} {value:g}" for name, value in summary["validation"].items()) or "nothing"
+    return f"{summary['checkpoint']}: {summary['steps']} steps in {summary['wall_s']:.0f} s; held out: {scores}"
+
+
+TRAIN = Command(
+    name="python -m train",
+    about="Adversarial training of a robust classifier.",
+    schema=TrainConfig,
+    work=_train,
+    tell=_tell,
+    examples=EXAMPLES,
+    defaults=lambda recipe: {"out": f"runs/{Path(recipe).stem}"},
+    needs_recipe=True,
+)

@@ -10,7 +10,7 @@ from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.runtime.config import STRICT, Number
 from robust_models.runtime.device import PrecisionChoice
-from robust_models.threat import NORMS, check_eps
+from robust_models.threat import NORMS, check_ball
 from train.schedule import at
 
 Fraction = Annotated[Number, Field(ge=0, le=1)]
@@ -52,9 +52,7 @@ class AttackConfig:
 
     @model_validator(mode="after")
     def _consistent(self) -> "AttackConfig":
-        if self.norm not in NORMS:
-            raise ValueError(f"norm: {self.norm!r} is none of {', '.join(NORMS)}")
-        check_eps(self.norm, self.eps)
+        check_ball(self.norm, self.eps)
         for name, value in (("step_size", self.step_size), ("steps", self.steps)):
             if isinstance(value, dict) and 0 not in value:
                 raise ValueError(f"{name}: {value} does not say what holds from progress 0 on")

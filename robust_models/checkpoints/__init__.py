@@ -1,6 +1,6 @@
 """Classifiers on disk."""
 
-from robust_models.checkpoints.load import embedded_names, load
+from robust_models.checkpoints.load import embedded_names, find, load
 from robust_models.checkpoints.save import save
 
-__all__ = ["embedded_names", "load", "save"]
+__all__ = ["embedded_names", "find", "load", "save"]

@@ -21,14 +21,20 @@ def embedded_names() -> list[str]:
     return sorted(file.stem for file in PRETRAINED.glob("*.safetensors"))
 
 
+def find(checkpoint: str | Path) -> Path:
+    """The file of the embedded classifier `checkpoint`, or that path itself. UserError where there is no file."""
+    path = PRETRAINED / f"{checkpoint}.safetensors" if str(checkpoint) in embedded_names() else Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"ckpt: no file {path}; give a checkpoint file or one of: {', '.join(embedded_names())}")
+    return path
+
+
 def load(checkpoint: str | Path) -> RobustClassifier:
     """The classifier called `checkpoint` (see embedded_names) or stored in that file, in eval mode on the CPU.
 
     Raises UserError when the file is missing, is not a checkpoint of this project, or does not fit its architecture.
     """
-    path = PRETRAINED / f"{checkpoint}.safetensors" if str(checkpoint) in embedded_names() else Path(checkpoint)
-    if not path.is_file():
-        raise UserError(f"ckpt: no file {path}; give a checkpoint file or one of: {', '.join(embedded_names())}")
+    path = find(checkpoint)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -8,8 +8,9 @@ import dataclasses
 import difflib
 import json
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+import types
+import typing
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -84,9 +85,10 @@ def add_config_flags(parser: argparse.ArgumentParser, schema: type, *, skip: Seq
 
 def resolve(schema: type, values: dict[str, Any], *flags: dict[str, str]) -> Any:
     """An instance of the schema from nested values, overridden by dotted flags whose text is read as YAML."""
+    texts = {name for name, _, _ in _leaves(schema) if _is_text(_hint(schema, name))}
     for given in flags:
         for name, text in given.items():
-            _put(values, name, _scalar(text))
+            _put(values, name, text if name in texts and text != "null" else _scalar(text))
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
@@ -118,20 +120,6 @@ def as_plain(config: Any) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def run_cli(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """body's exit status; a UserError becomes one line on stderr and status 2 (--debug: the traceback as well)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return body(words)
-    except UserError as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
 def _leaves(schema: type, prefix: str = "") -> list[tuple[str, FieldInfo, Any]]:
     """(dotted name, pydantic field, default or MISSING) for every field that is not a section."""
     hints = get_type_hints(schema)
@@ -146,6 +134,18 @@ def _leaves(schema: type, prefix: str = "") -> list[tuple[str, FieldInfo, Any]]:
             )
             leaves.append((prefix + name, field, default))
     return leaves
+
+
+def _hint(schema: type, dotted: str) -> Any:
+    for name in dotted.split("."):
+        schema = get_type_hints(schema)[name]
+    return schema
+
+
+def _is_text(hint: Any) -> bool:
+    """A field that takes text or a path, perhaps None: --out 2024 is a folder, not a number."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return set(members) <= {str, Path, type(None)}
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:

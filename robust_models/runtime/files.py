@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from robust_models.errors import UserError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; on success it becomes `path`, on error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
@@ -28,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `path`; on success it becomes `path` (replacing it), on error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
     try:
@@ -38,6 +40,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}: {error.filename}); choose another place"
+        ) from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written (no permission in {path.parent}); choose another place")
 
 
 def _umask() -> int:

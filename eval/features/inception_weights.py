@@ -1,0 +1,50 @@
+"""The 2015-12-05 Inception weights: found on this machine, recognised by their hash, never downloaded."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eval.provenance import Source, sha256_of
+from robust_models.errors import UserError
+
+URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+WHOLE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+UP_TO_MIXED_7A = (
+    "73d2fe8bd5c5415fe363183093af849d9a3273222ae7b9dd00540ed2b0d3b732"  # the same weights, batch norm folded
+)
+# The same bytes under the names that pytorch-fid and torch-fidelity give them.
+CACHE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
+
+
+def find_weights(given: Path | None = None) -> Path:
+    """`given`, or the copy that pytorch-fid or torch-fidelity left in torch's hub cache; else UserError."""
+    if given is not None:
+        if not given.is_file():
+            raise UserError(f"weights: no file {given}; {_where_from()}")
+        return given
+    for name in CACHE_NAMES:
+        if (file := _cache() / name).is_file():
+            return file
+    raise UserError(f"weights: the Inception network is not in {_cache()}; {_where_from()}")
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Source]:
+    """The state dict (pytorch-fid's names) in a file of known hash. UserError for any other file."""
+    source = Source(path.name, sha256_of(path))
+    if source.sha256 not in (WHOLE, UP_TO_MIXED_7A):
+        with path.open("rb") as file:
+            page = file.read(64).lstrip().startswith(b"<")
+        raise UserError(
+            f"weights: {path} is {'a web page, ' if page else ''}not the FID Inception of 2015-12-05 "
+            f"(sha256 {source.sha256[:8]}..., expected {WHOLE[:8]}...); {_where_from()}"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True), source
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _where_from() -> str:
+    return f"download {URL} and give it as --weights FILE or put it in {_cache()}"

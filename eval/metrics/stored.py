@@ -1,0 +1,72 @@
+"""Frechet statistics on disk: an .npz with mu [D] and sigma [D,D], as pytorch-fid and most tools write it.
+
+Ours hold n, features, protocol and sha256 besides, so that a comparison with other features is refused.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.metrics.frechet import FrechetStatistics
+from robust_models.errors import UserError
+from robust_models.runtime.files import whole_file
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """mean [D] and covariance [D,D], float64; what a foreign file does not tell is None."""
+
+    path: Path
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int | None = None
+    features: str | None = None
+    protocol: str | None = None
+    sha256: str | None = None  # of the network's weights or checkpoint
+
+
+def write_statistics(out: Path, statistics: FrechetStatistics, *, features: str, protocol: str, sha256: str) -> None:
+    """Writes an .npz, whole or not at all."""
+    with whole_file(out) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            mu=statistics.mean,
+            sigma=statistics.covariance,
+            n=np.array(statistics.n),
+            features=np.array(features),
+            protocol=np.array(protocol),
+            sha256=np.array(sha256),
+        )
+
+
+def read_statistics(path: Path | str) -> StoredStatistics | None:
+    """The statistics stored at `path`; None where it is something else (a folder, an image set, no .npz).
+
+    UserError where mu or sigma is missing, not finite, or of a shape that does not fit.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"mu", "sigma"} & set(arrays.files):
+                return None
+            found = {name: arrays[name] for name in arrays.files if name in _NAMES}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: not readable statistics ({error})") from error
+    missing = [name for name in ("mu", "sigma") if name not in found]
+    if missing:
+        raise UserError(f"{path}: statistics without {missing[0]!r}; expected mu [D] and sigma [D,D]")
+    mean, covariance = found["mu"], found["sigma"]
+    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"{path}: mu is {list(mean.shape)}, sigma {list(covariance.shape)}; expected [D] and [D,D]")
+    if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in (mean, covariance)):
+        raise UserError(f"{path}: mu and sigma must be finite real numbers")
+    tags = {name: str(found[name]) for name in ("features", "protocol", "sha256") if name in found}
+    n = int(found["n"]) if "n" in found and found["n"].ndim == 0 else None
+    return StoredStatistics(path, mean.astype(np.float64), covariance.astype(np.float64), n, **tags)
+
+
+_NAMES = ("mu", "sigma", "n", "features", "protocol", "sha256")

@@ -1,0 +1,62 @@
+"""What every command line does the same way: config, --dry-run, --json, one line for bad input."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from robust_models.errors import UserError
+from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A schema, the work on a config of it, and how its summary is told; work and telling import what they need."""
+
+    name: str  # as it is typed
+    about: str
+    schema: type
+    work: Callable[[Any], Summary]
+    tell: Callable[[Summary], str]
+    examples: str = ""
+    defaults: Callable[[str], dict[str, Any]] = lambda recipe: {}  # fields that a recipe's name sets
+    needs_recipe: bool = False
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
+        parser.add_argument(
+            "--config", metavar="YAML", required=self.needs_recipe, help="a path, or a recipe shipped in configs/"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+        parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+        add_config_flags(parser, self.schema)
+        flags = vars(parser.parse_args(argv))
+        recipe, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "debug"))
+        values = {**self.defaults(recipe), **read_recipe(recipe)} if recipe else {}
+        config = resolve(self.schema, values, flags)
+        if dry_run:
+            yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
+            return 0
+        summary = self.work(config)
+        print(json.dumps(summary) if as_json else self.tell(summary))
+        return 0
+
+
+def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """The command's exit status; a UserError becomes one line on stderr and status 2 (--debug: its traceback too)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return command(words)
+    except UserError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
