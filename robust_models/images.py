@@ -132,7 +132,7 @@ def _open_folder(root: Path, on_error: OnError) -> FolderImages:
         raise UserError(f"{root}: no images here or below (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     with ThreadPoolExecutor(8) as pool:
         checked = list(pool.map(_shape_or_problem, files))
-    problems = tuple(outcome for outcome in checked if isinstance(outcome, str))
+    problems = [outcome for outcome in checked if isinstance(outcome, str)]
     good = [(file, found) for file, found in zip(files, checked, strict=True) if not isinstance(found, str)]
     if problems and (on_error == "fail" or not good):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -148,7 +148,7 @@ def _open_folder(root: Path, on_error: OnError) -> FolderImages:
     class_names, labels = _labels_from_subfolders(root, kept)
     stems = [file.relative_to(root).with_suffix("").as_posix() for file in kept]
     names = stems if len(set(stems)) == len(stems) else [file.relative_to(root).as_posix() for file in kept]
-    return FolderImages(root, names, size, labels, class_names, problems, files=kept)
+    return FolderImages(root, names, size, labels, class_names, tuple(problems), files=kept)
 
 
 def _labels_from_subfolders(root: Path, files: Sequence[Path]) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
