@@ -1,10 +1,10 @@
 """The house rules: imports point down only, and every package is listed."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {

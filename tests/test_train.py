@@ -106,6 +106,25 @@ def test_a_finished_run_started_again_only_repeats_its_summary(tmp_path, labelle
     assert (tmp_path / "run" / "classifier.safetensors").stat().st_mtime_ns == written
 
 
+def test_without_a_compiler_the_run_goes_on_uncompiled(tmp_path, labelled_npz, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    summary = run(tiny_config(tmp_path / "run", labelled_npz, epochs="1", compile="true"))
+    assert summary["steps"] == 4
+    assert "no C++ compiler here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_run_agrees_with_the_plain_one(tmp_path, labelled_npz):
+    rows = []
+    for name in ("false", "true"):
+        run(tiny_config(tmp_path / name, labelled_npz, epochs="1", compile=name))
+        rows.append(read_metrics(tmp_path / name / "metrics.jsonl"))
+    for plain, compiled in zip(*rows, strict=True):
+        if plain["kind"] == "train":
+            assert compiled["loss"] == pytest.approx(plain["loss"], abs=0.01)
+
+
 def test_standard_training_is_eps_zero(tmp_path, labelled_npz):
     config = tiny_config(tmp_path / "run", labelled_npz, **{"epochs": "1", "attack.eps": "0"})
     assert attack_at(config.attack, 0.5).steps == 0

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import shutil
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -45,7 +48,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ema.model.load_state_dict(state.ema)
         optimizer.load_state_dict(state.optimizer)
 
-    stepped = _compiled(model) if config.compile else model
+    stepped = _compiled(model, device) if config.compile else model
     total = config.epochs * loader.steps_per_epoch
     started = time.perf_counter() - state.wall_s
     pending: list[tuple[Tensor, Tensor]] = []
@@ -153,7 +156,11 @@ def _open_run(config: TrainConfig) -> TrainState | None:
     return load_state(config.out)
 
 
-def _compiled(model: RobustClassifier) -> nn.Module:
+def _compiled(model: RobustClassifier, device: torch.device) -> nn.Module:
+    """The model compiled; as it is, with a word on stderr, where its code could not be compiled."""
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        print("compile: no C++ compiler here (g++ or clang++); going on without compiling", file=sys.stderr)
+        return model
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
     return compiled
