@@ -161,6 +161,6 @@ class _Grid:
 
 def _captions(total: Outcome, index: list[int], class_names: tuple[str, ...]) -> list[str]:
     return [
-        f"{class_names[int(total.target[i])]} {total.confidence_before[i]:.0%} > {total.confidence_after[i]:.0%}"
+        f"{class_names[int(total.target[i])]}\n{total.confidence_before[i]:.0%} > {total.confidence_after[i]:.0%}"
         for i in index
     ]

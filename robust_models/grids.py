@@ -10,7 +10,7 @@ from robust_models.runtime.files import whole_file
 
 CELL = 96  # pixels per image at least
 GAP = 6
-CAPTION = 16
+CAPTION = 30  # two lines of text
 MARGIN = 56  # room for the row names
 BACKGROUND, INK, FAINT = "white", "#222222", "#777777"
 
@@ -42,6 +42,6 @@ def save_rows(path: Path, rows: Sequence[tuple[str, Tensor]], captions: Sequence
                 )
         y = top + len(rows) * (cell_height + GAP)
         for c, caption in enumerate(captions[block * columns : (block + 1) * columns]):
-            draw.text((MARGIN + c * (cell_width + GAP) + cell_width / 2, y), caption, FAINT, font, anchor="ma")
+            draw.text((MARGIN + c * (cell_width + GAP) + cell_width / 2, y), caption, FAINT, font, anchor="ma", align="center")
     with whole_file(path) as partial:
         canvas.save(partial, format="png")
