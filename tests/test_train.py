@@ -71,14 +71,14 @@ def test_the_best_of_the_held_out_scores_is_kept(tmp_path, labelled_npz):
 
 
 def test_a_killed_run_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path, labelled_npz, monkeypatch):
-    whole = run(tiny_config(tmp_path / "whole", labelled_npz))
+    whole = run(tiny_config(tmp_path / "whole", labelled_npz, log_every="3"))
 
     def killed_at_step_9(*args, step, **rest):
         if step == 9:
             raise KeyboardInterrupt
         return train_step(*args, step=step, **rest)
 
-    config = tiny_config(tmp_path / "killed", labelled_npz)
+    config = tiny_config(tmp_path / "killed", labelled_npz, log_every="3")
     with monkeypatch.context() as patch:
         patch.setattr(train.loop, "train_step", killed_at_step_9)
         with pytest.raises(KeyboardInterrupt):

@@ -61,13 +61,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
             bar.update(config.batch_size)
 
             done = step + 1
-            if done % config.log_every == 0 or done == total:
+            to_validate = done % (loader.steps_per_epoch * config.validate.every_epochs) == 0 or done == total
+            if done % config.log_every == 0 or to_validate:  # no row spans a saved state: a resumed run writes the same
                 row = _mean(pending, done)
                 pending.clear()
                 rate = bar.format_dict["rate"] or 0.0
                 log.write(done, "train", {**row, "lr": optimizer.param_groups[0]["lr"], "images_per_s": rate})
                 bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
-            if done % (loader.steps_per_epoch * config.validate.every_epochs) == 0 or done == total:
+            if to_validate:
                 scores = validate(ema.model, held_out, config, device)
                 log.write(done, "validation", scores)
                 if _selection(scores) >= state.best:

@@ -1,8 +1,9 @@
-"""A convolutional VAE (Kingma & Welling 2014) on 32x32 images: the weak generator of the demo and the measurements.
+"""A class-conditional convolutional VAE on 32x32 images: the weak generator of the demo and the measurements.
 
     python -m benchmarks.generators.vae --data cifar10 --out vae10k.npz --num-images 10000
 
-Trains, then writes samples from the prior as an unlabelled image set. The same seed and machine give the same bytes.
+Kingma & Welling 2014; Sohn et al. 2015. Trains, then writes samples from the prior with the classes they were asked
+for, as many of each. The same seed and machine give the same bytes; fewer images are the first of more.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from robust_models.datasets import load_dataset
 from robust_models.images import to_float, to_u8, write_npz
 
-LATENT = 128
+LATENT = 64
 
 
 def _down(in_planes: int, planes: int) -> nn.Sequential:
@@ -28,27 +29,35 @@ def _up(in_planes: int, planes: int) -> nn.Sequential:
 
 
 class VAE(nn.Module):
-    """x [N,3,32,32] in [0,1]; the pixels' Gaussian has one variance, set to its optimum in every batch (sigma-VAE,
-    arXiv:2006.13202), so that no weight between the two terms has to be chosen."""
+    """x [N,3,32,32] in [0,1], given its class. The pixels' Gaussian has one variance, set to its optimum in every batch
+    (sigma-VAE, arXiv:2006.13202), so that no weight between the two terms has to be chosen."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            _down(3, 32), _down(32, 64), _down(64, 128), nn.Flatten(), nn.Linear(128 * 16, 2 * LATENT)
-        )
+        self.num_classes = num_classes
+        self.trunk = nn.Sequential(_down(3, 32), _down(32, 64), _down(64, 128), nn.Flatten())
+        self.posterior = nn.Linear(128 * 16 + num_classes, 2 * LATENT)
         self.decoder = nn.Sequential(
-            nn.Linear(LATENT, 128 * 16), nn.Unflatten(1, (128, 4, 4)), _up(128, 64), _up(64, 32), _up(32, 16),
+            nn.Linear(LATENT + num_classes, 128 * 16), nn.Unflatten(1, (128, 4, 4)),
+            _up(128, 64), _up(64, 32), _up(32, 16),
             nn.Conv2d(16, 3, 3, padding=1), nn.Sigmoid(),
         )  # fmt: skip
 
-    def loss(self, x: Tensor) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Negative evidence lower bound per image, in nats up to a constant."""
-        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        mean, log_var = self.posterior(self._with_class(self.trunk(x), y)).chunk(2, dim=1)
         z = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
-        error = F.mse_loss(self.decoder(z), x)
+        error = F.mse_loss(self.decode(z, y), x)
         reconstruction = 0.5 * x[0].numel() * error.log()
         divergence = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1).mean()
         return reconstruction + divergence
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """z [N,LATENT], y [N] -> mean image [N,3,32,32]."""
+        return self.decoder(self._with_class(z, y))
+
+    def _with_class(self, values: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([values, F.one_hot(y, self.num_classes).float()], dim=1)
 
 
 def main() -> None:
@@ -56,15 +65,16 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="cifar10, cifar10:DIR, an .npz or a folder")
     parser.add_argument("--out", type=Path, required=True, help="the .npz of samples")
     parser.add_argument("--num-images", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     start = time.perf_counter()
-    x_u8 = load_dataset(args.data, "train").x_u8
-    model = VAE().to(memory_format=torch.channels_last)
+    data = load_dataset(args.data, "train")
+    x_u8, y, num_classes = data.x_u8, data.y, len(data.class_names)
+    model = VAE(num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
     steps = len(x_u8) // args.batch_size * args.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
@@ -73,7 +83,7 @@ def main() -> None:
         batches = torch.randperm(len(x_u8)).split(args.batch_size)[: len(x_u8) // args.batch_size]
         for index in batches:
             x = to_float(x_u8[index]).contiguous(memory_format=torch.channels_last)
-            loss = model.loss(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x))
+            loss = model.loss(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x), y[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -85,9 +95,11 @@ def main() -> None:
         )
 
     model.eval()
+    labels = torch.arange(args.num_images) % num_classes
     with torch.no_grad():
-        samples = [to_u8(model.decoder(torch.randn(500, LATENT))) for _ in range(-(-args.num_images // 500))]
-    write_npz(args.out, torch.cat(samples)[: args.num_images])
+        # Always whole chunks of draws, so that a smaller set begins like a larger one.
+        samples = [to_u8(model.decode(torch.randn(500, LATENT)[: len(part)], part)) for part in labels.split(500)]
+    write_npz(args.out, torch.cat(samples), labels.numpy())
     print(f"{args.out}: {args.num_images} images, {time.perf_counter() - start:.0f} s")
 
 
