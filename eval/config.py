@@ -21,10 +21,12 @@ _WEIGHTS = "local file of the Inception network (default: the copy in torch's hu
 
 @dataclass(frozen=True, config=STRICT)
 class RobustConfig:
-    ckpt: str = Field(description="a classifier: an embedded name or a file")
+    ckpt: str = Field(description="a classifier: an embedded name or a checkpoint file, anyone's")
     data: str = Field(description='labelled images: "cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
     eps: NonNegative = Field(description="radius of the ball, pixels in [0,1]; 8/255 is a number here")
     norm: str = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
+    arch: str | None = Field(None, description="a foreign checkpoint's network (null: from its tensors' shapes)")
+    normalize: str | None = Field(None, description="its normaliser: cifar10, imagenet, none (null: the file's)")
     attack: Literal["pgd"] = Field("pgd")
     steps: AtLeastOne = Field(20, description="gradient steps of each run")
     step_size: Positive | None = Field(None, description="length of a step (null: 2.5 * eps / steps)")

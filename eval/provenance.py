@@ -24,14 +24,16 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_classifier(checkpoint: str) -> tuple[RobustClassifier, Source]:
+def load_classifier(
+    checkpoint: str, *, arch: str | None = None, normalize: str | None = None
+) -> tuple[RobustClassifier, Source]:
     """The classifier called or stored at `checkpoint`, and its provenance. UserError as robust_models.load.
 
     Also UserError where a training run replaced the file meanwhile: hash and network would not belong together.
     """
     path = find(checkpoint)
     before = sha256_of(path)
-    model = load(checkpoint)
+    model = load(checkpoint, arch=arch, normalize=normalize)
     if sha256_of(path) != before:
         raise UserError(f"ckpt: {path} was replaced while it was read; run the command again, or copy the file first")
     return model, Source(checkpoint, before)

@@ -20,7 +20,7 @@ from robust_models.runtime.device import pick_device, place
 def run_robust(config: RobustConfig) -> dict[str, Any]:
     """Clean and robust accuracy (fractions) of a classifier on a data set, ready for JSON. UserError for bad input."""
     device = pick_device(config.device)
-    model, checkpoint = load_classifier(config.ckpt)
+    model, checkpoint = load_classifier(config.ckpt, arch=config.arch, normalize=config.normalize)
     data = load_dataset(config.data, "test")
     y = _labels(data, model)
     model = place(model, device, config.precision)

@@ -16,12 +16,14 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class RefineConfig:
-    ckpt: str = Field(description="an embedded classifier's name, or a checkpoint file")
+    ckpt: str = Field(description="an embedded classifier's name, or a checkpoint file, anyone's")
     input: Path = Field(description="image set: an .npz or a folder")
     out: Path = Field(description="where the refined set goes, of the same kind as the input")
     eps: Annotated[Number, Field(ge=0)] = Field(
         description="radius, pixels in [0,1]; weak generators want 5, strong ones 1"
     )
+    arch: str | None = Field(default=None, description="a foreign checkpoint's network; null: from its tensors' shapes")
+    normalize: str | None = Field(default=None, description="its normaliser: cifar10, imagenet, none; null: the file's")
     norm: str = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
     steps: AtLeastOne = Field(default=7, description="PGD steps")
     step_size: Annotated[Number, Field(gt=0)] | None = Field(

@@ -54,7 +54,8 @@ def refine_set(config: RefineConfig) -> dict[str, Any]:
     images = open_images(config.input, on_error=config.on_error)
     for problem in images.skipped:
         print(f"skipped: {problem}", file=sys.stderr)
-    classifier = place(load(config.ckpt), pick_device(config.device), config.precision)
+    classifier = load(config.ckpt, arch=config.arch, normalize=config.normalize)
+    place(classifier, pick_device(config.device), config.precision)
     source = config.targets or ("pseudo" if images.labels is None else "given")
     given = given_targets(images, classifier) if source == "given" else None
     attack = bigroc(config.eps, steps=config.steps, step_size=config.step_size, norm=config.norm)

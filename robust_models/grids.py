@@ -42,6 +42,8 @@ def save_rows(path: Path, rows: Sequence[tuple[str, Tensor]], captions: Sequence
                 )
         y = top + len(rows) * (cell_height + GAP)
         for c, caption in enumerate(captions[block * columns : (block + 1) * columns]):
-            draw.text((MARGIN + c * (cell_width + GAP) + cell_width / 2, y), caption, FAINT, font, anchor="ma", align="center")
+            draw.text(
+                (MARGIN + c * (cell_width + GAP) + cell_width / 2, y), caption, FAINT, font, anchor="ma", align="center"
+            )
     with whole_file(path) as partial:
         canvas.save(partial, format="png")

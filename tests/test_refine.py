@@ -195,3 +195,16 @@ def test_labels_are_matched_by_name_or_taken_as_indices():
     assert fit_labels(labels, None, CLASSES, source="set").tolist() == [0, 1, 1]
     with pytest.raises(UserError, match=r"set: class 'cow' is none of the classifier's 3 classes \(airplane, "):
         fit_labels(labels, ["cow", "bird"], CLASSES, source="set")
+
+
+def test_anyones_checkpoint_refines_with_its_architecture_and_normaliser(classifier, tmp_path, unlabelled_npz, capsys):
+    torch.save({"state_dict": classifier.network.state_dict()}, tmp_path / "foreign.pt")
+    flags = ["--ckpt", tmp_path / "foreign.pt", "--input", unlabelled_npz, "--out", tmp_path / "o.npz", "--eps", 1]
+    arch = ["--arch", "preact_resnet10_w16", "--normalize", "cifar10", "--json"]
+    status, printed, _ = run(*flags, *arch, capsys=capsys)
+    assert status == 0
+    summary = json.loads(printed)
+    assert summary["confidence_after"] > summary["confidence_before"]
+    status, _, error = run(*flags, "--overwrite", *arch[2:3], "mnist", capsys=capsys)
+    assert status == 2
+    assert "normalize: 'mnist' is none of none, cifar10, imagenet" in error

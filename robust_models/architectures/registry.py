@@ -24,6 +24,7 @@ _RESNETS: dict[str, Callable[..., nn.Module]] = {
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
 }
 _EXAMPLES = (*_RESNETS, "preact_resnet18", "preact_resnet10_w32", "wide_resnet_28_10", "wide_resnet_34_10")
 
@@ -31,8 +32,9 @@ _EXAMPLES = (*_RESNETS, "preact_resnet18", "preact_resnet10_w32", "wide_resnet_2
 def build(arch: str, *, num_classes: int, activation: str = "relu") -> nn.Module:
     """A freshly initialised network, pixels [N,3,H,W] (normalised) -> logits [N,num_classes].
 
-    arch: resnet18|34|50|101 (CIFAR stem), preact_resnet10|18|34[_wWIDTH], wide_resnet_DEPTH_WIDEN, "torchvision:NAME",
-    "timm:NAME", or "package.module:function" (called with num_classes=...). Raises UserError for any other name.
+    arch: resnet18|34|50|101|152 (CIFAR stem), preact_resnet10|18|34[_wWIDTH], wide_resnet_DEPTH_WIDEN,
+    "torchvision:NAME", "timm:NAME", or "package.module:function" (called with num_classes=...). Raises UserError for
+    any other name.
     """
     if ":" in arch:
         return _foreign(arch, num_classes)
