@@ -9,7 +9,7 @@ QUALITY := $(BIN)/python -m eval quality --reference $(PRETRAINED)/cifar10-train
 
 demo: .venv/installed  ## generated images beside the same images refined, with scores before and after
 	$(BIN)/python -m refine --ckpt cifar10-l2-small --input $(PRETRAINED)/vae-cifar10.npz \
-		--out demo/refined.npz --eps 5 --grid demo/before_after.png --overwrite
+		--out demo/refined.npz --eps 4 --grid demo/before_after.png --overwrite
 	@echo; echo "before:"; $(QUALITY) --images $(PRETRAINED)/vae-cifar10.npz
 	@echo "after:"; $(QUALITY) --images demo/refined.npz
 	@echo; echo "Look at demo/before_after.png"

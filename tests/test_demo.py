@@ -25,7 +25,7 @@ def test_refined_samples_are_truer_to_a_class_and_nearer_to_the_real_images(tmp_
     samples = open_images(PRETRAINED / "vae-cifar10.npz")
     assert samples.labels is not None
     write_npz(before, samples.read(0, 48), samples.labels[:48])
-    argv = ["--ckpt", "cifar10-l2-small", "--input", before, "--out", after, "--eps", "5", "--json"]
+    argv = ["--ckpt", "cifar10-l2-small", "--input", before, "--out", after, "--eps", "4", "--json"]
     assert refine.cli.main([str(word) for word in argv]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["targets"] == "given"
