@@ -95,19 +95,14 @@ def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
 
 
 def _open_npz(path: Path) -> NpzImages:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a readable .npz; make one with numpy.savez(path, arr_0=images), or give a folder")
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if isinstance(arrays, np.ndarray):
-            raise UserError(f"{path}: a single array, not an .npz; save it with numpy.savez(path, arr_0=images)")
-        with arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files if name in ("arr_0", "arr_1", "class_names")}
             listed = ", ".join(arrays.files) or "nothing"
-    except UserError:
-        raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(
-            f"{path}: not a readable .npz ({error}); images are read from .npz files and folders"
-        ) from error
+        raise UserError(f"{path}: not a readable .npz ({error}); make it anew with numpy.savez") from error
     if "arr_0" not in found:
         raise UserError(f"{path}: no array 'arr_0' (it holds: {listed}); images are expected there as [N,H,W,3] uint8")
     pixels = found["arr_0"]

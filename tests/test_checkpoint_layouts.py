@@ -289,5 +289,5 @@ def test_other_peoples_files_load_once_their_architecture_is_given(file, functio
     assert logits.shape == (2, 10)
     assert torch.isfinite(logits).all()
     assert model.class_names[0] == "airplane"
-    with pytest.raises(UserError, match=first + r".*; pass arch= \(torchvision:NAME"):
+    with pytest.raises(UserError, match=first + r".*; pass --arch \(in Python: arch=\) torchvision:NAME"):
         load(FOREIGN / file)

@@ -158,7 +158,7 @@ def test_other_bad_inputs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"not a readable \.npz"):
         open_images(tmp_path / "half.npz")
     np.save(tmp_path / "single.npy", np.zeros((2, 4, 4, 3), np.uint8))
-    with pytest.raises(UserError, match="a single array"):
+    with pytest.raises(UserError, match=r"not a readable \.npz; make one with numpy.savez"):
         open_images(tmp_path / "single.npy")
 
 

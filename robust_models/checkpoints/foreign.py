@@ -53,8 +53,8 @@ def _listing(found: Found, path: Path) -> str:
     first = [f"{ascii(name)[1:-1][:60]} {list(tensor.shape)}" for name, tensor in list(found.state.items())[:4]]
     return (
         f"ckpt: {path} ({found.layout}) fits no architecture known here: {len(found.state)} tensors, first "
-        f"{', '.join(first)}; pass arch= (torchvision:NAME, timm:NAME or package.module:function, called with "
-        "num_classes=...)"
+        f"{', '.join(first)}; pass --arch (in Python: arch=) torchvision:NAME, timm:NAME or "
+        "package.module:function, called with num_classes=..."
     )
 
 

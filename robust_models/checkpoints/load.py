@@ -1,5 +1,6 @@
 """From a name or a file to a RobustClassifier. Loading never runs code from the file."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,9 @@ def find(checkpoint: str | Path) -> Path:
     """The file of the embedded classifier `checkpoint`, or that path itself. UserError where there is no file."""
     path = PRETRAINED / f"{checkpoint}.safetensors" if str(checkpoint) in embedded_names() else Path(checkpoint)
     if not path.is_file():
-        raise UserError(f"ckpt: no file {path}; give a checkpoint file or one of: {', '.join(embedded_names())}")
+        near = difflib.get_close_matches(str(checkpoint), embedded_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give a file or one of: {', '.join(embedded_names())}"
+        raise UserError(f"ckpt: no file {path}; {hint}")
     return path
 
 
