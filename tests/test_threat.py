@@ -16,7 +16,9 @@ def draw(seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 @norms
-@given(seed=st.integers(0, 1000), eps=st.just(0.0) | st.floats(1e-6, 10), scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6]))
+@given(
+    seed=st.integers(0, 1000), eps=st.just(0.0) | st.floats(1e-6, 10), scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6])
+)
 def test_projection_lands_in_the_ball_and_leaves_its_inside_alone(norm, seed, eps, scale):
     delta = draw(seed, scale)
     projected = norm.project(delta, eps)
