@@ -41,6 +41,7 @@ def load_dataset(source: str, split: Split, *, class_names: Sequence[str] = ()) 
 
     "cifar10" is torchvision's copy under ./data (downloaded with checksum when missing); "cifar10:DIR" looks in DIR.
     class_names replaces the names of the source; an .npz without names otherwise calls its classes "0", "1", ...
+    A set in the order of its classes comes shuffled (see _mixed).
     """
     if source == "cifar10" or source.startswith("cifar10:"):
         data = _torchvision_cifar10(source.removeprefix("cifar10").removeprefix(":") or "data", split)
@@ -53,7 +54,19 @@ def load_dataset(source: str, split: Split, *, class_names: Sequence[str] = ()) 
                 f"data.class_names: {len(class_names)} names for the {len(data.class_names)} classes of {source}"
             )
         data = Dataset(data.x_u8, data.y, tuple(class_names), data.source)
-    return data
+    return _mixed(data)
+
+
+def _mixed(data: Dataset) -> Dataset:
+    """A set that lies in the order of its classes, as folders do, is shuffled, always alike.
+
+    Its first images (--limit) and its last ones (held out in training) are then a fair sample; any other order stays.
+    """
+    in_class_order = bool((data.y.diff() >= 0).all()) and int(data.y[0]) != int(data.y[-1])
+    if not in_class_order:
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return Dataset(data.x_u8[order], data.y[order], data.class_names, data.source)
 
 
 def _torchvision_cifar10(root: str, split: Split) -> Dataset:

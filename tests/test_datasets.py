@@ -50,3 +50,16 @@ def test_an_npz_may_name_its_classes_and_must_have_labels(tmp_path):
     np.savez(tmp_path / "below.npz", arr_0=pixels, arr_1=labels - 1)
     with pytest.raises(UserError, match="labels run from -1 to 1; expected 0 to 1"):
         load_dataset(str(tmp_path / "below.npz"), "train")
+
+
+def test_a_set_in_class_order_is_shuffled_always_alike_and_any_other_is_not(tmp_path):
+    pixels, labels = tiny_pixels(60)
+    for name, order in (("sorted", np.argsort(labels, kind="stable")), ("mixed", np.arange(60))):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pixels[order], arr_1=labels[order])
+    mixed = load_dataset(str(tmp_path / "mixed.npz"), "train")
+    assert mixed.y.tolist() == labels.tolist()
+    first, again = (load_dataset(str(tmp_path / "sorted.npz"), "train") for _ in range(2))
+    assert first.y.tolist() == again.y.tolist() != sorted(labels.tolist())
+    assert set(first.y[-15:].tolist()) == {0, 1, 2}
+    # Each image keeps its label: the brightest channel.
+    assert np.array_equal(first.x_u8.float().mean(dim=(2, 3)).argmax(1).numpy(), first.y.numpy())

@@ -32,7 +32,7 @@ def pick_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell: fp32 is safe
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
