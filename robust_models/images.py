@@ -61,17 +61,17 @@ class ImageSet(ABC):
             yield slice(start, stop), self.read(start, stop)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NpzImages(ImageSet):
-    pixels: np.ndarray = None  # type: ignore[assignment]  # uint8 [N,H,W,3]
+    pixels: np.ndarray  # uint8 [N,H,W,3]
 
     def read(self, start: int, stop: int) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.pixels[start:stop].transpose(0, 3, 1, 2)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderImages(ImageSet):
-    files: Sequence[Path] = ()
+    files: Sequence[Path]
 
     def read(self, start: int, stop: int) -> Tensor:
         with ThreadPoolExecutor(8) as pool:

@@ -18,6 +18,7 @@ from robust_models.datasets import load_dataset
 from robust_models.images import to_float, to_u8, write_npz
 
 LATENT = 64
+CHUNK = 500  # images sampled at a time
 
 
 def _down(in_planes: int, planes: int) -> nn.Sequential:
@@ -95,11 +96,11 @@ def main() -> None:
         )
 
     model.eval()
-    labels = torch.arange(args.num_images) % num_classes
+    # Always whole chunks, so that a smaller set is the beginning of a larger one to the bit.
+    labels = torch.arange(-(-args.num_images // CHUNK) * CHUNK) % num_classes
     with torch.no_grad():
-        # Always whole chunks of draws, so that a smaller set begins like a larger one.
-        samples = [to_u8(model.decode(torch.randn(500, LATENT)[: len(part)], part)) for part in labels.split(500)]
-    write_npz(args.out, torch.cat(samples), labels.numpy())
+        samples = torch.cat([to_u8(model.decode(torch.randn(CHUNK, LATENT), part)) for part in labels.split(CHUNK)])
+    write_npz(args.out, samples[: args.num_images], labels[: args.num_images].numpy())
     print(f"{args.out}: {args.num_images} images, {time.perf_counter() - start:.0f} s")
 
 
