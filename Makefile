@@ -5,7 +5,7 @@ PRETRAINED := robust_models/pretrained
 QUALITY := $(BIN)/python -m eval quality --reference $(PRETRAINED)/cifar10-train-statistics.npz \
 	--features classifier:cifar10-standard-small
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format oracles clean
 
 demo: .venv/installed  ## generated images beside the same images refined, with scores before and after
 	$(BIN)/python -m refine --ckpt cifar10-l2-small --input $(PRETRAINED)/vae-cifar10.npz \
@@ -25,6 +25,9 @@ check: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+oracles: .venv/installed-dev  ## other people's packages that tests compare with, beside the environment's own
+	bash tests/oracles/install.sh $(BIN)/python
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

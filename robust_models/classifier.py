@@ -1,5 +1,7 @@
 """RobustClassifier: pixels in [0,1] -> logits, with the normaliser inside and all that its file says about it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +22,26 @@ class Normalizer:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
+    @classmethod
+    def parse(cls, values: "str | Sequence[float] | Normalizer") -> "Normalizer":
+        """A name in NORMALIZERS; "mean,std"; or the means then the stds of all channels, "r,g,b,r,g,b"."""
+        if isinstance(values, Normalizer):
+            return values
+        if isinstance(values, str) and values in NORMALIZERS:
+            return NORMALIZERS[values]
+        try:
+            numbers = [float(v) for v in (values.split(",") if isinstance(values, str) else values)]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 2:
+            numbers = [numbers[0]] * 3 + [numbers[1]] * 3
+        if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
+            raise UserError(
+                f"normalize: {values!r} is none of {', '.join(NORMALIZERS)} and not mean,std (two numbers, or six: the "
+                "channels' means, then their stds above 0; pixels in [0,1])"
+            )
+        return cls(tuple(numbers[:3]), tuple(numbers[3:]))
+
 
 NORMALIZERS = {
     "none": Normalizer(),
@@ -36,6 +58,7 @@ class Description:
     class_names: tuple[str, ...]
     image_size: int  # pixels; height and width are equal
     activation: str = "relu"
+    options: dict[str, Any] = field(default_factory=dict)  # what a library's builder needs besides the classes
     normalizer: Normalizer = field(default_factory=Normalizer)
     threat_model: ThreatModel | None = None  # None: not trained to withstand anything
     recipe: dict[str, Any] = field(default_factory=dict)  # the resolved training config
@@ -67,7 +90,12 @@ class RobustClassifier(nn.Module):
     @classmethod
     def from_description(cls, description: Description) -> "RobustClassifier":
         """The described network with fresh weights."""
-        network = build(description.arch, num_classes=description.num_classes, activation=description.activation)
+        network = build(
+            description.arch,
+            num_classes=description.num_classes,
+            activation=description.activation,
+            options=description.options,
+        )
         return cls(network, description)
 
     @property

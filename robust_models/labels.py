@@ -1,6 +1,7 @@
 """From an image set's labels to a classifier's class indices."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,19 +13,16 @@ def fit_labels(
 ) -> np.ndarray:
     """labels [N] of a set -> indices into the classifier's class_names, int64 [N].
 
-    A set that names its classes is matched by name (case ignored); names that are numbers, and sets without names, are
-    indices already. UserError where a label fits no class.
+    A set that names its classes is matched by name (case ignored); names that are numbers and no classes of the
+    classifier, and sets without names, are indices already. UserError where a label fits no class.
     """
-    known = {name.casefold(): i for i, name in enumerate(class_names)}
-    if names is None or all(name.isdecimal() for name in names):
+    known = _index_of(class_names)
+    strangers = [name for name in names or () if name.casefold() not in known]
+    if names is None or (strangers and all(name.isdecimal() for name in names)):
         index = labels if names is None else np.array([int(name) for name in names], dtype=np.int64)[labels]
+    elif strangers:
+        raise _no_class(strangers[0], class_names, source)
     else:
-        strangers = [name for name in names if name.casefold() not in known]
-        if strangers:
-            raise UserError(
-                f"{source}: class {strangers[0]!r} is none of the classifier's {len(class_names)} classes "
-                f"({', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''})"
-            )
         index = np.array([known[name.casefold()] for name in names], dtype=np.int64)[labels]
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= len(class_names):
@@ -33,3 +31,45 @@ def fit_labels(
             f"(0 to {len(class_names) - 1})"
         )
     return index
+
+
+def class_index(label: str | int, class_names: Sequence[str], *, source: str) -> int:
+    """The index of one class that a person wrote: its name (case ignored), or else its index.
+
+    UserError, beginning with `source`, with the near miss.
+    """
+    return class_indices([label], class_names, source=source)[0]
+
+
+def class_indices(labels: Iterable[str | int], class_names: Sequence[str], *, source: str) -> list[int]:
+    """The class_index of each label."""
+    known = _index_of(class_names)
+    found = []
+    for label in labels:
+        name = str(label).casefold()
+        if isinstance(label, str) and name in known:
+            found.append(known[name])
+        elif isinstance(label, str) and not label.isdecimal():
+            raise _no_class(label, class_names, source)
+        elif 0 <= int(label) < len(class_names):
+            found.append(int(label))
+        else:
+            raise UserError(
+                f"{source}: class {label} is outside the classifier's {len(class_names)} classes "
+                f"(0 to {len(class_names) - 1})"
+            )
+    return found
+
+
+def _index_of(class_names: Sequence[str]) -> dict[str, int]:
+    return {name.casefold(): i for i, name in enumerate(class_names)}
+
+
+def _no_class(name: str, class_names: Sequence[str], source: str) -> UserError:
+    near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in class_names], n=1)
+    meant = [known for known in class_names if known.casefold() in near]
+    shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    return UserError(
+        f"{source}: class {name!r} is none of the classifier's {len(class_names)} classes"
+        + (f"; did you mean {meant[0]}?" if meant else f" ({shown})")
+    )

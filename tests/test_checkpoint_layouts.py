@@ -1,5 +1,6 @@
 """Foreign files against independent networks that have the foreign names: the same logits after loading."""
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -11,6 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robust_models import NORMALIZERS, Normalizer, UserError, load, save
+from robust_models.architectures import build
+from robust_models.checkpoints.infer.ours import our_network
+from robust_models.checkpoints.layouts import find_layout
+from robust_models.checkpoints.ours import read_description
+from robust_models.checkpoints.subtrees import find_network
 
 FOREIGN = Path(__file__).parents[2] / "shared" / "data" / "checkpoints"
 X = torch.rand(2, 3, 32, 32)
@@ -291,3 +297,154 @@ def test_other_peoples_files_load_once_their_architecture_is_given(file, functio
     assert model.class_names[0] == "airplane"
     with pytest.raises(UserError, match=first + r".*; pass --arch \(in Python: arch=\) torchvision:NAME"):
         load(FOREIGN / file)
+
+
+@pytest.mark.parametrize(
+    ("arch", "also"),
+    [
+        ("resnet10_w16", ()),
+        ("resnet18", ()),
+        ("resnet50_w16", ()),
+        ("preact_resnet10_w16", ("preact_resnet10_w16_xshortcut",)),
+        ("preact_resnet18_w16_nolastbn", ("preact_resnet18_w16_nolastbn_xshortcut",)),
+        ("wide_resnet_16_2", ("dm_wide_resnet_16_2",)),
+        ("wide_resnet_10_w32_32_48", ()),
+    ],
+)
+def test_bare_tensors_under_our_own_names_are_recognised(arch, also):
+    with torch.device("meta"):
+        network = build(arch, num_classes=5)
+    match = our_network(dict(network.state_dict()))
+    assert match is not None
+    assert (match.arch, match.also) == (arch, also)
+    assert our_network({n: t for n, t in network.state_dict().items() if not n.startswith("blocks.1.")}) is None
+
+
+NETWORK = {"conv1.weight": torch.rand(4, 3, 3, 3), "fc.weight": torch.rand(2, 4), "fc.bias": torch.rand(2)}
+
+
+def named(prefix: str, scale: float = 1) -> dict[str, Tensor]:
+    return {prefix + name: tensor * scale for name, tensor in NETWORK.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "ignored"),
+    [
+        (named("backbone.inner."), []),
+        (named("any_word.") | {"criterion.weight": torch.rand(2)}, ["criterion"]),
+        (named("model.") | {"class_weights": torch.rand(2), "seen": torch.tensor(3)}, ["class_weights", "seen"]),
+        (named("model.") | named("teacher.", 2), ["teacher"]),
+        (named("teacher.model.", 2) | named("my_net."), ["teacher"]),
+        (named("model.") | named("ema_model.", 2) | {"val_acc.total": torch.tensor(1)}, ["ema_model", "val_acc"]),
+        (named("other.", 2) | named("model."), ["other"]),
+        (named("small.") | {"big.stem.weight": torch.rand(9, 3, 9, 9), "big.fc.weight": torch.rand(2, 9)}, ["small"]),
+        (named("module.") | {"n_averaged": torch.tensor(7)}, ["n_averaged"]),
+        (named("model.net.module."), []),
+    ],
+)
+def test_the_network_is_found_among_what_stands_beside_it(state, ignored):
+    network = find_network(state, ema=False)
+    assert network.variants[0] is state
+    if ignored == ["small"]:
+        assert set(network.variants[-1]) == {"stem.weight", "fc.weight"}
+    else:
+        assert all(torch.equal(network.variants[-1][name], tensor) for name, tensor in NETWORK.items())
+        assert len(network.variants[-1]) == len(NETWORK)
+    assert network.ignored == ignored
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        NETWORK,
+        {"features.0.weight": torch.rand(4, 3, 3, 3), "classifier.weight": torch.rand(2, 4)},
+        {
+            "vit.patch.weight": torch.rand(4, 3, 3, 3),
+            "vit.key.weight": torch.rand(4, 4),
+            "head.weight": torch.rand(2, 4),
+        },
+        {"0.weight": torch.rand(4, 3, 3, 3), "2.weight": torch.rand(2, 4)},
+        {"token": torch.rand(1, 1, 4), "net.0.weight": torch.rand(4, 3, 3, 3)},
+    ],
+)
+def test_parts_of_one_network_stay_together(state):
+    network = find_network(state, ema=False)
+    assert network.variants[-1] is state
+    assert not network.ignored
+
+
+def test_a_wrapper_beside_an_unknown_module_is_tried_too():
+    state = named("model.") | {"projector.weight": torch.rand(2, 2)}
+    *guesses, likeliest = find_network(state, ema=False).variants
+    assert likeliest is state
+    assert [set(guess) for guess in guesses] == [set(NETWORK)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        named("model.") | named("ema_model.", 2),
+        {"state_dict": named("model."), "state_dict_ema": named("", 2)},
+        {"model": NETWORK, "ema": {"decay": 0.99, "shadow": named("", 2)}},
+        {"model": NETWORK, "ema": {"updates": 3, "module": named("model.", 2)}},
+        {"params": NETWORK, "params_ema": named("", 2)},
+        {"model": NETWORK, "model_ema": named("module.", 2) | {"n_averaged": torch.tensor(7)}},
+        named("module.", 2) | {"n_averaged": torch.tensor(7)},
+        {"state_dict": named("", 2), "current_model_state": NETWORK, "averaging_state": {"n_averaged": torch.tensor(7)}}
+        | {"pytorch-lightning_version": "2.6"},
+    ],
+)
+def test_averaged_weights_are_found_wherever_libraries_keep_them(content):
+    found = find_layout(content, ema=True, where="file")
+    assert torch.equal(found.state["fc.bias"], 2 * NETWORK["fc.bias"])
+    if "n_averaged" not in content:
+        found = find_layout(content, ema=False, where="file")
+        assert torch.equal(found.state["fc.bias"], NETWORK["fc.bias"])
+
+
+def test_a_file_with_averaged_weights_only_says_so():
+    with pytest.raises(UserError, match=r"file holds averaged weights only \(under model_ema\); load it with ema"):
+        find_layout({"model_ema": NETWORK}, ema=False, where="file")
+
+
+def test_settings_beside_the_network_are_told():
+    settings = {"lr": 0.1, "name": "a", "layers": [1, 2], "long": "x" * 2000}
+    found = find_layout({"state_dict": NETWORK, "hyper_parameters": settings, "epoch": 3}, ema=False, where="file")
+    assert found.told == {"hyper_parameters": {"lr": 0.1, "name": "a"}, "epoch": 3}
+
+
+def test_a_normaliser_inside_wrappers_is_taken():
+    for prefix in ("model.normalize.", "module.model.0."):
+        inner = prefix.replace("0.", "1.") if "0." in prefix else "model."
+        pair = {f"{prefix}mean": NEW_MEAN.view(1, 3, 1, 1), f"{prefix}std": NEW_STD.view(1, 3, 1, 1)}
+        found = find_layout(pair | named(inner), ema=False, where="file")
+        assert found.normalizer == Normalizer(tuple(NEW_MEAN.tolist()), tuple(NEW_STD.tolist()))
+        assert set(found.state) == set(NETWORK)
+        assert not found.ignored
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"arch": "os:system"}, "says that os:system builds its network, which runs that code; if you trust it, pass"),
+        ({"arch": "timm:hf-hub:someone/evil"}, "says that timm:hf-hub:someone/evil builds"),
+        ({"arch": 3}, "broken description .*arch is not text"),
+        ({"class_names": []}, "class_names are not 1 to 50,000 texts"),
+        ({"class_names": [1, 2]}, "class_names are not"),
+        ({"image_size": 10**9}, "image_size is not a number of pixels up to 2048"),
+        ({"normalizer": {"mean": [0.0], "std": [0.0]}}, "the normalizer is not"),
+        ({"options": [1]}, "options that are a list"),
+        ({"options": {"pretrained": True}}, "option pretrained, which a file may not set"),
+        ({"options": {"depth": 10**7}}, "depth = 10000000, more than 131,072"),
+        ({"options": {"config": {"image_size": 10**5}}}, "image_size = 100000, more than 2,048"),
+        ({"options": {"a": [[[[[[1]]]]]]}}, "option a, nested too deeply"),
+    ],
+)
+def test_a_hostile_description_is_refused(entries, message, tmp_path):
+    whole = {"arch": "resnet18", "class_names": ["a", "b"], "image_size": 32, "threat_model": None}
+    whole |= {"normalizer": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+    assert read_description(json.dumps(whole), tmp_path).class_names == ("a", "b")
+    with pytest.raises(UserError, match=message):
+        read_description(json.dumps(whole | entries), tmp_path)
+    if entries.get("arch") == "os:system":
+        assert read_description(json.dumps(whole | entries), tmp_path, any_function=True).arch == "os:system"

@@ -7,19 +7,20 @@ from torch import Tensor, nn
 Activation = Callable[[], nn.Module]
 
 
-def conv3x3(in_planes: int, planes: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+def conv3x3(in_planes: int, planes: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1(in_planes: int, planes: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """act(branch(x) + shortcut(x)); the shortcut is a projection where shapes change."""
 
     def __init__(self, branch: nn.Sequential, in_planes: int, out_planes: int, stride: int, act: Activation) -> None:
         super().__init__()
+        self.out_planes = out_planes
         self.branch = branch
         same = stride == 1 and in_planes == out_planes
         self.shortcut: nn.Module = (
@@ -31,54 +32,60 @@ class _Residual(nn.Module):
         return self.act(self.branch(x) + self.shortcut(x))
 
 
-class BasicBlock(_Residual):
-    expansion = 1
-
-    def __init__(self, in_planes: int, planes: int, stride: int, act: Activation) -> None:
-        branch = nn.Sequential(
-            conv3x3(in_planes, planes, stride),
-            nn.BatchNorm2d(planes),
-            act(),
-            conv3x3(planes, planes),
-            nn.BatchNorm2d(planes),
-        )
-        super().__init__(branch, in_planes, planes, stride, act)
+Block = Callable[[int, int, int, Activation], Residual]
 
 
-class Bottleneck(_Residual):
-    expansion = 4
+def basic_block(in_planes: int, planes: int, stride: int, act: Activation) -> Residual:
+    """Two 3x3 convolutions."""
+    branch = nn.Sequential(
+        conv3x3(in_planes, planes, stride),
+        nn.BatchNorm2d(planes),
+        act(),
+        conv3x3(planes, planes),
+        nn.BatchNorm2d(planes),
+    )
+    return Residual(branch, in_planes, planes, stride, act)
 
-    def __init__(self, in_planes: int, planes: int, stride: int, act: Activation) -> None:
-        out_planes = planes * self.expansion
-        branch = nn.Sequential(
-            conv1x1(in_planes, planes),
-            nn.BatchNorm2d(planes),
-            act(),
-            conv3x3(planes, planes, stride),
-            nn.BatchNorm2d(planes),
-            act(),
-            conv1x1(planes, out_planes),
-            nn.BatchNorm2d(out_planes),
-        )
-        super().__init__(branch, in_planes, out_planes, stride, act)
+
+def bottleneck(
+    in_planes: int, planes: int, stride: int, act: Activation, *, groups: int = 1, group_width: int = 64
+) -> Residual:
+    """1x1, 3x3 with the stride, 1x1 to four times the planes.
+
+    groups, group_width (of 64 planes): ResNeXt's parallel paths, Xie et al. 2017, arXiv:1611.05431, figure 3c.
+    """
+    inner, out_planes = groups * (planes * group_width // 64), 4 * planes
+    branch = nn.Sequential(
+        conv1x1(in_planes, inner),
+        nn.BatchNorm2d(inner),
+        act(),
+        conv3x3(inner, inner, stride, groups),
+        nn.BatchNorm2d(inner),
+        act(),
+        conv1x1(inner, out_planes),
+        nn.BatchNorm2d(out_planes),
+    )
+    return Residual(branch, in_planes, out_planes, stride, act)
 
 
 class ResNet(nn.Module):
-    """He et al. 2016 with the CIFAR stem that MadryLab's robust CIFAR models use. [N,3,H,W] -> logits [N,classes]."""
+    """He et al. 2016 with the CIFAR stem that MadryLab's robust CIFAR models use. [N,3,H,W] -> logits [N,classes].
+
+    Stage i has depths[i] blocks of 2^i * width planes; each stage but the first halves the size.
+    """
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], *, num_classes: int, act: Activation
+        self, block: Block, depths: tuple[int, ...], *, width: int = 64, num_classes: int, act: Activation
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv3x3(3, 64), nn.BatchNorm2d(64), act())
-        planes = 64
-        stages: list[nn.Module] = []
+        self.stem = nn.Sequential(conv3x3(3, width), nn.BatchNorm2d(width), act())
+        planes = width
+        blocks: list[Residual] = []
         for stage, depth in enumerate(depths):
-            width = 64 * 2**stage
             for i in range(depth):
-                stages.append(block(planes, width, stride=2 if stage > 0 and i == 0 else 1, act=act))
-                planes = width * block.expansion
-        self.blocks = nn.Sequential(*stages)
+                blocks.append(block(planes, width * 2**stage, 2 if stage > 0 and i == 0 else 1, act))
+                planes = blocks[-1].out_planes
+        self.blocks = nn.Sequential(*blocks)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(planes, num_classes)
 

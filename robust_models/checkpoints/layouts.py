@@ -3,23 +3,24 @@
 Each reader takes one checkpoint apart; none looks at the file's name. Foreign words live here only.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robust_models.checkpoints.pickled_module import state_of_module
+from robust_models.checkpoints.records import BrokenPickle, Record
+from robust_models.checkpoints.subtrees import State, find_network
 from robust_models.classifier import Normalizer
 from robust_models.errors import UserError
 
-State = dict[str, Tensor]
-
-_STATES = ("state_dict", "model_state_dict", "model", "net", "network")
-_EMA_STATES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "student", "shadow", "params")
+_EMA_STATES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "params_ema")
+_SETTINGS = ("hyper_parameters", "hparams", "args", "config")
 _STD_OF = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}  # robustness, TRADES and torchvision, RobustBench
 _MAX_NESTING = 4
+_MAX_NORMALIZER_DEPTH = 3  # names before "mean": model.normalize.mean, module.model.0.mean
 
 
 @dataclass
@@ -31,6 +32,11 @@ class Found:
     normalizer: Normalizer | None
     ignored: list[str] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)  # epoch, accuracies and other plain values beside the tensors
+    # What only some layouts tell (a Hugging Face folder's config.json does); None: not told.
+    arch: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    image_size: int | None = None
 
     @property
     def state(self) -> State:
@@ -43,73 +49,122 @@ def find_layout(content: Any, *, ema: bool, where: str) -> Found:
 
     ema: take the exponential moving average of the weights; UserError where the file has none.
     """
-    found = _descend(content, ema=ema, where=where)
-    return _read_robustness(found) or _read_plain(found)
+    try:
+        entries = _descend(content, ema=ema, where=where)
+    except BrokenPickle as error:
+        raise UserError(f"{where} is broken ({error})") from error
+    found, averaged = _read_robustness(entries), False
+    if found is None:
+        found, averaged = _read_plain(entries, ema=ema)
+    if ema and not (averaged or entries.averaged):
+        raise UserError(f"{where} has no averaged weights (none of {', '.join(_EMA_STATES)}); load it without ema")
+    return found
 
 
-def _descend(content: Any, *, ema: bool, where: str) -> Found:
+@dataclass
+class _Entries:
+    """The dict of tensors in a file, and the entries on the way to it."""
+
+    layout: str
+    state: State
+    ignored: list[str]
+    told: dict[str, Any]
+    averaged: bool
+
+
+def _descend(content: Any, *, ema: bool, where: str) -> _Entries:
     """Down the usual names of entries to a dict of tensors."""
     ignored: list[str] = []
     told: dict[str, Any] = {}
     trail: list[str] = []
+    family, averaged = "", False
     for _ in range(_MAX_NESTING):
-        if isinstance(content, list) and content and isinstance(content[0], dict):
-            # convex_adversarial saves a cascade of networks; the first one classifies every image.
-            ignored += [f"[{i}]" for i in range(1, len(content))]
-            content = content[0]
+        content, left_out = _as_dict(content)
+        ignored += left_out
         if not isinstance(content, dict):
             break
-        nested = [name for name in (_EMA_STATES if ema else ()) + _STATES if isinstance(content.get(name), dict | list)]
-        if not nested:
+        if "pytorch-lightning_version" in content:
+            family = "Lightning, "
+            averaged = ema and "averaging_state" in content
+        name = _next_entry(content, ema=ema)
+        if name is None:
             break
-        for name, value in content.items():
-            if isinstance(name, str) and _is_plain(value):
-                told[name] = value
-            elif name != nested[0]:
-                ignored.append(str(name))
-        trail.append(nested[0])
-        content = content[nested[0]]
-    if ema and not set(trail) & set(_EMA_STATES):
-        raise UserError(f"{where} has no averaged weights (none of {', '.join(_EMA_STATES)}); load it without ema")
+        for other, value in content.items():
+            if isinstance(other, str) and (plain := _plain(other, value)) is not None:
+                told[other] = plain
+            elif other != name:
+                ignored.append(str(other))
+        trail.append(name)
+        averaged |= name in _EMA_STATES
+        content = content[name]
     entries = content if isinstance(content, dict) else {}
     state = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not state and (only := [name for name in _EMA_STATES if _is_nested(entries.get(name))]):
+        raise UserError(f"{where} holds averaged weights only (under {only[0]}); load it with ema")
     if not state:
         raise UserError(f"{where} holds no tensors by name ({_outline(content)}); save the network's state_dict()")
     ignored += [str(name) for name in entries if name not in state]
-    layout = f"state dict under {'.'.join(trail)}" if trail else "state dict"
-    return Found(layout, [state], None, ignored, told)
+    layout = f"{family}state dict under {'.'.join(trail)}" if trail else "state dict"
+    return _Entries(layout, state, ignored, told, averaged)
 
 
-def _read_robustness(found: Found) -> Found | None:
+def _next_entry(content: dict[Any, Any], *, ema: bool) -> str | None:
+    """The entry that holds the network, or a further dict around it."""
+    if "current_model_state" in content and "averaging_state" in content:
+        return "state_dict" if ema else "current_model_state"  # Lightning's WeightAveraging exchanges the two
+    names = (*_EMA_STATES, *_STATES) if ema else _STATES
+    return next((name for name in names if _is_nested(content.get(name))), None)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict | list) or (isinstance(value, Record) and state_of_module(value) is not None)
+
+
+def _as_dict(content: Any) -> tuple[Any, list[str]]:
+    """A pickled module's tensors by name, the first network of a list; anything else as it is. And what is left out."""
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        # convex_adversarial saves a cascade of networks; the first one classifies every image.
+        return content[0], [f"[{i}]" for i in range(1, len(content))]
+    if isinstance(content, Record) and (state := state_of_module(content)):
+        return state, []
+    return content, []
+
+
+def _read_robustness(entries: _Entries) -> Found | None:
     """MadryLab robustness: AttackerModel = `model`, the same again as `attacker.model`, and InputNormalize twice."""
-    state = _stripped(found.state, ("module.", "_orig_mod."))[-1]
+    state = entries.state
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     network = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
     normalizers = [prefix for prefix in ("normalizer.", "attacker.normalize.") if f"{prefix}new_mean" in state]
     if not (network and normalizers):
         return None
     ignored = sorted({".".join(name.split(".")[:2]) for name in state if name not in network})
     return Found(
-        layout=f"MadryLab robustness, {found.layout}",
-        variants=_stripped(network, _PREFIXES),
+        layout=f"MadryLab robustness, {entries.layout}",
+        variants=find_network(network, ema=False).variants,
         normalizer=_normalizer(state, f"{normalizers[0]}new_mean"),
-        ignored=[*found.ignored, *(name for name in ignored if not name.startswith(normalizers[0]))],
-        told=found.told,
+        ignored=[*entries.ignored, *(name for name in ignored if not name.startswith(normalizers[0]))],
+        told=entries.told,
     )
 
 
-def _read_plain(found: Found) -> Found:
-    """Any other state dict, its normaliser under one of the usual names near the top."""
-    state, normalizer, sequential = found.state, None, ""
+def _read_plain(entries: _Entries, *, ema: bool) -> tuple[Found, bool]:
+    """Any other state dict, its normaliser under one of the usual names near the top; and whether it is averaged."""
+    state, normalizer, numbered = entries.state, None, ""
     for name in state:
         *path, last = name.split(".")
-        if last in _STD_OF and len(path) <= 2 and (normalizer := _normalizer(state, name)):
+        if last in _STD_OF and len(path) <= _MAX_NORMALIZER_DEPTH and (normalizer := _normalizer(state, name)):
             std = name.removesuffix(last) + _STD_OF[last]
             state = {other: tensor for other, tensor in state.items() if other not in (name, std)}
-            if re.fullmatch(r"(module\.)?0\.\w+", name):  # nn.Sequential(normalizer, network)
-                sequential = "1."
+            if path and path[-1] == "0":  # nn.Sequential(normalizer, network)
+                numbered = "1"
             break
-    prefixes = (*_PREFIXES, sequential) if sequential else _PREFIXES
-    return Found(found.layout, _stripped(state, prefixes), normalizer, found.ignored, found.told)
+    network = find_network(state, ema=ema, numbered=numbered)
+    ignored = [*entries.ignored, *network.ignored]
+    found = Found(entries.layout, network.variants, normalizer, ignored, entries.told)
+    return found, network.averaged
 
 
 def _normalizer(state: State, mean_name: str) -> Normalizer | None:
@@ -126,15 +181,12 @@ def _normalizer(state: State, mean_name: str) -> Normalizer | None:
     return Normalizer(*values) if min(values[1]) > 0 else None
 
 
-def _stripped(state: State, prefixes: tuple[str, ...]) -> list[State]:
-    """The state, then without the first prefix that all names share, and so on: an architecture may have a "model"."""
-    variants = [state]
-    for _ in range(_MAX_NESTING):
-        common = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in variants[-1])]
-        if not common:
-            break
-        variants.append({name.removeprefix(common[0]): tensor for name, tensor in variants[-1].items()})
-    return variants
+def _plain(name: str, value: Any) -> Any:
+    """A value, or the values among settings, that a description can keep; None where there are none."""
+    if name in _SETTINGS and isinstance(value, dict):
+        kept = {key: item for key, item in list(value.items())[:100] if isinstance(key, str) and _is_plain(item)}
+        return kept or None
+    return value if _is_plain(value) else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,19 +1,18 @@
-"""From a name or a file to a RobustClassifier. Loading never runs code from the file."""
+"""From a name or a file to a RobustClassifier. Without trust, loading never runs code from the file."""
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
-from robust_models.architectures import build
-from robust_models.checkpoints.foreign import describe
-from robust_models.checkpoints.layouts import find_layout
+from robust_models.checkpoints import programs
+from robust_models.checkpoints.fill import fill
+from robust_models.checkpoints.foreign import Given, describe
+from robust_models.checkpoints.hugging_face import folder_of, read_folder
+from robust_models.checkpoints.layouts import Found, State, find_layout
 from robust_models.checkpoints.ours import is_safetensors, read_description, read_safetensors
+from robust_models.checkpoints.published import fetch, published
 from robust_models.checkpoints.torch_file import read_torch_file
-from robust_models.classifier import NORMALIZERS, Normalizer, RobustClassifier
+from robust_models.classifier import Normalizer, RobustClassifier
 from robust_models.errors import UserError
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
@@ -25,10 +24,17 @@ def embedded_names() -> list[str]:
 
 
 def find(checkpoint: str | Path) -> Path:
-    """The file of the embedded classifier `checkpoint`, or that path itself. UserError where there is no file."""
-    path = PRETRAINED / f"{checkpoint}.safetensors" if str(checkpoint) in embedded_names() else Path(checkpoint)
-    if not path.is_file():
-        near = difflib.get_close_matches(str(checkpoint), embedded_names(), n=1)
+    """Where `checkpoint` lies: an embedded classifier, a published one (downloaded if missing), a file or a folder.
+
+    UserError where there is nothing.
+    """
+    name, path = str(checkpoint), Path(checkpoint)
+    if name in embedded_names():
+        return PRETRAINED / f"{name}.safetensors"
+    if name in published() and not path.exists():
+        return fetch(published()[name])
+    if not (path.is_file() or path.is_dir()):
+        near = difflib.get_close_matches(name, [*embedded_names(), *published()], n=1)
         hint = f"did you mean {near[0]}?" if near else f"give a file or one of: {', '.join(embedded_names())}"
         raise UserError(f"ckpt: no file {path}; {hint}")
     return path
@@ -39,79 +45,49 @@ def load(
     *,
     arch: str | None = None,
     normalize: str | Normalizer | None = None,
+    activation: str | None = None,
     class_names: Sequence[str] | None = None,
     ema: bool = False,
+    trust: bool = False,
 ) -> RobustClassifier:
-    """The classifier called `checkpoint` (see embedded_names) or stored in that file, in eval mode on the CPU.
+    """The classifier called `checkpoint` (see embedded_names, published) or stored there, in eval mode on the CPU.
 
-    Reads this project's files and other people's (PyTorch's formats and safetensors; layouts.py). What a foreign file
-    does not tell may be given: arch (see architectures.build; None: from the tensors' shapes), normalize ("none",
-    "cifar10", "imagenet" or a Normalizer; None: the file's, else "none") and class_names. ema: the averaged weights.
-    `description.recipe["source"]` says what was read, ignored and assumed. UserError when the file is missing, is not a
-    checkpoint, or does not fit its architecture.
+    Reads this project's files and other people's: PyTorch's formats, safetensors, Hugging Face folders (layouts.py,
+    hugging_face.py). What a foreign file does not tell may be given: arch (see architectures.build; None: from the
+    tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (relu, silu, softplus;
+    None: relu where the file is not known) and class_names. ema: the averaged weights. trust: also load TorchScript,
+    torch.export and ONNX files, which are programs and run with your rights. `description.recipe["source"]` says what
+    was read, ignored and assumed. UserError when there is no file, it is not a checkpoint, or it does not fit its
+    architecture.
     """
     path = find(checkpoint)
-    normalizer = _normalizer(normalize)
-    if is_safetensors(path):
-        content, metadata = read_safetensors(path)
-    else:
-        content, metadata = read_torch_file(path), {}
-    if "bigroc" in metadata:
+    given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names)
+    if kind := programs.kind_of(path):
+        return _program(path, kind, given, ema=ema, trust=trust)
+    tensors, metadata = read_safetensors(path) if path.is_file() and is_safetensors(path) else (None, {})
+    if tensors is not None and "bigroc" in metadata:
         if ema:
             raise UserError(f"ckpt: {path} has no averaged weights beside its own; load it without ema")
-        description, candidates = read_description(metadata["bigroc"], path), [content]
-        given = {"arch": arch, "normalizer": normalizer, "class_names": class_names and tuple(class_names)}
-        description = replace(description, **{name: value for name, value in given.items() if value is not None})
-    else:
-        found = find_layout(content, ema=ema, where=f"ckpt: {path}")
-        if is_safetensors(path):
-            found.layout = f"safetensors without this project's description, {found.layout}"
-        description, candidates = describe(found, path, arch=arch, normalizer=normalizer, class_names=class_names)
-    network = _filled(description.arch, description.num_classes, description.activation, candidates, path)
-    return RobustClassifier(network, description).eval()
+        trusted = trust or given.arch is not None
+        description = given.over(read_description(metadata["bigroc"], path, any_function=trusted))
+        return RobustClassifier(fill(description, [tensors], path), description).eval()
+    description, candidates = describe(_found(path, tensors, ema), path, given, published().get(str(checkpoint)))
+    return RobustClassifier(fill(description, candidates, path), description).eval()
 
 
-def _normalizer(normalize: str | Normalizer | None) -> Normalizer | None:
-    if not isinstance(normalize, str):
-        return normalize
-    if normalize not in NORMALIZERS:
-        raise UserError(f"normalize: {normalize!r} is none of {', '.join(NORMALIZERS)}; other values: a Normalizer")
-    return NORMALIZERS[normalize]
+def _found(path: Path, tensors: State | None, ema: bool) -> Found:
+    """The classifier in a foreign folder or file (`tensors` where it is safetensors)."""
+    if folder := path if path.is_dir() else folder_of(path):
+        return read_folder(folder, ema=ema)
+    if tensors is None:
+        return find_layout(read_torch_file(path), ema=ema, where=f"ckpt: {path}")
+    found = find_layout(tensors, ema=ema, where=f"ckpt: {path}")
+    found.layout = f"safetensors without this project's description, {found.layout}"
+    return found
 
 
-def _filled(arch: str, classes: int, activation: str, candidates: list[dict[str, Tensor]], path: Path) -> nn.Module:
-    """The network with the tensors of the first candidate whose names fit, or a UserError about the last one."""
-    ours = ":" not in arch
-    # Ours is first built without memory: a file that names a huge width is refused before that width is allocated.
-    with torch.device("meta" if ours else "cpu"):
-        network = build(arch, num_classes=classes, activation=activation)
-    expected = network.state_dict()
-    candidates = [_with_counters(state, expected) for state in candidates]
-    state = next((state for state in candidates if state.keys() == expected.keys()), candidates[-1])
-    _compare(expected, state, arch, path)
-    if ours:
-        network = network.to_empty(device="cpu")  # every tensor of ours is in the state
-    network.load_state_dict(state)
-    return network
-
-
-def _with_counters(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Files of torch before 0.4.1 lack the batch counters of batch norms, which inference does not use."""
-    counters = [name for name in expected if name.endswith(".num_batches_tracked") and name not in state]
-    return {**state, **{name: torch.tensor(0) for name in counters}}
-
-
-def _compare(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str, path: Path) -> None:
-    missing = [name for name in expected if name not in state]
-    unexpected = [ascii(name)[1:-1][:80] for name in state if name not in expected]
-    if missing or unexpected:
-        raise UserError(
-            f"ckpt: {path} does not fit {arch}: "
-            f"{len(missing)} tensors missing ({', '.join(missing[:3]) or 'none'}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'})"
-        )
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            raise UserError(
-                f"ckpt: {path} does not fit {arch}: {name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
-            )
+def _program(path: Path, kind: programs.Kind, given: Given, *, ema: bool, trust: bool) -> RobustClassifier:
+    for flag, value in (("arch", given.arch), ("activation", given.activation), ("ema", ema)):
+        if value:
+            raise UserError(f"{flag}: does not apply to {path}, a {kind} file, which carries its own network")
+    return programs.load_program(path, kind, trust=trust, normalizer=given.normalizer, class_names=given.class_names)

@@ -1,8 +1,10 @@
 """Safetensors files, and the description that ours carry in their metadata."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -11,6 +13,13 @@ from robust_models.checkpoints.save import FORMAT_VERSION
 from robust_models.classifier import Description, Normalizer
 from robust_models.errors import UserError
 from robust_models.threat import ThreatModel
+
+MAX_CLASSES = 50_000  # ImageNet-21k has 21,843
+MAX_PIXELS = 2048  # of a side; some networks prepare tables that grow with its fourth power
+MAX_OPTION = 1 << 17  # widths fit; lists as long as a huge depth do not
+_LIBRARIES = ("torchvision", "timm", "transformers")
+# Options that make a library look for weights, files or code of its own.
+_NEVER = re.compile(r"_|pretrained|checkpoint|cache|weights|feature|scriptable|exportable|no_jit|auto_map|trust")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -28,8 +37,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"ckpt: {path} is not a readable safetensors file ({error})") from error
 
 
-def read_description(text: str, path: Path) -> Description:
-    """The description in the metadata entry "bigroc". UserError where it is of a newer version or broken."""
+def read_description(text: str, path: Path, *, any_function: bool = False) -> Description:
+    """The description in the metadata entry "bigroc". UserError where it is of a newer version or broken.
+
+    any_function: the network may be built by any function that the description names (package.module:function), which
+    runs it; else UserError for such a name.
+    """
     try:
         entries = json.loads(text)
         version = entries.pop("version", 0)
@@ -37,12 +50,69 @@ def read_description(text: str, path: Path) -> Description:
             raise UserError(f"ckpt: {path} has format version {version}, newer than {FORMAT_VERSION}; update bigroc")
         normalizer, threat = entries.pop("normalizer"), entries.pop("threat_model")
         description = Description(**{**entries, "class_names": tuple(entries["class_names"])})
-        return replace(
+        description = replace(
             description,
             normalizer=Normalizer(tuple(normalizer["mean"]), tuple(normalizer["std"])),
             threat_model=None if threat is None else ThreatModel(**threat),
         )
+        _check(description)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"ckpt: {path} has a broken description ({type(error).__name__}: {error})") from error
+    if not any_function:
+        check_arch(description.arch, path)
+    check_options(description.options, path)
+    return description
+
+
+def check_arch(arch: str, path: Path) -> None:
+    """UserError where a file names something else than a network of ours or of a library to be built for it."""
+    library, colon, name = arch.partition(":")
+    if colon and not (library in _LIBRARIES and re.fullmatch(r"\w[\w.]{0,200}", name, re.ASCII)):
+        raise UserError(
+            f"ckpt: {path} says that {ascii(arch)[1:-1][:200]} builds its network, which runs that code; "
+            "if you trust it, pass it as --arch (in Python: arch=)"
+        )
+
+
+def check_options(options: Any, path: Path) -> None:
+    """UserError where a file's options for a library's builder are more than plain values of a bounded size."""
+    if not isinstance(options, dict):
+        raise UserError(f"ckpt: {path} has options that are a {type(options).__name__}, expected names and values")
+    for name, value in options.items():
+        if _NEVER.match(name):
+            raise UserError(f"ckpt: {path} has the option {ascii(name)[1:-1][:80]}, which a file may not set")
+        _check_value(name[:80], value, path)
+
+
+def _check_value(name: str, value: Any, path: Path, depth: int = 0) -> None:
+    limit = MAX_PIXELS if name in ("img_size", "image_size") else MAX_OPTION
+    if isinstance(value, int | float) and not abs(value) <= limit:
+        raise UserError(f"ckpt: {path} has {ascii(name)[1:-1]} = {str(value)[:30]}, more than {limit:,}")
+    items = (
+        list(value.items())
+        if isinstance(value, dict)
+        else [(name, v) for v in value]
+        if isinstance(value, list)
+        else []
+    )
+    if depth > 4 or len(items) > 1000 or (isinstance(value, str) and len(value) > 200):
+        raise UserError(f"ckpt: {path} has the option {ascii(name)[1:-1]}, nested too deeply or too long")
+    for inner, item in items:
+        _check_value(inner[:80], item, path, depth + 1)
+
+
+def _check(description: Description) -> None:
+    """TypeError or ValueError, whose text says what is not as it is written."""
+    for name in ("arch", "activation"):
+        if not isinstance(getattr(description, name), str):
+            raise TypeError(f"{name} is not text")
+    names, size = description.class_names, description.image_size
+    if not 0 < len(names) <= MAX_CLASSES or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names are not 1 to {MAX_CLASSES:,} texts")
+    if type(size) is not int or not 0 < size <= MAX_PIXELS:
+        raise ValueError(f"image_size is not a number of pixels up to {MAX_PIXELS}")
+    numbers = (*description.normalizer.mean, *description.normalizer.std)
+    if not all(isinstance(n, int | float) and abs(n) <= 1e6 for n in numbers) or min(description.normalizer.std) <= 0:
+        raise ValueError("the normalizer is not finite means and standard deviations above zero")

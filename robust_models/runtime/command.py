@@ -1,9 +1,10 @@
 """What every command line does the same way: config, --dry-run, --json, one line for bad input."""
 
+import difflib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Command:
     examples: str = ""
     defaults: Callable[[str], dict[str, Any]] = lambda recipe: {}  # fields that a recipe's name sets
     needs_recipe: bool = False
+    positionals: Sequence[str] = ()  # fields that are typed without their flag
 
     def __call__(self, argv: Sequence[str]) -> int:
         parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
@@ -35,7 +37,9 @@ class Command:
         )
         parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
         parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-        add_config_flags(parser, self.schema)
+        for name in self.positionals:
+            parser.add_argument(name, metavar=name.upper())
+        add_config_flags(parser, self.schema, skip=self.positionals)
         flags = vars(parser.parse_args(argv))
         recipe, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "debug"))
         values = {**self.defaults(recipe), **read_recipe(recipe)} if recipe else {}
@@ -46,6 +50,28 @@ class Command:
         summary = self.work(config)
         print(json.dumps(summary) if as_json else self.tell(summary))
         return 0
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A command line whose first word chooses among commands, as in `python -m eval robust ...`."""
+
+    name: str
+    about: str
+    noun: str  # what the commands are: "measurement"
+    commands: Mapping[str, Command]
+    examples: str = ""
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
+        about = " ".join(f"{name}: {command.about}" for name, command in self.commands.items())
+        parser.add_argument(self.noun, metavar="|".join(self.commands), help=about)
+        word = getattr(parser.parse_args(argv[:1]), self.noun)
+        if word not in self.commands:
+            near = difflib.get_close_matches(word, self.commands, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
+            raise UserError(f"{word}: no such {self.noun}; {hint}")
+        return self.commands[word](argv[1:])
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

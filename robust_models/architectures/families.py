@@ -1,0 +1,84 @@
+"""Our architectures by the patterns of their names."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from robust_models.architectures.densenet import DenseNet
+from robust_models.architectures.inception import InceptionV3
+from robust_models.architectures.preact_resnet import (
+    PreActResNet,
+    SameConv3x3,
+    preact_block,
+    preact_bottleneck,
+    wide_resnet,
+)
+from robust_models.architectures.resnet import ResNet, basic_block, bottleneck
+from robust_models.architectures.vgg import VGG
+from robust_models.errors import UserError
+
+_BASIC = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
+_BOTTLENECK = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+_SAME_BLOCK = partial(preact_block, conv=SameConv3x3)
+
+
+def _resnet(depth: str, width: str | None, **common: Any) -> nn.Module:
+    block, depths = (basic_block, _BASIC[depth]) if depth in _BASIC else (bottleneck, _BOTTLENECK[depth])
+    return ResNet(block, depths, width=int(width or 64), **common)
+
+
+def _resnext(depth: str, groups: str, group_width: str, **common: Any) -> nn.Module:
+    blocks, rest = divmod(int(depth) - 2, 9)
+    if blocks < 1 or rest:
+        raise UserError(f"resnext depth: {depth} is not 9n + 2 with n >= 1 (11, 20, 29, 38, ...)")
+    block = partial(bottleneck, groups=int(groups), group_width=int(group_width))
+    return ResNet(block, (blocks,) * 3, **common)
+
+
+def _preact_resnet(
+    depth: str, width: str | None, no_last_bn: str | None, raw_shortcut: str | None, **common: Any
+) -> nn.Module:
+    block, depths = (preact_block, _BASIC[depth]) if depth in _BASIC else (preact_bottleneck, _BOTTLENECK[depth])
+    block = partial(block, raw_shortcut=bool(raw_shortcut))
+    widths = [int(width or 64) * factor for factor in (1, 2, 4, 8)]
+    return PreActResNet(widths[0], widths, depths, block=block, last_bn=not no_last_bn, **common)
+
+
+def _wide_resnet(dm: str | None, depth: str, widen: str | None, *widths: str, **common: Any) -> nn.Module:
+    planes = [base * int(widen) for base in (16, 32, 64)] if widen else [int(width) for width in widths]
+    return wide_resnet(int(depth), planes, block=_SAME_BLOCK if dm else preact_block, **common)
+
+
+def _dm_preact_resnet(depth: str, **common: Any) -> nn.Module:
+    block = partial(_SAME_BLOCK, project=SameConv3x3, raw_shortcut=True)
+    return PreActResNet(64, (64, 128, 256, 512), _BASIC[depth], block=block, **common)
+
+
+def _densenet(depth: str, growth: str | None, **common: Any) -> nn.Module:
+    return DenseNet(int(depth), int(growth or (48 if depth == "161" else 32)), **common)
+
+
+_N = r"([1-9]\d{0,3})"
+# Pattern of the names -> builder of its groups (None where one is left out), num_classes and act.
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    rf"resnet(10|18|34|50|101|152)(?:_w{_N})?": _resnet,
+    rf"resnext([1-9]\d{{0,2}})_{_N}x{_N}d": _resnext,
+    rf"preact_resnet(10|18|34|50|101|152)(?:_w{_N})?(_nolastbn)?(_xshortcut)?": _preact_resnet,
+    rf"(dm_)?wide_resnet_([1-9]\d{{0,2}})_(?:{_N}|w{_N}_{_N}_{_N})": _wide_resnet,
+    r"dm_preact_resnet(18|34)": _dm_preact_resnet,
+    r"vgg(11|13|16|19)": lambda depth, **common: VGG(int(depth), **common),
+    rf"densenet(121|161|169|201)(?:_k{_N})?": _densenet,
+    r"inception_v3": InceptionV3,
+}
+EXAMPLES = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnet18_w320", "resnext29_4x32d", "preact_resnet18", "preact_resnet10_w32"),
+    *("preact_resnet18_nolastbn", "preact_resnet18_nolastbn_xshortcut"),
+    *("wide_resnet_28_10", "wide_resnet_34_10", "wide_resnet_34_w320_640_512"),
+    *("dm_wide_resnet_28_10", "dm_preact_resnet18"),
+    *(f"vgg{depth}" for depth in (11, 13, 16, 19)),
+    *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
+    *("densenet121_k12", "inception_v3"),
+)

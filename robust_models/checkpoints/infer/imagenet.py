@@ -1,0 +1,76 @@
+"""Networks of torchvision and timm, recognised in a table of the names and shapes that each of theirs has.
+
+library_table.py makes the table (library_table.txt): a line per network, or per networks with the same tensors, the
+plainest first. That they share tensors does not make them compute the same: they may differ in an activation, in
+padding or in pooling, so all of them are told.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from robust_models.checkpoints.infer.match import Match
+from robust_models.checkpoints.layouts import State
+
+TABLE = Path(__file__).parent / "library_table.txt"
+_POSITIONS = re.compile(r"(?:encoder\.)?pos_embed(?:ding)?")
+_PATCHES = ("patch_embed.proj.weight", "conv_proj.weight")
+_SIZE_OPTION = {"torchvision": "image_size", "timm": "img_size"}
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Of all names and shapes, but for what differs between files of one network.
+
+    That is the number of classes (a first dimension, so none is looked at), the number of positions (image size), and
+    the counters of batch norms (not there before torch 0.4.1).
+    """
+    lines = sorted(
+        name if _POSITIONS.fullmatch(name) else f"{name} {tuple(tensor.shape[1:])}"
+        for name, tensor in state.items()
+        if not name.endswith(".num_batches_tracked")
+    )
+    return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=6).hexdigest()
+
+
+def library_network(state: State) -> Match | None:
+    """The plainest network with these tensors whose own image size is that of the file, else one made for that size."""
+    networks = _table().get(fingerprint(state))
+    if networks is None:
+        return None
+    size = _image_size(state)
+    fitting = [name for name, own in networks.items() if size in (None, own)] or [*networks]
+    arch = fitting[0]
+    resized = size is not None and size != networks[arch]
+    options = {_SIZE_OPTION[arch.partition(":")[0]]: size} if resized else {}
+    return Match(
+        arch, state, "relu", image_size=size or networks[arch], also=tuple(fitting[1:]), options=options
+    )
+
+
+@cache
+def _table() -> dict[str, dict[str, int]]:
+    """Fingerprint -> networks and the pixels of their own image size."""
+    table = {}
+    for line in TABLE.read_text().splitlines():
+        key, *networks = line.split()
+        table[key] = {name: int(size) for name, _, size in (network.partition("@") for network in networks)}
+    return table
+
+
+def _image_size(state: State) -> int | None:
+    """Pixels of a vision transformer's images, by its positions: one for each patch and up to two tokens."""
+    positions = [tensor.shape[1] for name, tensor in state.items() if _POSITIONS.fullmatch(name) and tensor.ndim == 3]
+    patches = [state[name].shape[-1] for name in _PATCHES if name in state]
+    if not (positions and patches):
+        return None
+    sides = [math.isqrt(positions[0] - tokens) for tokens in range(3) if positions[0] > tokens]
+    side = next((side for tokens, side in enumerate(sides) if side * side == positions[0] - tokens), None)
+    return side * patches[0] if side else None
+
+
+READERS = (library_network,)

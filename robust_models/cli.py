@@ -1,0 +1,136 @@
+"""python -m robust_models inspect FILE | convert FILE OUT | list"""
+
+from collections.abc import Sequence
+
+from pydantic.dataclasses import dataclass
+
+from robust_models.checkpoints import embedded_names
+from robust_models.checkpoints.published import published
+from robust_models.inspection import ConvertConfig, InspectConfig, run_convert, run_inspect
+from robust_models.runtime.command import Command, OneOf, Summary, run
+from robust_models.runtime.config import STRICT
+
+EXAMPLES = """\
+  python -m robust_models inspect checkpoint.pt --data cifar10
+  python -m robust_models inspect model/ --normalize 0.5,0.5
+  python -m robust_models convert checkpoint.pt classifier.safetensors --activation silu
+  python -m robust_models list
+"""
+MAX_SHOWN = 8  # entries of a list
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(LOOK, argv)
+
+
+def _tell(seen: Summary) -> str:
+    lines = [
+        ("file", seen["file"]),
+        ("sha256", seen["sha256"]),
+        ("layout", seen["layout"]),
+        ("published as", seen["published_as"]),
+        ("architecture", _with_source(seen["arch"], seen["arch_from"])),
+        ("fits as well", _listed(seen["also_fits"]) and f"{_listed(seen['also_fits'])}; choose with --arch"),
+        ("activation", seen["activation"] and _with_source(seen["activation"], seen["activation_from"])),
+        ("parameters", f"{seen['parameters']:,}"),
+        ("classes", f"{len(seen['classes'])}: {_listed(seen['classes'])}"),
+        ("image size", f"{seen['image_size']} px"),
+        ("normaliser", _with_source(_normalizer(seen["normalizer"]), seen["normalizer_from"])),
+        ("threat model", seen["threat_model"] or "the file names none"),
+        ("scores", _pairs(seen["scores"])),
+        ("told", _pairs(seen["told"])),
+        ("ignored", _listed(seen["ignored"])),
+    ]
+    if "clean_accuracy" in seen:
+        lines.append(("clean accuracy", f"{seen['clean_accuracy']:.2%} on N = {seen['n']} of {seen['data']}"))
+        lines += [(f"{reading['field']} tried", _reading(reading)) for reading in seen["readings"]]
+    if "out" in seen:
+        lines.append(("written", seen["out"]))
+    return "\n".join(f"{name:15} {value}" for name, value in lines if value)
+
+
+def _with_source(value: str, source: str | None) -> str:
+    return f"{value} ({source})" if source else value
+
+
+def _normalizer(values: dict[str, Sequence[float]]) -> str:
+    mean, std = (", ".join(f"{v:.4g}" for v in values[name]) for name in ("mean", "std"))
+    return f"mean {mean}; std {std}"
+
+
+def _listed(entries: Sequence[str]) -> str:
+    more = f", ... {len(entries)} in all" if len(entries) > MAX_SHOWN else ""
+    return ", ".join(entries[:MAX_SHOWN]) + more
+
+
+def _pairs(values: dict[str, object]) -> str:
+    return _listed([f"{name} {value}" for name, value in values.items()])
+
+
+def _reading(reading: Summary) -> str:
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in reading["accuracy"].items())
+    verdict = f"taken: {reading['best']}" if reading["sure"] else "no sure difference, left as assumed"
+    return f"{shares}; {verdict}"
+
+
+def _tell_list(rows: Summary) -> str:
+    lines = [f"{name:32} comes with the package" for name in rows["embedded"]]
+    lines += [
+        f"{row['name']:32} {row['arch']}, {row['threat_model'] or 'standard training'}, {row['licence']}, "
+        f"{row['source']}"
+        for row in rows["published"]
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ListConfig:
+    """Nothing to say."""
+
+
+def _list(_: ListConfig) -> Summary:
+    rows = [
+        {
+            "name": model.name,
+            "arch": model.arch,
+            "threat_model": str(model.threat_model) if model.threat_model else None,
+            "licence": model.licence,
+            "source": model.source,
+            "url": model.url,
+            "sha256": model.sha256,
+        }
+        for model in published().values()
+    ]
+    return {"embedded": embedded_names(), "published": rows}
+
+
+COMMANDS = {
+    "inspect": Command(
+        name="python -m robust_models inspect",
+        about="What a checkpoint is, and with --data whether it is read right.",
+        schema=InspectConfig,
+        work=run_inspect,
+        tell=_tell,
+        examples=EXAMPLES,
+        positionals=("file",),
+    ),
+    "convert": Command(
+        name="python -m robust_models convert",
+        about="Anyone's checkpoint as a .safetensors file of this project, with all that it told.",
+        schema=ConvertConfig,
+        work=run_convert,
+        tell=_tell,
+        examples=EXAMPLES,
+        positionals=("file", "out"),
+    ),
+    "list": Command(
+        name="python -m robust_models list",
+        about="The classifiers that load by name.",
+        schema=ListConfig,
+        work=_list,
+        tell=_tell_list,
+        examples=EXAMPLES,
+    ),
+}
+
+LOOK = OneOf("python -m robust_models", "Looks at checkpoints.", "command", COMMANDS, EXAMPLES)

@@ -1,0 +1,155 @@
+"""python -m robust_models: what is told of a checkpoint, what labelled images tell, and conversion."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robust_models import Description, RobustClassifier, load
+from robust_models.checkpoints.telling import tell
+from robust_models.cli import main
+from robust_models.images import to_float
+from tests.tiny import tiny_pixels
+
+
+def foreign_file(path: Path, activation: str, *, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """A state dict under RobustBench's names for PreActResNet; images it classifies all right with that activation."""
+    torch.manual_seed(1)
+    description = Description("preact_resnet10_w16", tuple("0123456789"), 32, activation=activation)
+    model = RobustClassifier.from_description(description).train()
+    x_u8 = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        model(to_float(x_u8))  # batch norms that have seen something
+        model.eval()
+        logits = model(to_float(x_u8))
+        model.network.head.bias -= logits.mean(0)  # so that every class occurs
+        y = model(to_float(x_u8)).argmax(1)
+    names = {"stem": "conv1", "pool.0": "bn", "head": "linear"}
+    inner = {"preact.0": "bn1", "branch.0": "conv1", "branch.1": "bn2", "branch.3": "conv2", "shortcut": "shortcut.0"}
+    state = {}
+    for name, tensor in model.network.state_dict().items():
+        module, _, last = name.rpartition(".")
+        if module.startswith("blocks."):
+            _, block, part = module.split(".", 2)
+            module = f"layer{int(block) + 1}.0.{inner[part]}"
+        state[f"{names.get(module, module)}.{last}"] = tensor
+    torch.save({"state_dict": state, "epoch": 7, "optimizer": {"lr": 0.1}}, path)
+    return x_u8, y
+
+
+@pytest.fixture
+def foreign(tmp_path: Path):
+    file = tmp_path / "silu.pt"
+    x_u8, y = foreign_file(file, "silu")
+    np.savez(tmp_path / "data.npz", arr_0=x_u8.permute(0, 2, 3, 1).numpy(), arr_1=y.numpy())
+    return file, tmp_path / "data.npz", x_u8, y
+
+
+def inspected(*words: object, capsys: pytest.CaptureFixture[str]) -> dict:
+    assert main([str(word) for word in (*words, "--json", "--device", "cpu")]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_inspect_tells_what_was_read_assumed_and_ignored(foreign, capsys):
+    file, *_ = foreign
+    seen = inspected("inspect", file, capsys=capsys)
+    assert (seen["arch"], seen["arch_from"]) == ("preact_resnet10_w16", "from the tensors' shapes")
+    assert seen["layout"] == "state dict under state_dict"
+    assert seen["told"] == {"epoch": 7}
+    assert seen["ignored"] == ["optimizer"]
+    assert seen["activation_from"].startswith("relu is assumed")
+    assert seen["normalizer_from"] == "none found, none assumed"
+    assert seen["parameters"] == sum(p.numel() for p in load(file).network.parameters())
+    assert len(seen["sha256"]) == 64
+    assert main(["inspect", str(file)]) == 0
+    assert "ignored         optimizer" in capsys.readouterr().out
+
+
+def test_labelled_images_tell_the_activation_and_the_normaliser(foreign, capsys):
+    file, data, *_ = foreign
+    seen = inspected("inspect", file, "--data", data, capsys=capsys)
+    assert seen["activation"] == "silu"
+    assert "by accuracy on 200 labelled images" in seen["activation_from"]
+    assert seen["clean_accuracy"] == 1.0
+    readings = {reading["field"]: reading for reading in seen["readings"]}
+    assert readings["normalizer"]["accuracy"].keys() == {"none", "cifar10", "imagenet"}
+    assert readings["activation"]["accuracy"]["silu"] == 1.0
+
+
+def test_what_was_given_is_not_tried(foreign, capsys):
+    file, data, *_ = foreign
+    seen = inspected(
+        "inspect",
+        file,
+        "--data",
+        data,
+        "--arch",
+        "preact_resnet10_w16",
+        "--activation",
+        "relu",
+        "--normalize",
+        "0.5,0.25",
+        capsys=capsys,
+    )
+    assert seen["readings"] == []
+    assert (seen["activation"], seen["activation_from"]) == ("relu", "as given")
+    assert seen["normalizer"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+def test_too_few_images_change_nothing(foreign):
+    file, _, x_u8, y = foreign
+    model, tellings = tell(load(file), x_u8[:3], y[:3])
+    assert model.description.activation == "relu"
+    assert not any(telling.sure for telling in tellings if telling.best != "relu")
+
+
+def test_convert_keeps_everything_and_the_logits(foreign, tmp_path, capsys):
+    file, data, x_u8, _ = foreign
+    out = tmp_path / "converted.safetensors"
+    seen = inspected("convert", file, out, "--data", data, capsys=capsys)
+    assert seen["out"] == str(out)
+    ours = load(out)
+    assert ours.description.activation == "silu"
+    assert ours.description.recipe["source"]["told"] == {"epoch": 7}
+    theirs = load(file, activation="silu")
+    x = to_float(x_u8[:4])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+    again = inspected("inspect", out, capsys=capsys)
+    assert again["layout"] == "state dict under state_dict"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inspect", "nowhere.pt"], "ckpt: no file nowhere.pt"),
+        (["inspect"], "the following arguments are required: FILE"),
+        (["inspct", "x"], "inspct: no such command; did you mean inspect"),
+        (["inspect", "FOREIGN", "--normalize", "1,2,3"], "normalize: '1,2,3' is none of none, cifar10, imagenet"),
+        (["inspect", "FOREIGN", "--normalize", "0.5,0"], "normalize: '0.5,0'"),
+        (["inspect", "FOREIGN", "--activation", "tanh"], "activation: 'tanh' is none of relu, silu, softplus"),
+        (["inspect", "FOREIGN", "--ema"], "has no averaged weights"),
+        (["inspect", "FOREIGN", "--data", "TINY"], "images of 16 px; the classifier takes 32 px"),
+        (["convert", "FOREIGN", "out.pt"], "does not end in .safetensors"),
+        (["convert", "FOREIGN", "TAKEN"], "exists; choose another name or pass --overwrite"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, message, foreign, tmp_path, capsys):
+    pixels, labels = tiny_pixels(4)
+    np.savez(tmp_path / "tiny.npz", arr_0=pixels, arr_1=labels)
+    (tmp_path / "taken.safetensors").write_bytes(b"mine")
+    places = {"FOREIGN": foreign[0], "TINY": tmp_path / "tiny.npz", "TAKEN": tmp_path / "taken.safetensors"}
+    assert main([str(places.get(word, word)) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "taken.safetensors").read_bytes() == b"mine"
+
+
+def test_list_names_every_classifier_that_loads_by_name(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("cifar10-l2-small") for line in lines)
+    assert any(line.startswith("madrylab-cifar10-l2-0.5") and "l2 eps 0.5" in line for line in lines)
