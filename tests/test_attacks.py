@@ -112,6 +112,32 @@ def test_restarts_never_do_worse(classifier, targeted):
     assert (often > once + 1e-6).any()
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_best_iterate_is_the_best_of_the_run(classifier, targeted):
+    attack = PGD(3.0, 3.0, 4, targeted=targeted, keep="best")  # steps so long that the last is not always the best
+    with frozen_eval(classifier), torch.no_grad():
+        points = [iterate.x_adv for iterate in attack.iterates(classifier, X, Y, X)]
+        losses = torch.stack([F.cross_entropy(classifier(x), Y, reduction="none") for x in points])
+    chosen = losses.argmin(dim=0) if targeted else losses.argmax(dim=0)
+    assert len(points) == 5
+    expected = torch.stack([points[k][i] for i, k in enumerate(chosen.tolist())])
+    torch.testing.assert_close(attack(classifier, X, Y), expected, rtol=0, atol=0)
+
+
+def test_iterates_carry_the_losses_that_their_gradients_took(classifier):
+    attack = PGD(1.0, 0.3, 3)
+    with frozen_eval(classifier):
+        *points, last = attack.iterates(classifier, X, Y, X)
+        for x_adv, loss in points:
+            torch.testing.assert_close(loss, F.cross_entropy(classifier(x_adv), Y, reduction="none"))
+    assert last.loss is None
+    assert torch.equal(last.x_adv, attack(classifier, X, Y))
+
+
+def test_keeping_the_best_of_no_steps_is_the_start(classifier):
+    assert torch.equal(PGD(1.0, 1.0, 0, keep="best")(classifier, X, Y), X)
+
+
 def test_input_gradient_equals_finite_differences(classifier):
     model, x = classifier.double(), X[:1].double()
     gradient = input_gradient(model.network, x, Y[:1])
@@ -138,6 +164,9 @@ def test_margin_is_positive_exactly_where_the_prediction_is_y():
         ({"eps": -1.0}, "eps: -1.0 is less than 0"),
         ({"restarts": 0}, "restarts: 0 is less than 1"),
         ({"box": "never"}, "box: 'never' is neither"),
+        ({"center": "middle"}, "center: 'middle' is neither"),
+        ({"keep": "first"}, "keep: 'first' is neither"),
+        ({"keep": "best", "box": "last"}, "keep: 'best' compares images"),
     ],
 )
 def test_impossible_settings_are_named(fields, message):

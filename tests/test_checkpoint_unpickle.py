@@ -9,6 +9,7 @@ import random
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust_models import UserError, load
-from robust_models.checkpoints.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL, read_torch_file
+from robust_models.checkpoints.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL
+from robust_models.checkpoints.torch_file import read_torch_file
 from robust_models.checkpoints.unpickle import MAX_OPCODES
+from tests.hostile_pickles import name, tensor, text
 
 EXTENSION = 240
 ARCH = "tests.test_checkpoint_unpickle:two_by_two"
@@ -47,14 +50,6 @@ class Canary:
 
     def add(self, path):
         os.mkdir(path)
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
-def name(module: str, function: str) -> bytes:
-    return f"c{module}\n{function}\n".encode()
 
 
 def stack_name(module: str, function: str) -> bytes:
@@ -148,12 +143,6 @@ def test_a_file_that_calls_runs_nothing_and_is_refused(case, tmp_path):
     assert canary.exists()
 
 
-def tensor(size: bytes, key: str = "0", count: bytes = b"K\x04", stride: bytes = b"K\x01\x85") -> bytes:
-    """A float tensor's pickle, by the opcodes of its size tuple."""
-    storage = b"(" + text("storage") + name("torch", "FloatStorage") + text(key) + text("cpu") + count + b"tQ"
-    return name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + b"K\x00" + size + stride + b"\x89}tR"
-
-
 BOMBS = {
     "storage larger than the file": (
         tensor(b"K\x04\x85", count=b"J\xff\xff\xff\x7f") + b".",
@@ -168,7 +157,7 @@ BOMBS = {
     "memo index": (b"Nr\xff\xff\xff\x7f0h\x00.", "memo entry 0 was never written"),
     "declared bytes": (b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "expected 4611686018427387904 bytes"),
     "marks": (b"(" * 5000 + b".", "nested deeper than"),
-    "tuples as key": (b"})" + b"\x85" * 200_000 + b"Ns.", "a container as a key"),
+    "tuples as key": (b"})" + b"\x85" * 200_000 + b"Ns.", "no tensors"),
     "tuples": (b")" + b"\x85" * 200_000 + b".", "holds no tensors"),
     "instructions": (b"N0" * (MAX_OPCODES // 2) + b"N.", "more than 1,000,000 pickle instructions"),
     "colliding keys": (b"}\x8a\x09" + (1 << 64).to_bytes(9, "little") + b"Ns.", "a huge integer as a key"),
@@ -183,7 +172,7 @@ BOMBS = {
     "persistent text": (b"P/etc/passwd\n.", "broken"),
     "persistent number": (b"K\x01Q.", "broken"),
     "unknown storage": (tensor(b"K\x04\x85").replace(b"Float", b"Evil") + b".", "storages of type Evil"),
-    "out of band": (b"\x97.", "NEXT_BUFFER has no place"),
+    "out of band": (b"\x97.", "no instruction that a checkpoint has"),
     "no end": (b"]", "broken"),
     "no instruction": (b"\xff.", "broken"),
     "name of control characters": (name("os", "\x1b[2J\r") + b".", "holds no tensors"),
@@ -256,13 +245,62 @@ def test_tensors_and_plain_values_equal_those_of_torch_load(protocol, legacy, tm
         assert torch.equal(got["kinds"][kind], theirs)
 
 
-def test_numpy_scalars_become_numbers(tmp_path):
-    import numpy as np
+def test_a_zip_with_64_bit_numbers_is_read(monkeypatch, tmp_path):
+    """As torch.save writes one of more than 4 GB."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1)
+    data = b"}" + text("w") + tensor(b"K\x04\x85") + b"s."
+    file = as_zip(data, tmp_path / "file.pt", _0=torch.arange(4.0).numpy().tobytes())
+    assert b"PK\x06\x06" in file.read_bytes()
+    assert read_torch_file(file)["w"].tolist() == [0, 1, 2, 3]
 
-    torch.save({"a": np.float64(0.25), "b": np.int64(-3), "c": np.zeros(2)}, tmp_path / "file.pt")
-    content = read_torch_file(tmp_path / "file.pt")
-    assert (content["a"], content["b"]) == (0.25, -3)
-    assert type(content["c"]).__name__ == "Record"
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numpy_becomes_numbers_and_tensors(protocol, tmp_path):
+    """Arrays of numbers, in every order and width; shared ones stay one; all others are records."""
+    grid = np.arange(6).reshape(2, 3)
+    arrays = {
+        "c": grid.astype("f4"),
+        "fortran": np.asfortranarray(grid.astype("f8")),
+        "big": grid.astype(">i4"),
+        "half": grid.astype("f2"),
+        "flags": grid > 2,
+        "empty": np.zeros((0, 3)),
+        "scalar": np.array(0.5),
+        "strided": grid[:, ::2],
+        "bytes": np.arange(256, dtype=np.uint8),
+    }
+    others = {
+        "objects": np.array([{}, None], object),
+        "text": np.array(["a"]),
+        "times": np.array(["2020-01-01"], "M8[D]"),
+    }
+    content = {"a": np.float64(0.25), "b": np.int64(-3), "again": [arrays["c"]] * 2, **arrays, **others}
+    torch.save(content, tmp_path / "file.pt", pickle_protocol=protocol)
+    got = read_torch_file(tmp_path / "file.pt")
+    assert (got["a"], got["b"]) == (0.25, -3)
+    assert got["again"][0] is got["again"][1] is got["c"]
+    for key, array in arrays.items():
+        assert got[key].dtype == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).dtype
+        np.testing.assert_array_equal(got[key].numpy(), array)
+    assert {type(got[key]).__name__ for key in others} == {"Record"}
+
+
+@pytest.mark.parametrize(
+    ("part", "new"), [(b"K\x02\x85", b"K\x03\x85"), (b"f8", b"i4"), (b"K\x02\x85", b"J\xff\xff\xff\xff\x85")]
+)
+def test_an_array_that_disagrees_with_its_bytes_is_refused(part, new, tmp_path):
+    data = pickle.dumps({"a": np.zeros(2)}, 2).replace(part, new)
+    with pytest.raises(UserError, match=r"an array (of shape \[\d\] in 16 bytes|with an impossible shape)"):
+        read_torch_file(as_zip(data, tmp_path / "file.pt"))
+
+
+def test_a_plain_pickle_of_tensors_or_arrays_is_read(tmp_path):
+    content = {"state_dict": {"w": torch.randn(3, 2), "half": torch.ones(2).half()}, "array": np.arange(3.0)}
+    (tmp_path / "file.pkl").write_bytes(pickle.dumps(content, 4))
+    got = read_torch_file(tmp_path / "file.pkl")
+    assert torch.equal(got["state_dict"]["w"], content["state_dict"]["w"])
+    assert torch.equal(got["state_dict"]["half"], content["state_dict"]["half"])
+    assert got["array"].tolist() == [0, 1, 2]
 
 
 def test_other_kinds_of_file_are_named(tmp_path):
@@ -275,7 +313,8 @@ def test_other_kinds_of_file_are_named(tmp_path):
     says("is a git-lfs pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     says("is empty", b"")
     says("it starts 'hello wo'|it starts b'hello wo'", b"hello world")
-    says("a pickle, but not one of torch.save", pickle.dumps({"a": 1}) * 2)
+    says("a pickle, but not one of torch.save", pickle.dumps([1]) * 2)
+    says("holds no tensors by name", pickle.dumps({"a": 1}))
     for entry, message in [("readme.txt", "no data.pkl"), ("m/code/model.py", "TorchScript program")]:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:

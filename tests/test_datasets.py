@@ -42,7 +42,7 @@ def test_an_npz_may_name_its_classes_and_must_have_labels(tmp_path):
     np.savez(tmp_path / "named.npz", arr_0=pixels, arr_1=labels, class_names=np.array(["red", "green", "blue"]))
     assert load_dataset(str(tmp_path / "named.npz"), "train").class_names == ("red", "green", "blue")
     np.savez(tmp_path / "bare.npz", arr_0=pixels)
-    with pytest.raises(UserError, match=r"no labels; a folder needs class subfolders, an \.npz needs arr_1"):
+    with pytest.raises(UserError, match=r"no labels; an \.npz needs arr_1"):
         load_dataset(str(tmp_path / "bare.npz"), "train")
     np.savez(tmp_path / "wide.npz", arr_0=pixels[:, :8], arr_1=labels)
     with pytest.raises(UserError, match="images are 16x8; classifiers take square images"):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from eval.cli import main
 from eval.metrics import frechet_distance, read_statistics
-from eval.provenance import Source
 from robust_models import Description, RobustClassifier, open_images, save
+from robust_models.checkpoints.provenance import Source
 
 CLASSES = ("airplane", "cat", "dog", "ship")
 
@@ -35,6 +35,11 @@ def folder(tmp_path_factory) -> Path:
         y = model(pixels.float() / 255).argmax(1).numpy()
     np.savez(root / "test.npz", arr_0=pixels.numpy().transpose(0, 2, 3, 1), arr_1=y, lossless=np.ones(30, bool))
     return root
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:
@@ -122,10 +127,14 @@ def test_only_the_fid_is_called_fid(folder, capsys):
 def test_the_fid_is_called_fid(folder, capsys, monkeypatch):
     class BrightestPixels:
         name, dim, protocol, image_size, is_fid = "inception", 3, "pytorch-fid", None, True
+        spatial_dim = num_classes = None
         source = Source("weights.pth", "67")
 
         def __call__(self, x_u8: torch.Tensor) -> torch.Tensor:
             return x_u8.float().flatten(2).amax(2)
+
+        def with_spatial(self, x_u8: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self(x_u8), None
 
     monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: BrightestPixels())
     _, out, _ = run(capsys, *quality(folder, "--json"))

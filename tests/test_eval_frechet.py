@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from eval.features import inception, inception_weights, open_features
-from eval.metrics import FrechetStatistics, StoredStatistics, frechet_distance, read_statistics, write_statistics
 from robust_models import UserError
+from robust_models.features import inception_network, inception_weights, open_features, protocols
+from robust_models.metrics import (
+    FrechetStatistics,
+    StoredStatistics,
+    frechet_distance,
+    read_statistics,
+    write_statistics,
+)
+from robust_models.runtime.hashes import sha256_of
 
 PARTIAL = Path(__file__).parents[2] / "shared" / "data" / "inception" / "inception2015_upto_mixed7a.pth"
 
@@ -173,23 +180,47 @@ def test_an_image_set_is_no_statistics(tmp_path):
     assert read_statistics(tmp_path) is None
 
 
-def test_inception_weights_are_looked_for_and_never_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"not in .*checkpoints; download https://.*--weights FILE or put it in"):
+def test_inception_weights_come_from_a_cache_else_by_a_download_that_is_said_and_checked(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    cache = tmp_path / "home" / "hub" / "checkpoints"
+    source = tmp_path / "elsewhere.pth"
+    torch.save({"fc.weight": torch.zeros(2)}, source)
+    monkeypatch.setattr(inception_weights, "URL", source.as_uri())
+    with pytest.raises(
+        UserError, match=r"weights: the Inception network could not be had \(invalid hash.*--weights FILE"
+    ):
+        inception_weights._download(source.as_uri())
+    assert not list(cache.iterdir())
+
+    monkeypatch.setattr(inception_weights, "WHOLE", sha256_of(source))
+    monkeypatch.setattr(inception_weights, "URL", "https" + source.as_uri()[4:])  # a host that is none
+    with pytest.raises(UserError, match="weights: the Inception network could not be had"):
         inception_weights.find_weights()
-    cached = tmp_path / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
-    cached.parent.mkdir(parents=True)
-    cached.write_text("<html>404</html>")
-    assert inception_weights.find_weights() == cached
+    capfd.readouterr()
+    found = inception_weights._download(source.as_uri())
+    assert found == cache / "pt_inception-2015-12-05-6726825d.pth"
+    assert "weights: downloading file:" in capfd.readouterr().err
+    assert inception_weights.find_weights() == found
+    assert list(inception_weights.read_weights(found)[0]) == ["fc.weight"]
+    assert inception_weights.find_weights(source.as_uri()) == source
+    found.rename(cache / "weights-inception-2015-12-05-6726825d.pth")  # torch-fidelity's name
+    assert inception_weights.find_weights().name.startswith("weights-")
+
+
+def test_other_files_are_not_weights(tmp_path):
+    page = tmp_path / "weights.pth"
+    page.write_text("<html>404</html>")
     with pytest.raises(UserError, match=r"is a web page, not the FID Inception .*expected 6726825d"):
-        inception_weights.read_weights(cached)
-    with pytest.raises(UserError, match="no file"):
+        inception_weights.read_weights(page)
+    with pytest.raises(UserError, match="weights: no file"):
         inception_weights.find_weights(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="weights: no file"):
+        inception_weights.find_weights((tmp_path / "absent.pth").as_uri())
 
 
 def test_unknown_feature_spaces():
     with pytest.raises(
-        UserError, match="'inception-2048' is none of classifier:NAME_OR_FILE, inception, inception-768"
+        UserError, match=r"'inception-2048' is none of classifier:NAME_OR_FILE, inception, inception-768, .*dinov2"
     ):
         open_features("inception-2048")
     with pytest.raises(UserError, match="weights: belongs to the Inception network"):
@@ -198,7 +229,7 @@ def test_unknown_feature_spaces():
 
 def test_pytorch_fid_preprocessing_by_hand():
     x_u8 = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).expand(1, 3, 2, 2)
-    x = inception.preprocess(x_u8)
+    x = protocols.pytorch_fid(x_u8)
     assert x.shape == (1, 3, 299, 299)
     assert x[0, 0, 0, 0] == -1  # beyond the outermost pixel centres nothing is interpolated
     assert x[0, 0, 0, -1] == 1
@@ -214,7 +245,7 @@ def torch_fidelity():
 
 def test_network_equals_torch_fidelity_bit_for_bit(torch_fidelity, tmp_path):
     """Random weights in the whole network; at 299 px its own resize does nothing, so only scaling is left to match."""
-    random = inception.build("Mixed_7c").to_empty(device="cpu")
+    random = inception_network.build("Mixed_7c").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, tensor in random.state_dict().items():
@@ -225,12 +256,12 @@ def test_network_equals_torch_fidelity_bit_for_bit(torch_fidelity, tmp_path):
             state[name] = torch.rand(tensor.shape, generator=generator) + 0.5
     torch.save(state | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, tmp_path / "random.pth")
     reference = torch_fidelity.FeatureExtractorInceptionV3(
-        "reference", ["768", "2048"], feature_extractor_weights_path=str(tmp_path / "random.pth")
+        "reference", ["64", "192", "768", "2048"], feature_extractor_weights_path=str(tmp_path / "random.pth")
     )
     x_u8 = torch.randint(0, 256, (1, 3, 299, 299), generator=generator, dtype=torch.uint8)
-    expected = dict(zip((768, 2048), reference(x_u8), strict=True))
-    for last, dim in inception.DEPTHS.values():
-        network = inception.fill(inception.build(last), state)
+    expected = dict(zip((64, 192, 768, 2048), reference(x_u8), strict=True))
+    for last, dim in inception_network.DEPTHS.values():
+        network = inception_network.fill(inception_network.build(last), state)
         features = network((x_u8.float() - 128) / 128)
         assert features.shape == (1, dim)
         assert features.std() > 0
@@ -257,7 +288,7 @@ def test_the_real_weights_against_torchvisions_network(partial_state, monkeypatc
     monkeypatch.setattr(F, "avg_pool2d", lambda *args, **more: plain(*args, **more, count_include_pad=False))
     x_u8 = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
-        oracle(inception.preprocess(x_u8))
+        oracle(protocols.pytorch_fid(x_u8))
     monkeypatch.undo()
     extractor = open_features("inception-768", weights=PARTIAL)
     torch.testing.assert_close(extractor(x_u8), seen[0], rtol=1e-5, atol=1e-6)

@@ -79,11 +79,27 @@ def test_a_flat_folder_has_no_labels_and_any_format_is_read(tmp_path):
     assert images.labels is None
 
 
-def test_grey_becomes_rgb_and_alpha_is_dropped(tmp_path):
-    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
-    Image.new("RGBA", (8, 8), (10, 20, 30, 128)).save(tmp_path / "rgba.png")
-    x_u8 = open_images(tmp_path).read(0, 2)
-    assert x_u8[:, :, 0, 0].tolist() == [[77, 77, 77], [10, 20, 30]]
+def test_grey_becomes_rgb_and_alpha_is_kept_for_the_refined_image(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("L", (8, 8), 77).save(source / "grey.png")
+    Image.new("LA", (8, 8), (77, 9)).save(source / "grey_alpha.png")
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30])
+    palette.save(source / "palette.png", transparency=b"\x05")
+    Image.new("RGBA", (8, 8), (10, 20, 30, 128)).save(source / "rgba.png")
+    images = open_images(source)
+    assert images.read(0, 4)[:, :, 0, 0].tolist() == [[77, 77, 77], [77, 77, 77], [10, 20, 30], [10, 20, 30]]
+    with write_images(tmp_path / "out", like=images) as add:
+        add(torch.full((2, 3, 8, 8), 50, dtype=torch.uint8))
+        add(torch.full((2, 3, 8, 8), 60, dtype=torch.uint8))
+    written = {file.stem: Image.open(file).getpixel((0, 0)) for file in (tmp_path / "out").iterdir()}
+    assert written == {
+        "grey": (50, 50, 50),
+        "grey_alpha": (50, 50, 50, 9),
+        "palette": (60, 60, 60, 5),
+        "rgba": (60, 60, 60, 128),
+    }
 
 
 def test_same_stem_twice_keeps_both_files_apart(tmp_path):
@@ -126,10 +142,18 @@ def test_nothing_is_left_when_writing_fails(tmp_path):
     ("arrays", "message"),
     [
         ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, r"no array 'arr_0' \(it holds: images\)"),
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, r"arr_0 is float32 \[2, 4, 4, 3\]; expected uint8"),
-        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 is uint8 \[2, 3, 4, 4\]"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, r"arr_0 is int64 \[2, 4, 4, 3\]; expected \[N,H,W,3\] of uint8"),
+        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 is uint8 \[2, 3, 4, 4\]; expected \[N,H,W,3\] of"),
+        (
+            {"arr_0": np.zeros((2, 4, 4), np.uint8)},
+            r"arr_0 is uint8 \[2, 4, 4\]; .*; repeat a grey channel three times",
+        ),
+        ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, r"arr_0 is in Fortran order; save numpy\."),
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"N > 0"),
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, np.int64)}, r"arr_1 is int64 \[3\]"),
+        (
+            {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, np.int64)},
+            r"arr_1 is int64 \[3\]; .* each of 2 images",
+        ),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(2)}, r"arr_1 is float64 \[2\]"),
     ],
 )
@@ -141,7 +165,20 @@ def test_an_npz_of_another_kind_is_described(tmp_path, arrays, message):
 
 def test_no_pickle_inside_an_npz_is_opened(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"arr_0 is an array of pickled objects, which are never opened"):
+        open_images(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((1, 4, 4, 3), np.uint8), arr_1=np.array([{}], dtype=object))
     with pytest.raises(UserError, match=r"not a readable \.npz"):
+        open_images(tmp_path / "x.npz")
+
+
+def test_a_flipped_bit_in_an_npz_is_noticed_before_any_use(tmp_path):
+    pixels, _ = tiny_pixels(4)
+    np.savez(tmp_path / "x.npz", arr_0=pixels)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"not a readable \.npz \(Bad CRC-32"):
         open_images(tmp_path / "x.npz")
 
 
@@ -157,9 +194,12 @@ def test_other_bad_inputs_are_named(tmp_path):
         archive.writestr("arr_0.npy", b"\x93NUMPY\x01")
     with pytest.raises(UserError, match=r"not a readable \.npz"):
         open_images(tmp_path / "half.npz")
-    np.save(tmp_path / "single.npy", np.zeros((2, 4, 4, 3), np.uint8))
-    with pytest.raises(UserError, match=r"not a readable \.npz; make one with numpy.savez"):
-        open_images(tmp_path / "single.npy")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match=r"notes.txt: of no known kind; give a folder of images, \.npz, \.npy, \.pt"):
+        open_images(tmp_path / "notes.txt")
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    with pytest.raises(UserError, match="one image file; put it into a folder"):
+        open_images(tmp_path / "one.png")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
@@ -168,11 +208,36 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         write_npz(tmp_path / "file" / "out.npz", torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
 
 
-def test_mixed_sizes_and_deep_pixels_are_named(tmp_path):
+def test_mixed_sizes_and_depths_are_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Image.new("RGB", (9, 8)).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"mixed sizes: a.png is 8x8, b.png is 9x8"):
         open_images(tmp_path)
     Image.new("I;16", (8, 8)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match=r"b.png: I;16 pixels \(more than 8 bits\)"):
+    with pytest.raises(UserError, match=r"mixed depths: a.png is uint8, b.png is uint16"):
         open_images(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_deep_pixels_that_pillow_would_reduce_are_refused(tmp_path, mode):
+    Image.new(mode, (8, 8)).save(tmp_path / "deep.tif")
+    with pytest.raises(
+        UserError, match=rf"deep.tif: TIFF, {mode}, with more than 8 bits .*; convert it to a 16-bit PNG"
+    ):
+        open_images(tmp_path)
+
+
+def test_a_deep_ppm_is_refused(tmp_path):
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 2 65535\n" + bytes(24))
+    with pytest.raises(UserError, match=r"deep.ppm: PPM, RGB, with more than 8 bits"):
+        open_images(tmp_path)
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 2 255\n" + bytes(12))
+    assert open_images(tmp_path).depth == "uint8"
+
+
+def test_files_are_in_natural_order_whatever_the_folders(tmp_path):
+    pixels, _ = tiny_pixels(6)
+    names = ["b/1.png", "a10/1.png", "a2/07.png", "a2/8.png", "a2/70.png", "a2/0.png"]
+    images = open_images(write_folder(tmp_path, pixels, names))
+    assert list(images.names) == ["a2/0", "a2/07", "a2/8", "a2/70", "a10/1", "b/1"]
+    assert images.class_names == ("a2", "a10", "b")

@@ -121,6 +121,14 @@ def test_convert_keeps_everything_and_the_logits(foreign, tmp_path, capsys):
     assert again["layout"] == "state dict under state_dict"
 
 
+def test_class_names_come_from_the_command_line_or_a_file(foreign, tmp_path, capsys):
+    file, *_ = foreign
+    names = [f"thing {i}" for i in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    assert inspected("inspect", file, "--class-names", tmp_path / "names.txt", capsys=capsys)["classes"] == names
+    assert inspected("inspect", file, "--class-names", ",".join(names), capsys=capsys)["classes"] == names
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -130,6 +138,8 @@ def test_convert_keeps_everything_and_the_logits(foreign, tmp_path, capsys):
         (["inspect", "FOREIGN", "--normalize", "1,2,3"], "normalize: '1,2,3' is none of none, cifar10, imagenet"),
         (["inspect", "FOREIGN", "--normalize", "0.5,0"], "normalize: '0.5,0'"),
         (["inspect", "FOREIGN", "--activation", "tanh"], "activation: 'tanh' is none of relu, silu, softplus"),
+        (["inspect", "FOREIGN", "--class-names", "a,b,a"], "class_names: 'a' stands twice in a,b,a"),
+        (["inspect", "FOREIGN", "--class-names", "a,b"], "head.weight is [10, 128], expected [2, 128]"),
         (["inspect", "FOREIGN", "--ema"], "has no averaged weights"),
         (["inspect", "FOREIGN", "--data", "TINY"], "images of 16 px; the classifier takes 32 px"),
         (["convert", "FOREIGN", "out.pt"], "does not end in .safetensors"),

@@ -139,7 +139,7 @@ def test_an_unreadable_image_is_fatal_or_skipped_as_asked(checkpoint, tmp_path, 
     status = main([str(word) for word in [*arguments, "--on-error", "skip"]])
     captured = capsys.readouterr()
     assert status == 0
-    assert f"skipped: {broken}" in captured.err
+    assert f"skipped: {broken.parent}: 1.png: cannot be decoded" in captured.err
     assert "1 unreadable images skipped" in captured.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "2.png"]
 
@@ -152,7 +152,21 @@ def test_an_unreadable_image_is_fatal_or_skipped_as_asked(checkpoint, tmp_path, 
         ({"--ckpt": "nowhere"}, "ckpt: no file nowhere"),
         ({"--input": "nowhere.npz"}, "nowhere.npz: no such file or folder"),
         ({"--targets": "given"}, "has no labels"),
-        ({"--targets": "best"}, "targets: input should be 'given' or 'pseudo'; got 'best'"),
+        ({"--targets": "best"}, "targets: 'best' is none of given, pseudo, debiased, balanced, class:NAME, or a .csv"),
+        (
+            {"--targets": "class:brid"},
+            "targets: class 'brid' is none of the classifier's 3 classes; did you mean bird?",
+        ),
+        (
+            {"--targets": "pseudo", "--prior": "1,1,2"},
+            "prior: '1,1,2' is for --targets balanced; this run's targets are",
+        ),
+        ({"--targets": "balanced", "--prior": "1,1,2"}, "prior: '1,1,2' is neither uniform nor a CSV or JSON file"),
+        ({"--eps": "auto"}, "eps: auto needs --reference REAL_IMAGES and --judge CLASSIFIER"),
+        ({"--eps": "automatic"}, "eps: "),
+        ({"--uncertain": "50"}, "uncertain: input should be less than or equal to 1; got 50"),
+        ({"--center": "middle"}, "center: input should be 'input' or 'first_step'; got 'middle'"),
+        ({"--out": "refined.tar"}, "out: refined.tar ends in .tar, but the images are npz"),
         ({"--device": "abacus"}, "device: 'abacus' cannot be used here"),
         ({"--epz": "1"}, "--epz: no such flag; did you mean --eps?"),
     ],

@@ -1,5 +1,6 @@
 """Files appear whole: written beside their place, synced, renamed."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -9,37 +10,60 @@ from pathlib import Path
 
 from robust_models.errors import UserError
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # disk full, quota used up, file system's limit
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on success it becomes `path`, on error it is removed."""
+    """Gives a temporary path beside `path`; on success it becomes `path`, on error it is removed.
+
+    UserError where there is no room or no permission.
+    """
     _make_parent(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
-        yield partial
-        partial.chmod(0o666 & ~_umask())  # mkstemp, and some writers, make it private
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with _no_room_told(path):
+            yield partial
+            partial.chmod(0o666 & ~_umask())  # mkstemp, and some writers, make it private
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; on success it becomes `path` (replacing it), on error it is removed."""
+    """Gives a temporary folder beside `path`; on success it becomes `path` (replacing it), on error it is removed.
+
+    UserError where there is no room or no permission.
+    """
     _make_parent(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
     try:
-        yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        with _no_room_told(path):
+            yield partial
+            if path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _no_room_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(
+            f"{path}: could not be written ({os.strerror(error.errno)}); what was whole before is still valid: "
+            "make room and run the same command again"
+        ) from error
 
 
 def _make_parent(path: Path) -> None:

@@ -1,0 +1,128 @@
+"""What an image set is, whatever holds it."""
+
+import os
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, overload
+
+import numpy as np
+from torch import Tensor
+
+from robust_models.images.depth import Depth
+
+OnError = Literal["fail", "skip"]
+Add = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class ImageSet(ABC):
+    """N images of one size, read on demand; labels are indices into class_names where those are known.
+
+    Nothing here grows with the pixels: what is kept per image is a label, a name and a place in a file.
+    """
+
+    path: Path
+    names: Sequence[str]  # one relative file name (without suffix) per image
+    size: tuple[int, int]  # height, width in pixels
+    labels: np.ndarray | None  # int64 [N]
+    class_names: tuple[str, ...] | None
+    skipped: tuple[str, ...] = ()  # what could not be read, with on_error="skip"
+    depth: Depth = "uint8"  # the type that `read` gives
+    about: str = ""  # what was found, in words: "npy, uint16 [N,3,H,W]"
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]  # of a file of this kind; () for kinds that are folders only
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1 as [n,3,H,W] of type `depth`: uint8, uint16, or float32 in [0,1]."""
+
+    @abstractmethod
+    def writer(
+        self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None
+    ) -> AbstractContextManager[Add]:
+        """Writes a set of the same kind, names and layout to `out`; see `write_images`, which calls it."""
+
+    @property
+    def in_one_file(self) -> bool:
+        """Whether this set, and so its refined copy, is a single file."""
+        return bool(self.suffixes)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
+        """(slice into the set, images [n,3,H,W] as `read` gives them) over the whole set, in order."""
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            yield slice(start, stop), self.read(start, stop)
+
+
+class _Names(Sequence[str]):
+    """Names made when asked for."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        found = range(len(self))[index]
+        return self._name(found) if isinstance(found, int) else [self._name(i) for i in found]
+
+    def _name(self, i: int) -> str:
+        raise NotImplementedError
+
+
+class Numbered(_Names):
+    """ "000000", "000001", ..."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def _name(self, i: int) -> str:
+        return f"{i:06d}"
+
+
+class Packed(_Names):
+    """Given names in one buffer: a list of as many strings would take several times their length."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.text, self.ends = bytearray(), array("Q")
+        for name in names:
+            self.append(name)
+
+    def append(self, name: str) -> None:
+        self.text += name.encode("utf-8", "surrogateescape")
+        self.ends.append(len(self.text))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _name(self, i: int) -> str:
+        start = self.ends[i - 1] if i else 0
+        return self.text[start : self.ends[i]].decode("utf-8", "surrogateescape")
+
+
+class Stems(_Names):
+    """File names without their suffixes."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _name(self, i: int) -> str:
+        return stem(self.files[i])
+
+
+def stem(file: str) -> str:
+    """ "cat/1.old.png" -> "cat/1.old"."""
+    return os.path.splitext(file)[0]  # a Path would keep every name in the interpreter's table

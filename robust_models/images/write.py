@@ -1,0 +1,80 @@
+"""A refined set beside its source: of the same kind, whole or not at all."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from robust_models.errors import UserError
+from robust_models.images.depth import DTYPES
+from robust_models.images.image_set import Add, ImageSet
+from robust_models.images.npz import NpzImages, npz_writer
+from robust_models.runtime.files import whole_file, whole_folder
+
+_SUFFIXES = frozenset({".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"})
+
+
+@contextmanager
+def write_images(
+    out: Path, *, like: ImageSet, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None
+) -> Iterator[Add]:
+    """Gives `add(x [n,3,H,W])`, to be called batch by batch until len(like) images are there; then the set stands at
+    `out`, of the kind, names, layout and depth of `like` (an `.npz` wherever `out` ends so). On an error nothing is
+    left there, and what stood there before stands unchanged.
+
+    x has the type that `like.read` gives; `from_float(x, like.depth)` makes it. labels [N] and class_names go into npz
+    and pt; folders, tar shards and parquet files keep those of their source; an npy has none.
+    UserError: `out` names another kind; other than len(like) labels or images; x of another size or type.
+    """
+    to_npz = out.suffix == ".npz"
+    if labels is not None and len(labels) != len(like):
+        raise UserError(f"labels: {len(labels)} for {len(like)} images; give one for each")
+    if not to_npz:
+        check_out(out, like)
+    in_one_file = to_npz or like.in_one_file
+    if out.is_dir() if in_one_file else out.is_file():
+        raise UserError(f"out: {out} is a {'folder' if in_one_file else 'file'}, but {_kind(like)}")
+    with (whole_file if in_one_file else whole_folder)(out) as partial:
+        if to_npz and not isinstance(like, NpzImages):
+            writer = npz_writer(partial, (len(like), *like.size, 3), np.dtype(like.depth), labels, class_names)
+        else:
+            writer = like.writer(partial, labels, class_names)
+        with writer as add, _complete(add, like) as checked:
+            yield checked
+
+
+def check_out(out: Path, like: ImageSet) -> None:
+    """UserError where the name of `out` contradicts the kind of `like`; for use before any work."""
+    fitting = like.suffixes if like.in_one_file else ()
+    if out.suffix in _SUFFIXES - {".npz", *fitting}:
+        raise UserError(f"out: {out} ends in {out.suffix}, but {_kind(like)} (or an .npz)")
+
+
+def _kind(like: ImageSet) -> str:
+    name = f"a file ending in {like.suffixes[0]}" if like.in_one_file else "a folder"
+    return f"the images are {like.about or like.kind} and stay of that kind; name {name}"
+
+
+@contextmanager
+def _complete(add: Add, like: ImageSet) -> Iterator[Add]:
+    """`add` with its promises checked: each batch fits the set, and in the end all are there."""
+    written = 0
+
+    def checked(x: Tensor) -> None:
+        nonlocal written
+        if x.shape[1:] != (3, *like.size) or x.dtype != DTYPES[like.depth]:
+            expected = f"{DTYPES[like.depth]} [n,3,{like.size[0]},{like.size[1]}]"
+            raise UserError(
+                f"add: {x.dtype} {list(x.shape)} came; expected {expected}, as images.read gives them; "
+                "from_float(x, images.depth) makes them"
+            )
+        written += len(x)
+        if written > len(like):
+            raise UserError(f"add: {written} images for a set of {len(like)}")
+        add(x)
+
+    yield checked
+    if written < len(like):
+        raise UserError(f"add: {written} of {len(like)} images were added; nothing is written")
