@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,9 @@ from robust_models.threat import NORMS, per_sample
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
-    """Summed, not averaged: each sample's gradient is then its own, whatever the batch size."""
-    return F.cross_entropy(logits, y, reduction="sum")
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each sample, [N]."""
+    return F.cross_entropy(logits, y, reduction="none")
 
 
 @contextmanager
@@ -34,13 +35,27 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+class Iterate(NamedTuple):
+    """One point of a run. `loss` [N] comes with the gradient taken there; None at the last point, where none is."""
+
+    x_adv: Tensor
+    loss: Tensor | None
+
+
 @dataclass(frozen=True)
 class PGD:
     """x_adv = attack(model, x, y): `steps` steepest steps of length step_size, each projected on the eps-ball around x.
 
     x [N,C,H,W] in [0,1], y [N] int64. Untargeted (away from y) or targeted (towards y). With restarts, each sample
-    keeps its worst run. `box="every_step"` clips to [0,1] inside the loop, as the robustness library does;
-    `box="last"` clips the result only, as BIGRoC's Algorithm 1 does. Madry et al. 2018, arXiv:1706.06083.
+    keeps its worst run. Madry et al. 2018, arXiv:1706.06083.
+
+    box     "every_step" clips to [0,1] inside the loop, as the robustness library does; "last" clips the result only,
+            as BIGRoC's Algorithm 1 does.
+    center  "input" is the ball around x; "first_step" is the ball around the point after step 1, so that images move
+            up to eps + step_size, as BIGRoC's notebooks do.
+    keep    "last" iterate, or for each sample the "best" by the loss (the start is among the candidates; the price is
+            one more forward pass).
+    loss    (logits, y) -> [N], one value per sample: each sample's gradient is its own, whatever the batch size.
     """
 
     eps: float
@@ -51,7 +66,9 @@ class PGD:
     random_start: bool = False
     restarts: int = 1
     box: str = "every_step"
-    loss: Loss = cross_entropy_sum
+    center: str = "input"
+    keep: str = "last"
+    loss: Loss = cross_entropy
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -59,8 +76,17 @@ class PGD:
         for name, value, least in (("eps", self.eps, 0), ("steps", self.steps, 0), ("restarts", self.restarts, 1)):
             if not value >= least:
                 raise UserError(f"{name}: {value} is less than {least}")
-        if self.box not in ("every_step", "last"):
-            raise UserError(f"box: {self.box!r} is neither 'every_step' nor 'last'")
+        for name, value, one, other in (
+            ("box", self.box, "every_step", "last"),
+            ("center", self.center, "input", "first_step"),
+            ("keep", self.keep, "last", "best"),
+        ):
+            if value not in (one, other):
+                raise UserError(f"{name}: {value!r} is neither {one!r} nor {other!r}")
+        if self.keep == "best" and self.box == "last":
+            raise UserError(
+                "keep: 'best' compares images, and box='last' makes iterates outside [0,1]; box='every_step'"
+            )
 
     def __call__(
         self,
@@ -87,29 +113,68 @@ class PGD:
                 worst = torch.maximum(failure, worst)
         return x_adv
 
+    def iterates(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Iterator[Iterate]:
+        """The points of one run, steps + 1 of them from `start` on. With box="last" they may leave [0,1].
+
+        The model is the caller's to freeze (frozen_eval), for as long as the iterator is used.
+        """
+        ball = NORMS[self.norm]
+        direction = -self.step_size if self.targeted else self.step_size
+        center, x_adv = x, start.detach()
+        for step in range(self.steps):
+            gradient, loss = gradient_and_loss(model, x_adv, y, self.loss)
+            yield Iterate(x_adv, loss)
+            x_adv = x_adv + direction * ball.steepest(gradient)
+            if step == 0 and self.center == "first_step":
+                center = x_adv
+            x_adv = center + ball.project(x_adv - center, self.eps)
+            if self.box == "every_step":
+                x_adv = x_adv.clamp(0, 1)
+        yield Iterate(x_adv, None)
+
     def _start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         if not self.random_start:
             return x
         return (x + NORMS[self.norm].random(x, self.eps, generator)).clamp(0, 1)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
-        ball = NORMS[self.norm]
-        direction = -self.step_size if self.targeted else self.step_size
-        x_adv = start.detach()
-        for _ in range(self.steps):
-            gradient = input_gradient(model, x_adv, y, self.loss)
-            x_adv = x + ball.project(x_adv + direction * ball.steepest(gradient) - x, self.eps)
-            if self.box == "every_step":
-                x_adv = x_adv.clamp(0, 1)
-        return x_adv.clamp(0, 1)
+        iterates = self.iterates(model, x, y, start)
+        return (_last(iterates) if self.keep == "last" else self._best(iterates, model, y)).clamp(0, 1)
+
+    @torch.no_grad()
+    def _best(self, iterates: Iterator[Iterate], model: nn.Module, y: Tensor) -> Tensor:
+        """The iterate of each sample whose loss is lowest (targeted) or highest."""
+        best, of_best = next(iterates)
+        if of_best is None:  # no steps
+            return best
+        for x_adv, loss in iterates:
+            loss = self.loss(model(x_adv), y) if loss is None else loss
+            better = loss < of_best if self.targeted else loss > of_best
+            best = torch.where(per_sample(better, best), x_adv, best)
+            of_best = torch.where(better, loss, of_best)
+        return best
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy_sum) -> Tensor:
-    """Gradient of the loss at x, [N,C,H,W]; parameters collect nothing."""
+def _last(iterates: Iterator[Iterate]) -> Tensor:
+    x_adv = None
+    for x_adv, _ in iterates:  # noqa: B007  (only the last one is wanted)
+        pass
+    assert x_adv is not None  # a run has at least its start
+    return x_adv
+
+
+def gradient_and_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
+    """Gradient of the loss at x, [N,C,H,W], and the loss itself, [N]; parameters collect nothing."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(loss(model(x), y), x)
-    return gradient
+        values = loss(model(x), y)
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    return gradient, values.detach()
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
+    """Gradient of the loss at x, [N,C,H,W]; parameters collect nothing."""
+    return gradient_and_loss(model, x, y, loss)[0]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -11,39 +12,79 @@ from robust_models.runtime.files import whole_file
 CELL = 96  # pixels per image at least
 GAP = 6
 CAPTION = 30  # two lines of text
-MARGIN = 56  # room for the row names
+FONT_SIZE = 11
+FRAME_MS, LAST_FRAME_MS = 400, 1600
 BACKGROUND, INK, FAINT = "white", "#222222", "#777777"
+GREY, MOST = 128, 20  # a larger factor would show rounding as structure
+
+Row = tuple[str, Tensor]  # a name and images x_u8 [N,3,H,W] on the CPU
 
 
-def save_rows(path: Path, rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], *, columns: int = 8) -> None:
-    """One PNG: every row of images x_u8 [N,3,H,W] under its name, column i of all rows above captions[i].
+def save_rows(path: Path, rows: Sequence[Row], captions: Sequence[str], *, columns: int = 8) -> None:
+    """One PNG: every row of images under its name, column i of all rows above captions[i].
 
     N images wrap into blocks of `columns`; small images are enlarged by a whole factor so that their pixels stay sharp.
     """
+    _save(path, [_picture(rows, captions, columns)], "png")
+
+
+def save_trajectory(path: Path, frames: Sequence[Tensor], captions: Sequence[str]) -> None:
+    """The steps of a few images: frames[t] is x_u8 [K,3,H,W] after step t, captions[k] belongs to image k.
+
+    A PNG with one row per step; an animation with one frame per step where path ends in .gif.
+    """
+    rows = [(f"step {t}", frame) for t, frame in enumerate(frames)]
+    if path.suffix.lower() == ".gif":
+        _save(path, [_picture([row], captions, len(row[1])) for row in rows], "gif")
+    else:
+        save_rows(path, rows, captions, columns=len(frames[0]))
+
+
+def difference_row(before_u8: Tensor, after_u8: Tensor) -> Row:
+    """What changed, x_u8 [N,3,H,W]: after less before around mid-grey, amplified by the whole factor in the row's name.
+
+    The factor makes all but 1 in 200 of the changes fit; it is one for all images, so that they can be compared.
+    """
+    change = after_u8.short() - before_u8.short()
+    strongest = change.abs().flatten().kthvalue(max(1, round(0.995 * change.numel()))).values.item()
+    factor = max(1, min(MOST, int(GREY // max(strongest, 1))))
+    return f"change x{factor}", (GREY + factor * change).clamp(0, 255).to(torch.uint8)
+
+
+def _save(path: Path, pictures: Sequence[Image.Image], kind: str) -> None:
+    with whole_file(path) as partial:
+        if kind == "gif":
+            durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
+            pictures[0].save(
+                partial, format=kind, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+            )
+        else:
+            pictures[0].save(partial, format=kind)
+
+
+def _picture(rows: Sequence[Row], captions: Sequence[str], columns: int) -> Image.Image:
     count, _, height, width = rows[0][1].shape
     factor = max(1, round(CELL / width))
     cell_height, cell_width = height * factor, width * factor
     columns = min(columns, count)
     blocks = -(-count // columns)
     block_height = len(rows) * (cell_height + GAP) + CAPTION + GAP
-    canvas = Image.new("RGB", (MARGIN + columns * (cell_width + GAP), GAP + blocks * block_height), BACKGROUND)
+    font = ImageFont.load_default(FONT_SIZE)
+    margin = round(max(font.getlength(name) for name, _ in rows)) + 2 * GAP
+    canvas = Image.new("RGB", (margin + columns * (cell_width + GAP), GAP + blocks * block_height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(11)
     for block in range(blocks):
         top = GAP + block * block_height
+        part = slice(block * columns, (block + 1) * columns)
         for r, (name, x_u8) in enumerate(rows):
             y = top + r * (cell_height + GAP)
-            draw.text((MARGIN - GAP, y + cell_height / 2), name, INK, font, anchor="rm")
-            for c, pixels in enumerate(x_u8[block * columns : (block + 1) * columns]):
+            draw.text((margin - GAP, y + cell_height / 2), name, INK, font, anchor="rm")
+            for c, pixels in enumerate(x_u8[part]):
                 image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-                canvas.paste(
-                    image.resize((cell_width, cell_height), Image.Resampling.NEAREST),
-                    (MARGIN + c * (cell_width + GAP), y),
-                )
+                enlarged = image.resize((cell_width, cell_height), Image.Resampling.NEAREST)
+                canvas.paste(enlarged, (margin + c * (cell_width + GAP), y))
         y = top + len(rows) * (cell_height + GAP)
-        for c, caption in enumerate(captions[block * columns : (block + 1) * columns]):
-            draw.text(
-                (MARGIN + c * (cell_width + GAP) + cell_width / 2, y), caption, FAINT, font, anchor="ma", align="center"
-            )
-    with whole_file(path) as partial:
-        canvas.save(partial, format="png")
+        for c, caption in enumerate(captions[part]):
+            middle = margin + c * (cell_width + GAP) + cell_width / 2
+            draw.text((middle, y), caption, FAINT, font, anchor="ma", align="center")
+    return canvas

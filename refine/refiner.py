@@ -1,0 +1,152 @@
+"""Refinement as a function of tensors: at the end of a sampling loop, or over a stream of batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from refine.bigroc import bigroc, pseudo_labels
+from refine.ensemble import together
+from robust_models.attacks import Loss
+from robust_models.classifier import RobustClassifier
+from robust_models.errors import UserError
+from robust_models.labels import class_index
+from robust_models.threat import check_ball
+
+Models = nn.Module | Sequence[nn.Module]
+Batch = Tensor | tuple[Tensor, Tensor]
+_GREY_LEVEL = 1 / 255  # what rounding may put outside the range of pixels
+
+
+class Refiner:
+    """x_ref = refiner(x, y): images of a generator, refined with a robust classifier.
+
+        refiner = Refiner(robust_models.load("cifar10-l2-small"), eps=1, pixel_range=(-1, 1))
+        x = refiner(generator(z))
+
+    x is [N,3,H,W] of any floating dtype, size and device; x_ref is alike, computed in float32 on the classifier's
+    device. Works inside no_grad and inference_mode; no gradient flows through it. Where a RobustClassifier is made for
+    another size it sees the images resized. Several classifiers: their losses are averaged.
+
+    targets      where no y is given: "pseudo" (the classifier's guess), one class for all by name or index, or "given",
+                 which insists on y.
+    pixel_range  (0, 1) or (-1, 1), that of x and x_ref. eps and step_size are in [0,1] units for either: halve an eps
+                 that was meant for pixels in [-1,1].
+    The other settings are those of refine.bigroc. UserError for what does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Models,
+        eps: float,
+        *,
+        steps: int = 7,
+        step_size: float | None = None,
+        norm: str = "l2",
+        center: str = "input",
+        keep: str = "last",
+        loss: str | Loss = "ce",
+        targets: str | int = "pseudo",
+        pixel_range: tuple[float, float] = (0, 1),
+    ) -> None:
+        if tuple(pixel_range) not in ((0, 1), (-1, 1)):
+            raise UserError(f"pixel_range: {pixel_range} is neither (0, 1) nor (-1, 1)")
+        self.attack = bigroc(eps, steps=steps, step_size=step_size, norm=norm, center=center, keep=keep, loss=loss)
+        try:
+            check_ball(norm, eps)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.model = together(model)
+        self.class_names = _class_names(self.model)
+        self.low, self.high = pixel_range
+        self.targets = targets if targets in ("pseudo", "given") else self._class(targets)
+
+    @torch.inference_mode(False)  # in inference mode there are no gradients, not even under enable_grad
+    def __call__(self, x: Tensor, y: Tensor | Sequence[int] | None = None) -> Tensor:
+        """x [N,3,H,W], y [N] class indices -> x_ref, of x's shape, dtype, device and range."""
+        self._check(x)
+        place = next(self.model.parameters(), x)
+        x01 = x.detach().to(place.device, torch.promote_types(torch.float32, place.dtype), copy=True)
+        x01 = (x01 - self.low) / (self.high - self.low)
+        x_ref = self.attack(self.model, x01, self._targets(x01, y))
+        return (x_ref * (self.high - self.low) + self.low).to(x.device, x.dtype)
+
+    def _targets(self, x: Tensor, y: Tensor | Sequence[int] | None) -> Tensor:
+        if y is not None:
+            return self._labels(torch.as_tensor(y), len(x)).to(x.device, torch.int64, copy=True)
+        if self.targets == "given":
+            raise UserError("y: None, and targets is 'given'; pass the classes, or targets='pseudo'")
+        if self.targets == "pseudo":
+            return pseudo_labels(self.model, x)
+        return torch.full((len(x),), int(self.targets), device=x.device)
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
+            came = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(
+                f"images: {came}; expected float tensors [N,3,H,W] (robust_models.to_float makes them of uint8)"
+            )
+        if x.numel() == 0:
+            return
+        low, high = (value.item() for value in x.aminmax())
+        slack = _GREY_LEVEL * (self.high - self.low)
+        if not (self.low - slack <= low and high <= self.high + slack):
+            raise UserError(
+                f"images: pixels run from {low:.4g} to {high:.4g}, outside [{self.low:g}, {self.high:g}]; clamp them, "
+                f"or say Refiner(..., pixel_range=(-1, 1)) where that is their range (eps stays in [0,1] units)"
+            )
+
+    def _labels(self, y: Tensor, n: int) -> Tensor:
+        if y.is_floating_point() or y.shape != (n,):
+            raise UserError(f"y: {y.dtype} {list(y.shape)} for {n} images; expected one class index for each")
+        if self.class_names is not None and n > 0:
+            low, high = (int(value) for value in y.aminmax())
+            if low < 0 or high >= len(self.class_names):
+                raise UserError(
+                    f"y: classes run from {low} to {high}, but the classifier has {len(self.class_names)} classes "
+                    f"(0 to {len(self.class_names) - 1})"
+                )
+        return y
+
+    def _class(self, name: str | int) -> int:
+        if self.class_names is not None:
+            return class_index(name, self.class_names, source="targets")
+        if isinstance(name, int):
+            return name
+        raise UserError(f"targets: {name!r} is neither 'pseudo' nor 'given', and the classifier names no classes")
+
+
+@overload
+def refine(
+    model: Models, images: Tensor, y: Tensor | Sequence[int] | None = None, *, eps: float, **settings: Any
+) -> Tensor: ...
+@overload
+def refine(
+    model: Models, images: Iterator[Batch] | Sequence[Batch], y: None = None, *, eps: float, **settings: Any
+) -> Iterator[Tensor]: ...
+def refine(
+    model: Models,
+    images: Tensor | Iterator[Batch] | Sequence[Batch],
+    y: Tensor | Sequence[int] | None = None,
+    *,
+    eps: float,
+    **settings: Any,
+) -> Tensor | Iterator[Tensor]:
+    """images [N,3,H,W] float in [0,1], refined towards the classes y [N] (pseudo-labels where None); same shape.
+
+    images may also be an iterator of such batches, or of pairs (batch, y): the result is then an iterator, too, which
+    takes a batch from it whenever one is asked for. eps is in [0,1] pixel units: halve what was meant for pixels in
+    [-1,1]. The settings are Refiner's: steps, step_size (default 1.5 * eps / steps), norm, center, keep, loss, targets,
+    pixel_range.
+    """
+    refiner = Refiner(model, eps, **settings)
+    if isinstance(images, Tensor) or hasattr(images, "dtype") or not isinstance(images, Iterable):
+        return refiner(images, y)  # type: ignore[arg-type]  (what is no tensor is refused there)
+    if y is not None:
+        raise UserError("y: labels for an iterator of images; let it give pairs (images, y) instead")
+    return (refiner(*batch) if isinstance(batch, tuple | list) else refiner(batch) for batch in images)
+
+
+def _class_names(model: nn.Module) -> tuple[str, ...] | None:
+    return next((part.class_names for part in model.modules() if isinstance(part, RobustClassifier)), None)
