@@ -73,7 +73,7 @@ def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]
         "also_fits": source.get("also_fits", []),
         "activation": description.activation if ":" not in description.arch else None,
         "activation_from": source.get("activation"),
-        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "parameters": source.get("parameters") or sum(p.numel() for p in model.network.parameters()),
         "classes": list(description.class_names),
         "image_size": description.image_size,
         "normalizer": asdict(description.normalizer),

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust_models.errors import UserError
+
+ROUNDING = 1e-6  # a projected point that float32 puts this share outside is not projected again
+
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """[N] -> [N,1,...,1], to broadcast against like [N,...]."""
@@ -82,7 +86,122 @@ class Linf(Norm):
         return eps * (2 * torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) - 1)
 
 
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (L2(), Linf())}
+@dataclass(frozen=True)
+class L1(Norm):
+    """Few pixels, each changed by much.
+
+    The exact steepest step moves one coordinate, which would take thousands of steps: here the `share` of coordinates
+    with the largest gradient move alike, at least one. That is the steepest direction among those of length 1 whose
+    entries are at most 1 / count. Tramèr & Boneh 2019 (SLIDE), arXiv:1904.13000.
+    """
+
+    share: float = 0.01
+    name: str = "l1"
+    eps_max: float = math.inf
+
+    def length(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(dim=1)
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        # Soft thresholding, the threshold found by sorting. Duchi et al. 2008, figure 1.
+        size = delta.flatten(1).abs().double()  # sums over an image cancel in float32
+        largest = size.sort(dim=1, descending=True).values
+        excess = largest.cumsum(1) - eps
+        count = torch.arange(1, size.shape[1] + 1, device=size.device)
+        kept = (largest * count > excess).sum(1, keepdim=True).clamp_min(1)
+        shrunk = (size - excess.gather(1, kept - 1) / kept).clamp_min(0)
+        total = shrunk.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        shrunk = shrunk * (eps / total).clamp_max(1)  # what rounding left outside
+        nearest = shrunk.view_as(delta).to(delta.dtype).copysign(delta)
+        return torch.where(per_sample(self.length(delta) > eps * (1 + ROUNDING), delta), nearest, delta)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        moved = flat.abs().topk(max(1, int(self.share * flat.shape[1])), dim=1).indices
+        signs = flat.gather(1, moved).sign()
+        step = signs / signs.abs().sum(1, keepdim=True).clamp_min(1)
+        return torch.zeros_like(flat).scatter(1, moved, step).view_as(gradient)
+
+    def random(self, like: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
+        # Exponential sizes over their sum and one more are uniform in the ball. Barthe et al. 2005, theorem 1.
+        draws = torch.empty(len(like), like[0].numel() + 1, device=like.device, dtype=like.dtype)
+        draws.exponential_(generator=generator)
+        signs = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) - 0.5
+        return (eps * draws[:, :-1] / draws.sum(1, keepdim=True)).view_as(like).copysign(signs)
+
+
+@dataclass(frozen=True)
+class Fourier(Norm):
+    """Every frequency of every channel may change by eps: Linf of the moduli of the orthonormal 2-D Fourier transform.
+
+    The transform keeps L2 distances, so that clipping the moduli gives the nearest point; a constant shift of a
+    HxW image by s has length s * sqrt(HW). Inputs are [..., H, W].
+    """
+
+    name: str = "fourier"
+    eps_max: float = math.inf
+
+    def length(self, delta: Tensor) -> Tensor:
+        return _spectrum(delta).abs().flatten(1).amax(dim=1)
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        spectrum = _spectrum(delta)
+        modulus = spectrum.abs().clamp_min(torch.finfo(delta.dtype).tiny)
+        nearest = _image(spectrum * (eps / modulus).clamp_max(1.0), delta)
+        outside = modulus.flatten(1).amax(dim=1) > eps * (1 + ROUNDING)
+        return torch.where(per_sample(outside, delta), nearest, delta)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        numbers = torch.finfo(gradient.dtype)
+        largest = gradient.flatten(1).abs().amax(dim=1).clamp_min(numbers.tiny)
+        spectrum = _spectrum(gradient / per_sample(largest, gradient))
+        modulus = spectrum.abs()
+        noise = numbers.eps * modulus.flatten(1).amax(dim=1)  # what rounding leaves of a frequency that is not there
+        present = modulus > per_sample(noise, modulus)
+        return _image(torch.where(present, spectrum / modulus.clamp_min(numbers.tiny), 0), gradient)
+
+    def random(self, like: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
+        # White noise has independent Gaussian coefficients. Each keeps its phase, and its modulus becomes that of a
+        # uniform draw from the disc; from the interval where the coefficient is real, being its own conjugate.
+        noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        spectrum = _spectrum(noise)
+        modulus = spectrum.abs()
+        in_disc = (1 - (-modulus.square()).exp()).sqrt()
+        in_interval = torch.erf(modulus / math.sqrt(2))
+        radius = eps * torch.where(_self_conjugate(like), in_interval, in_disc)
+        return _image(spectrum * (radius / modulus.clamp_min(torch.finfo(like.dtype).tiny)), like)
+
+
+def _spectrum(x: Tensor) -> Tensor:
+    """Half of the coefficients [..., H, W//2+1]; those of a real image's other half are their conjugates."""
+    return torch.fft.rfft2(x, norm="ortho")
+
+
+def _image(spectrum: Tensor, like: Tensor) -> Tensor:
+    return torch.fft.irfft2(spectrum, s=like.shape[-2:], norm="ortho")
+
+
+def _self_conjugate(like: Tensor) -> Tensor:
+    """Which frequencies of the half-spectrum are their own negatives: 0 and, of an even size, the highest."""
+    height, width = like.shape[-2:]
+    rows = 2 * torch.arange(height, device=like.device) % height == 0
+    columns = 2 * torch.arange(width // 2 + 1, device=like.device) % width == 0
+    return rows.unsqueeze(1) & columns
+
+
+@dataclass(frozen=True)
+class Unconstrained(L2):
+    """L2 steps that nothing holds back: the radius is inf (0, as everywhere, is no attack)."""
+
+    name: str = "unconstrained"
+
+    def random(self, like: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
+        if math.isinf(eps):
+            raise UserError("random_start: a whole space has no uniform draw; norm=unconstrained starts at the image")
+        return super().random(like, eps, generator)
+
+
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (L2(), Linf(), L1(), Fourier(), Unconstrained())}
 
 
 @dataclass(frozen=True)
@@ -97,9 +216,11 @@ class ThreatModel:
 
 
 def check_ball(norm: str, eps: float) -> None:
-    """ValueError for an unknown norm, and for an eps that cannot be meant in [0,1] pixels (the slip: 8 for 8/255)."""
+    """ValueError for an unknown norm, and for an eps that it cannot have (the slip: 8 for 8/255 of [0,1] pixels)."""
     if norm not in NORMS:
         raise ValueError(f"norm: {norm!r} is none of {', '.join(NORMS)}")
+    if norm == Unconstrained.name and eps not in (0, math.inf):
+        raise ValueError(f"eps: {eps:g} bounds nothing for norm={norm}; write eps=.inf, or norm=l2 for a ball")
     if eps > NORMS[norm].eps_max:
         raise ValueError(
             f"eps: {eps:g} is outside [0, {NORMS[norm].eps_max:g}] for norm={norm} (pixels are in [0,1]); "

@@ -14,7 +14,9 @@ def train_config(**flags: str) -> TrainConfig:
     return resolve(TrainConfig, {"out": "run"}, {name.replace("__", "."): text for name, text in flags.items()})
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "recipe", sorted(path.name for path in RECIPES.glob("*.yaml") if not path.name.startswith("bigroc_"))
+)
 def test_every_shipped_recipe_parses_and_its_header_gives_the_command(recipe):
     config = resolve(TrainConfig, read_recipe(recipe), {"out": "run"})
     assert resolve(TrainConfig, as_plain(config)) == config

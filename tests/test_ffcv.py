@@ -80,7 +80,7 @@ def test_the_command_makes_a_beton_from_any_source(tmp_path, labelled_npz, smoot
     ours, theirs = (load_dataset(str(tmp_path / name), "train", image_size=20) for name in ("b.beton", "set"))
     assert ours.class_names == theirs.class_names == ("class0", "class1", "class2")
     assert torch.equal(ours.y, theirs.y)
-    assert (ours.x_u8.float() - theirs.x_u8.float()).abs().mean() < 4
+    assert (ours.x_u8.float() - theirs.x_u8.float()).abs().mean() < 6  # of 255: shrunk before, and JPEG
     assert main(["write", "--data", str(labelled_npz), "--out", str(tmp_path / "a.beton")]) == 2
     assert "a.beton exists; choose another name or pass --overwrite" in capsys.readouterr().err
     assert main(["write", "--data", str(labelled_npz), "--out", str(tmp_path / "a.npz")]) == 2
@@ -154,3 +154,23 @@ def test_ffcv_cuts_the_boxes_that_stream_cuts(ffcv, tmp_path, smooth_images, ran
         assert difference.mean() < 0.1 * (ours - theirs.roll(1, 0)).abs().mean()
     compiled.close()
     stream.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_beton_of_ffcvs_own_writer_is_read(ffcv, tmp_path):
+    from ffcv.fields import FloatField, IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    pixels, labels = tiny_pixels(30)
+    fields = {"weight": FloatField(), "photo": RGBImageField(write_mode="raw"), "class": IntField()}
+    path = tmp_path / "theirs.beton"
+    samples = [(0.5, image, int(label)) for image, label in zip(pixels, labels, strict=True)]
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(samples)
+    data = load_dataset(str(path), "train")
+    assert np.array_equal(data.x_u8.numpy().transpose(0, 2, 3, 1), pixels)
+    assert data.y.tolist() == labels.tolist()
+    assert data.class_names == ("0", "1", "2")
+    settings = {"batch_size": 10, "seed": 0, "device": CPU}
+    loader = make_loader("ffcv", open_dataset(str(path), "train"), workers=1, **settings)
+    assert torch.equal(loader.batch(4)[0], make_loader("resident", data, **settings).batch(4)[0])
+    loader.close()

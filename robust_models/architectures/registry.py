@@ -58,6 +58,8 @@ def build(arch: str, *, num_classes: int, activation: str = "relu", options: dic
 
 def _of_library(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     library, name = arch.split(":", 1)
+    if library == "program":
+        raise UserError(f"arch: {arch!r} is a file of code, which nothing else can build; load the file itself")
     try:
         if library == "torchvision":
             from torchvision.models import get_model

@@ -1,12 +1,14 @@
 """What a person may say about a checkpoint on any command line, and loading with it."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from robust_models.checkpoints.load import load
 from robust_models.classifier import RobustClassifier
+from robust_models.errors import UserError
 from robust_models.runtime.config import STRICT
 
 
@@ -20,10 +22,30 @@ class CheckpointFlags:
         description="its normaliser: cifar10, imagenet, none, or mean,std as two or six numbers (null: the file's)",
     )
     activation: str | None = Field(None, description="its activation: relu, silu or softplus (null: relu unless known)")
+    class_names: str | None = Field(
+        None, description="its classes in order: with commas, or a text file with one on each line (null: the file's)"
+    )
+    image_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="pixels of the side of the images it was made for (null: the file's, or its family's)"
+    )
     ema: bool = Field(False, description="take the averaged weights of a checkpoint that has both")
     trust: bool = Field(False, description="load TorchScript, torch.export and ONNX files, which run with your rights")
 
     def load(self, checkpoint: str) -> RobustClassifier:
         """robust_models.load with these settings."""
         settings: dict[str, Any] = {name: getattr(self, name) for name in CheckpointFlags.__dataclass_fields__}
+        settings["class_names"] = self.class_names and _names(self.class_names)
         return load(checkpoint, **settings)
+
+
+def _names(text: str) -> list[str]:
+    """Class names, one per line of the file of that name, or between the text's commas."""
+    try:
+        lines = Path(text).read_text("utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class_names: {text} is not a text file ({error})") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"class_names: {twice!r} stands twice in {text}; each class needs a name of its own")
+    return names

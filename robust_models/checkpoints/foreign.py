@@ -24,10 +24,11 @@ class Given:
     normalizer: Normalizer | None = None
     activation: str | None = None
     class_names: Sequence[str] | None = None
+    image_size: int | None = None
 
     def over(self, description: Description) -> Description:
         """The description with what was given in its place."""
-        given = {name: getattr(self, name) for name in ("arch", "normalizer", "activation")}
+        given = {name: getattr(self, name) for name in ("arch", "normalizer", "activation", "image_size")}
         given["class_names"] = self.class_names and tuple(self.class_names)
         given["options"] = {} if self.arch else None
         return replace(description, **{name: value for name, value in given.items() if value is not None})
@@ -48,7 +49,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
     candidates = list(found.variants)
     if match and (":" not in arch or arch == match.arch):
         candidates.append(match.state)
-    image_size = found.image_size or _image_size(found.state, arch, match)
+    image_size = given.image_size or found.image_size or _image_size(found.state, arch, match)
     names = given.class_names or found.class_names or _class_names(_num_classes(found.state, path), image_size)
     matched = match if match and arch == match.arch else None
     usual = matched and matched.normalizer

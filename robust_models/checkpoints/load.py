@@ -47,6 +47,7 @@ def load(
     normalize: str | Normalizer | None = None,
     activation: str | None = None,
     class_names: Sequence[str] | None = None,
+    image_size: int | None = None,
     ema: bool = False,
     trust: bool = False,
 ) -> RobustClassifier:
@@ -55,13 +56,13 @@ def load(
     Reads this project's files and other people's: PyTorch's formats, safetensors, Hugging Face folders (layouts.py,
     hugging_face.py). What a foreign file does not tell may be given: arch (see architectures.build; None: from the
     tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (relu, silu, softplus;
-    None: relu where the file is not known) and class_names. ema: the averaged weights. trust: also load TorchScript,
-    torch.export and ONNX files, which are programs and run with your rights. `description.recipe["source"]` says what
-    was read, ignored and assumed. UserError when there is no file, it is not a checkpoint, or it does not fit its
-    architecture.
+    None: relu where the file is not known), class_names and image_size [pixels]. ema: the averaged weights. trust: also
+    load TorchScript, torch.export and ONNX files, which are programs and run with your rights.
+    `description.recipe["source"]` says what was read, ignored and assumed. UserError when there is no file, it is not a
+    checkpoint, or it does not fit its architecture.
     """
     path = find(checkpoint)
-    given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names)
+    given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names, image_size)
     if kind := programs.kind_of(path):
         return _program(path, kind, given, ema=ema, trust=trust)
     tensors, metadata = read_safetensors(path) if path.is_file() and is_safetensors(path) else (None, {})
@@ -90,4 +91,11 @@ def _program(path: Path, kind: programs.Kind, given: Given, *, ema: bool, trust:
     for flag, value in (("arch", given.arch), ("activation", given.activation), ("ema", ema)):
         if value:
             raise UserError(f"{flag}: does not apply to {path}, a {kind} file, which carries its own network")
-    return programs.load_program(path, kind, trust=trust, normalizer=given.normalizer, class_names=given.class_names)
+    return programs.load_program(
+        path,
+        kind,
+        trust=trust,
+        normalizer=given.normalizer,
+        class_names=given.class_names,
+        image_size=given.image_size,
+    )

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eval.provenance import Source
+from robust_models.checkpoints.provenance import Source
 from robust_models.errors import UserError
 
 
@@ -19,27 +19,57 @@ class FeatureExtractor(Protocol):
     image_size: int | None  # the one size it takes, pixels; None: it resizes
     source: Source  # the network's file
     is_fid: bool  # its Frechet distance is the FID
+    spatial_dim: int | None  # of the sFID's features; None where it has none
+    num_classes: int | None  # of its logits; None where it has no classifier on its features
 
     def __call__(self, x_u8: Tensor) -> Tensor: ...
 
+    def with_spatial(self, x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(features, the sFID's features [n,spatial_dim]) in one pass of the network."""
+        ...
 
-def open_features(name: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """The feature space called `name`: "classifier:NAME_OR_FILE", "inception" (2048-d, pool3) or "inception-768".
+    def logits(self, features: Tensor) -> Tensor | None:
+        """The network's logits [n,num_classes] for its features [n,dim]; None where it has no classifier on them."""
+        ...
 
-    weights is a local file for the Inception network, looked for in torch's hub cache when None. UserError for another
-    name, a missing package, a missing or foreign weights file.
+
+def open_features(
+    name: str,
+    *,
+    weights: Path | str | None = None,
+    protocol: str | None = None,
+    device: torch.device | str = "cpu",
+) -> FeatureExtractor:
+    """The feature space called `name`.
+
+    "classifier:NAME_OR_FILE"; "inception" (2048-d, pool3), "inception-768", "inception-192" or "inception-64";
+    "dinov2" (ViT-L/14, class token).
+    weights: the Inception network's file or URL; None: torch's hub cache, else a download. protocol: how pixels reach
+    Inception (features/protocols.py); None: pytorch-fid. UserError for another name or protocol, for a missing package,
+    for a missing or foreign weights file.
     """
     device = torch.device(device)
     kind, _, checkpoint = name.partition(":")
+    if not kind.startswith("inception"):
+        for field, value in (("weights", weights), ("protocol", protocol)):
+            if value is not None:
+                raise UserError(f"{field}: belongs to the Inception network; --features {name} has its own")
     if kind == "classifier" and checkpoint:
-        if weights is not None:
-            raise UserError(f"weights: belongs to the Inception network; --features {name} names its own checkpoint")
-        from eval.features.classifier import ClassifierFeatures
+        from robust_models.features.classifier import ClassifierFeatures
 
         return ClassifierFeatures(checkpoint, device=device)
 
-    from eval.features.inception import DEPTHS, InceptionFeatures
+    if name == "dinov2":
+        from robust_models.features.dinov2 import DINOv2Features
 
-    if name in DEPTHS:
-        return InceptionFeatures(name, weights, device=device)
-    raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}")
+        return DINOv2Features(device=device)
+
+    from robust_models.features.inception import InceptionFeatures
+    from robust_models.features.inception_network import DEPTHS
+    from robust_models.features.protocols import PROTOCOLS
+
+    if name not in DEPTHS:
+        raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}, dinov2")
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UserError(f"protocol: {protocol!r} is none of {', '.join(PROTOCOLS)}")
+    return InceptionFeatures(name, weights, protocol or "pytorch-fid", device=device)

@@ -1,12 +1,17 @@
-"""The 2015-12-05 Inception weights: found on this machine, recognised by their hash, never downloaded."""
+"""The 2015-12-05 Inception weights: found on this machine or downloaded, recognised by their hash."""
 
+import sys
 from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from torch import Tensor
 
-from eval.provenance import Source, sha256_of
+from robust_models.checkpoints.provenance import Source
 from robust_models.errors import UserError
+from robust_models.runtime.hashes import sha256_of
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 WHOLE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -17,16 +22,22 @@ UP_TO_MIXED_7A = (
 CACHE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 
 
-def find_weights(given: Path | None = None) -> Path:
-    """`given`, or the copy that pytorch-fid or torch-fidelity left in torch's hub cache; else UserError."""
-    if given is not None:
-        if not given.is_file():
+def find_weights(given: Path | str | None = None) -> Path:
+    """`given` (a file or a URL); else the copy of pytorch-fid or torch-fidelity in torch's hub cache; else a download.
+
+    UserError where there is no such file, the download fails or brings something else.
+    """
+    text = str(given) if given is not None else URL
+    if given is not None and urlsplit(text).scheme not in ("file", "http", "https"):
+        if not Path(text).is_file():
             raise UserError(f"weights: no file {given}; {_where_from()}")
-        return given
+        return Path(text)
+    if text.startswith("file:"):
+        return find_weights(url2pathname(urlsplit(text).path))
     for name in CACHE_NAMES:
         if (file := _cache() / name).is_file():
             return file
-    raise UserError(f"weights: the Inception network is not in {_cache()}; {_where_from()}")
+    return _download(text)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Source]:
@@ -40,6 +51,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Source]:
             f"(sha256 {source.sha256[:8]}..., expected {WHOLE[:8]}...); {_where_from()}"
         )
     return torch.load(path, map_location="cpu", weights_only=True), source
+
+
+def _download(url: str) -> Path:
+    place = _cache() / CACHE_NAMES[0]
+    print(f"weights: downloading {url} to {place} (91 MB; sha256 {WHOLE[:8]}... is checked)", file=sys.stderr)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(place), hash_prefix=WHOLE)
+    except (URLError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"weights: the Inception network could not be had ({error}); {_where_from()}") from error
+    return place
 
 
 def _cache() -> Path:

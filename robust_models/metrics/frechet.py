@@ -3,12 +3,15 @@
 It is the FID only where the features are the 2048-d ones of the 2015-12-05 Inception network.
 """
 
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
+
+BLOCK = 1024  # samples: sums of small matrices are rounded and handled as seldom as those of large ones
 
 
 class Moments(Protocol):
@@ -24,29 +27,56 @@ class Moments(Protocol):
 class FrechetStatistics:
     """Running n, mean [D] and scatter [D,D] (sum of outer products about the mean) of features, in float64.
 
-    Batches, workers and ranks merge in any order to the same numbers up to float64 rounding: only centred sums are
-    added (Chan, Golub & LeVeque 1979), never E[xx^T] - E[x]E[x]^T, which cancels.
+    Samples are kept until there are D of them (BLOCK at least), then summed up as many at a time: so memory is that of
+    two [D,D] matrices whatever n is, batches of any size give the same bits, and a set of no more than D samples still
+    has them, which a distance is computed from far faster than from a singular covariance. Only centred sums are added
+    (Chan, Golub & LeVeque 1979), never E[xx^T] - E[x]E[x]^T, which cancels.
     """
 
     def __init__(self, dim: int) -> None:
-        self.n = 0
-        self.mean = np.zeros(dim)
-        self.scatter = np.zeros((dim, dim))
+        self.dim = dim
+        self._summed = 0  # samples that are in _mean and _scatter
+        self._mean = np.zeros(dim)
+        self._scatter = np.zeros((0, 0))  # [D,D] as soon as there is something in it
+        self._kept: list[np.ndarray] = []  # each [n,D]; fewer than a block in all, or exactly one and nothing summed
+        self._block = max(dim, BLOCK)
 
     @property
-    def dim(self) -> int:
-        return len(self.mean)
+    def n(self) -> int:
+        return self._summed + self._num_kept
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[D]; zeros where nothing was seen."""
+        if not self._kept:
+            return self._mean
+        kept = self._samples()
+        return self._mean + (kept - self._mean).sum(axis=0) / self.n
 
     @property
     def covariance(self) -> np.ndarray:
         """[D,D] with n - 1 in the denominator, as numpy.cov has it. UserError below two samples."""
         if self.n < 2:
             raise UserError(f"a covariance needs at least 2 images, got {self.n}")
-        return self.scatter / (self.n - 1)
+        if not self._kept:
+            return self._scatter / (self.n - 1)
+        kept = self._samples()
+        mean = kept.mean(axis=0)
+        centred = kept - mean
+        scatter = centred.T @ centred
+        if self._summed:
+            gap = mean - self._mean
+            scatter += self._scatter + np.outer(gap * (self._summed * len(kept) / self.n), gap)
+        return scatter / (self.n - 1)
+
+    @property
+    def samples(self) -> np.ndarray | None:
+        """Every sample [n,D] where there are at most D of them, else None."""
+        return self._samples() if 0 < self.n <= self.dim and not self._summed else None
 
     def update(self, features: np.ndarray | Tensor) -> None:
         """Adds features [n,D] of any float type. UserError where one is not finite, ValueError for another shape."""
-        batch = features.double().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features, np.float64)
+        batch = features.double().cpu().numpy() if isinstance(features, Tensor) else np.array(features, np.float64)
         if batch.ndim != 2 or batch.shape[1] != self.dim:
             raise ValueError(f"features: expected shape [n,{self.dim}], got {list(batch.shape)}")
         bad = ~np.isfinite(batch).all(axis=1)
@@ -54,53 +84,160 @@ class FrechetStatistics:
             raise UserError(
                 f"features of image {self.n + int(bad.argmax())} are not finite ({int(bad.sum())} such in the batch)"
             )
-        if len(batch):
-            mean = batch.mean(axis=0)
-            centred = batch - mean
-            self._add(len(batch), mean, centred.T @ centred)
+        self._append(batch)
 
     def merge(self, other: "FrechetStatistics") -> None:
         """Adds what `other` has seen; `other` stays as it is."""
         if other.dim != self.dim:
             raise ValueError(f"statistics of {other.dim} features cannot join statistics of {self.dim}")
-        if other.n:
-            self._add(other.n, other.mean, other.scatter)
+        if other._summed:
+            self._add(other._summed, other._mean, other._scatter)
+        for kept in list(other._kept):
+            self._append(kept)
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """Everything it is, for a file; see from_arrays."""
+        kept = self._samples() if self._kept else np.zeros((0, self.dim))
+        return {"n": np.array(self._summed), "mean": self._mean, "scatter": self._scatter, "kept": kept}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FrechetStatistics":
+        found = cls(len(arrays["mean"]))
+        found._summed, found._mean, found._scatter = int(arrays["n"]), arrays["mean"], arrays["scatter"]
+        found._kept = [arrays["kept"]] if len(arrays["kept"]) else []
+        return found
+
+    @property
+    def _num_kept(self) -> int:
+        return sum(map(len, self._kept))
+
+    def _samples(self) -> np.ndarray:
+        """The kept samples as one array, and kept as such."""
+        if len(self._kept) > 1:
+            self._kept = [np.concatenate(self._kept)]
+        return self._kept[0]
+
+    def _append(self, batch: np.ndarray) -> None:
+        while len(batch):
+            room = self._block - self._num_kept
+            if room == 0:  # a whole block, and here is one more
+                self._sum_up()
+                continue
+            self._kept.append(batch[:room])
+            batch = batch[room:]
+        if self._summed and self._num_kept == self._block:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        kept = self._samples()
+        self._kept = []
+        mean = kept.mean(axis=0)
+        centred = kept - mean
+        self._add(len(kept), mean, centred.T @ centred)
 
     def _add(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        total = self.n + n
-        gap = mean - self.mean
-        self.scatter += scatter
-        self.scatter += np.outer(gap * (self.n * n / total), gap)
-        self.mean = self.mean + gap * (n / total)
-        self.n = total
+        total = self._summed + n
+        gap = mean - self._mean
+        if self._summed:
+            self._scatter += scatter
+            self._scatter += np.outer(gap * (self._summed * n / total), gap)
+        else:
+            self._scatter = scatter.copy()
+        self._mean = self._mean + gap * (n / total)
+        self._summed = total
+
+
+class FrechetReference:
+    """A set that many others are compared with: what the distance needs of it is computed once.
+
+    distance(moments) is frechet_distance(moments, reference).
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self._moments = moments
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        return self._moments.mean
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        return self._moments.covariance
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """F [D,r] with F F^T the covariance: from the samples where they are few, else Cholesky's or eigenvectors'."""
+        few = _few(self._moments)
+        if few is not None:
+            return few
+        lower = _cholesky(self.covariance)
+        return _factor(self.covariance) if lower is None else lower
+
+    @cached_property
+    def trace(self) -> float:
+        """Of the covariance."""
+        few = _few(self._moments)
+        return float(np.trace(self.covariance) if few is None else (few**2).sum())
+
+    def distance(self, moments: Moments) -> float:
+        """|mean - mean_r|^2 + tr(S + S_r - 2 (S S_r)^(1/2)), float64, never negative.
+
+        UserError for statistics of different dimension.
+        """
+        if len(moments.mean) != len(self.mean):
+            raise UserError(
+                f"statistics of {len(moments.mean)} features cannot be compared with statistics of {len(self.mean)}"
+            )
+        other = moments if isinstance(moments, FrechetReference) else FrechetReference(moments)
+        gap = other.mean - self.mean
+        # Equal sets differ from 0 by rounding alone, to either side.
+        return max(0.0, float(gap @ gap + other.trace + self.trace - 2 * self._trace_of_root(other)))
+
+    def _trace_of_root(self, other: "FrechetReference") -> float:
+        """tr (S S_r)^(1/2), without a matrix square root.
+
+        With S_r = F F^T the product has the eigenvalues of the symmetric F^T S F. The root of an eigenvalue that is
+        zero but for rounding (1e-16) is 1e-8, which adds up where many are: singular covariances (fewer samples than
+        features) have a factor G too, and the wanted roots are the singular values of G^T F.
+        """
+        if _few(other._moments) is None and self.factor.shape[0] == self.factor.shape[1]:
+            if _cholesky(other.covariance) is not None:
+                return roots(self.factor.T @ other.covariance @ self.factor)
+        product = other.factor.T @ self.factor
+        if product.shape[0] == product.shape[1]:
+            return float(np.linalg.svd(product, compute_uv=False).sum())
+        return roots(product @ product.T if product.shape[0] < product.shape[1] else product.T @ product)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), float64, never negative.
 
-    UserError for statistics of different dimension.
+    FrechetStatistics of fewer samples than features are compared through their samples, which is some hundred times
+    faster than through the covariances. UserError for statistics of different dimension.
     """
-    if len(a.mean) != len(b.mean):
-        raise UserError(f"statistics of {len(a.mean)} features cannot be compared with statistics of {len(b.mean)}")
-    s_a, s_b = a.covariance, b.covariance
-    gap = a.mean - b.mean
-    # Equal sets differ from 0 by rounding alone, to either side.
-    return max(0.0, float(gap @ gap + np.trace(s_a) + np.trace(s_b) - 2 * _trace_of_root(s_a, s_b)))
+    return FrechetReference(b).distance(a)
 
 
-def _trace_of_root(s_a: np.ndarray, s_b: np.ndarray) -> float:
-    """tr (S_a S_b)^(1/2), without a matrix square root.
+def roots(symmetric: np.ndarray) -> float:
+    """The sum of the square roots of a positive semidefinite matrix's eigenvalues."""
+    return float(np.sqrt(np.linalg.eigvalsh(symmetric).clip(min=0)).sum())
 
-    With S_a = L L^T, the product has the eigenvalues of the symmetric L^T S_b L. The root of an eigenvalue that is zero
-    but for rounding (1e-16) is 1e-8, which adds up where many are: singular covariances (fewer samples than features)
-    go through factors S = F F^T instead, whose F_a^T F_b has the wanted roots as singular values.
+
+def _few(moments: Moments) -> np.ndarray | None:
+    """F [D,n-1] with F F^T the covariance of a set that has no more samples than features, else None.
+
+    The samples are turned (by a Householder reflection) so that one of them becomes sqrt(n) times the mean: without it
+    the others have the scatter of the set and, unlike n centred samples, no direction to spare.
     """
-    l_a, l_b = _cholesky(s_a), _cholesky(s_b)
-    if l_a is not None and l_b is not None:
-        return float(np.sqrt(np.linalg.eigvalsh(l_a.T @ s_b @ l_a).clip(min=0)).sum())
-    f_a = _factor(s_a) if l_a is None else l_a
-    f_b = _factor(s_b) if l_b is None else l_b
-    return float(np.linalg.svd(f_a.T @ f_b, compute_uv=False).sum())
+    samples = moments.samples if isinstance(moments, FrechetStatistics) else None
+    if samples is None or len(samples) < 2:
+        return None
+    n = len(samples)
+    centred = samples - samples.mean(axis=0)
+    normal = np.full(n, n**-0.5)
+    normal[0] += 1
+    turned = centred[1:] - np.outer(normal[1:] * (2 / (normal @ normal)), normal @ centred)
+    return turned.T / (n - 1) ** 0.5
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray | None:

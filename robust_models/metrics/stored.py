@@ -1,6 +1,7 @@
 """Frechet statistics on disk: an .npz with mu [D] and sigma [D,D], as pytorch-fid and most tools write it.
 
-Ours hold n, features, protocol and sha256 besides, so that a comparison with other features is refused.
+guided-diffusion's have mu_s, sigma_s (the sFID's) and images besides; ours n, features, protocol and sha256, so that a
+comparison with other features is refused.
 """
 
 import zipfile
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.metrics.frechet import FrechetStatistics
 from robust_models.errors import UserError
+from robust_models.metrics.frechet import FrechetStatistics
 from robust_models.runtime.files import whole_file
 
 
@@ -25,20 +26,25 @@ class StoredStatistics:
     features: str | None = None
     protocol: str | None = None
     sha256: str | None = None  # of the network's weights or checkpoint
+    spatial: "StoredStatistics | None" = None  # of the sFID's features
 
 
-def write_statistics(out: Path, statistics: FrechetStatistics, *, features: str, protocol: str, sha256: str) -> None:
+def write_statistics(
+    out: Path,
+    statistics: FrechetStatistics,
+    *,
+    features: str,
+    protocol: str,
+    sha256: str,
+    spatial: FrechetStatistics | None = None,
+) -> None:
     """Writes an .npz, whole or not at all."""
+    arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    tags = {"features": features, "protocol": protocol, "sha256": sha256}
     with whole_file(out) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            mu=statistics.mean,
-            sigma=statistics.covariance,
-            n=np.array(statistics.n),
-            features=np.array(features),
-            protocol=np.array(protocol),
-            sha256=np.array(sha256),
-        )
+        np.savez(file, **arrays, n=np.array(statistics.n), **{name: np.array(tag) for name, tag in tags.items()})  # type: ignore[arg-type]
 
 
 def read_statistics(path: Path | str) -> StoredStatistics | None:
@@ -56,17 +62,24 @@ def read_statistics(path: Path | str) -> StoredStatistics | None:
             found = {name: arrays[name] for name in arrays.files if name in _NAMES}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: not readable statistics ({error})") from error
-    missing = [name for name in ("mu", "sigma") if name not in found]
-    if missing:
-        raise UserError(f"{path}: statistics without {missing[0]!r}; expected mu [D] and sigma [D,D]")
-    mean, covariance = found["mu"], found["sigma"]
-    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{path}: mu is {list(mean.shape)}, sigma {list(covariance.shape)}; expected [D] and [D,D]")
-    if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in (mean, covariance)):
-        raise UserError(f"{path}: mu and sigma must be finite real numbers")
     tags = {name: str(found[name]) for name in ("features", "protocol", "sha256") if name in found}
     n = int(found["n"]) if "n" in found and found["n"].ndim == 0 else None
-    return StoredStatistics(path, mean.astype(np.float64), covariance.astype(np.float64), n, **tags)
+    spatial = None
+    if {"mu_s", "sigma_s"} & set(found):
+        spatial = StoredStatistics(path, *_moments(path, found, "mu_s", "sigma_s"), n)
+    return StoredStatistics(path, *_moments(path, found, "mu", "sigma"), n, **tags, spatial=spatial)
 
 
-_NAMES = ("mu", "sigma", "n", "features", "protocol", "sha256")
+def _moments(path: Path, found: dict[str, np.ndarray], mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
+    missing = [name for name in (mu, sigma) if name not in found]
+    if missing:
+        raise UserError(f"{path}: statistics without {missing[0]!r}; expected {mu} [D] and {sigma} [D,D]")
+    mean, covariance = found[mu], found[sigma]
+    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"{path}: {mu} is {list(mean.shape)}, {sigma} {list(covariance.shape)}; expected [D] and [D,D]")
+    if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in (mean, covariance)):
+        raise UserError(f"{path}: {mu} and {sigma} must be finite real numbers")
+    return mean.astype(np.float64), covariance.astype(np.float64)
+
+
+_NAMES = ("mu", "sigma", "mu_s", "sigma_s", "n", "features", "protocol", "sha256")

@@ -47,9 +47,7 @@ def library_network(state: State) -> Match | None:
     arch = fitting[0]
     resized = size is not None and size != networks[arch]
     options = {_SIZE_OPTION[arch.partition(":")[0]]: size} if resized else {}
-    return Match(
-        arch, state, "relu", image_size=size or networks[arch], also=tuple(fitting[1:]), options=options
-    )
+    return Match(arch, state, "relu", image_size=size or networks[arch], also=tuple(fitting[1:]), options=options)
 
 
 @cache

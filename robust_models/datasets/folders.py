@@ -1,0 +1,83 @@
+"""Folders of image files, one subfolder per class: any, ImageNet, its restriction to nine super-classes, CINIC-10."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from robust_models.datasets.stores import FileStore
+from robust_models.errors import UserError
+from robust_models.images import IMAGE_SUFFIXES
+from robust_models.images.folder import files_below, sorted_naturally
+from robust_models.images.image_set import Packed
+
+Split = Literal["train", "test"]
+Classes = Callable[[list[str]], dict[str, int]]  # names of all class folders, sorted -> the label of each that is used
+
+SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val", "valid")}
+
+# Sorted synsets first to last, both included. Engstrom et al. 2019, arXiv:1906.00945 A.1, and MadryLab/robustness.
+RESTRICTED_IMAGENET = {
+    "dog": (151, 268),
+    "cat": (281, 285),
+    "frog": (30, 32),
+    "turtle": (33, 37),
+    "bird": (80, 100),
+    "primate": (365, 382),
+    "fish": (389, 397),
+    "crab": (118, 121),
+    "insect": (300, 319),
+}
+
+
+def split_folder(root: Path, split: Split, *, required: bool = False) -> Path:
+    """The subfolder of `root` with this split; `root` itself where it has no splits (and none are required)."""
+    for name in SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            return root / name
+    has_other = any((root / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names)
+    if required or has_other:
+        raise UserError(
+            f"{root}: no folder {' or '.join(f'{name}/' for name in SPLIT_FOLDERS[split])} for {split} images"
+        )
+    return root
+
+
+def open_files(root: Path, classes: Classes | None = None) -> tuple[FileStore, tuple[str, ...]]:
+    """The files below `root` and the names of their class folders, in natural order. No file is opened.
+
+    classes: which folders are used and their labels; the names are then its caller's business.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    files = sorted_naturally(files_below(root, IMAGE_SUFFIXES))
+    if not files:
+        raise UserError(f"{root}: no images here or below (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    bare = next((file for file in files if "/" not in file), None)
+    if bare is not None:
+        raise UserError(f"{root}: {bare} lies in no class subfolder; labels come from subfolders, one per class")
+    folders = sorted_naturally(iter({_top(file) for file in files}))
+    labels = classes(folders) if classes else {name: i for i, name in enumerate(folders)}
+    used = [file for file in files if _top(file) in labels]
+    y = np.fromiter((labels[_top(file)] for file in used), np.int64, len(used))
+    return FileStore(y, root, Packed(used)), tuple(folders)
+
+
+def imagenet(folders: list[str], *, root: Path) -> dict[str, int]:
+    """A label for each of the 1,000 synsets, in their order."""
+    if len(folders) != 1000:
+        raise UserError(f"{root}: {len(folders)} class folders; ImageNet has 1,000, named by synset (n01440764, ...)")
+    return {name: i for i, name in enumerate(folders)}
+
+
+def restricted_imagenet(folders: list[str], *, root: Path) -> dict[str, int]:
+    """The synsets of the nine super-classes."""
+    synsets = imagenet(folders, root=root)
+    ranges = enumerate(RESTRICTED_IMAGENET.values())
+    label_of = {synset: label for label, (first, last) in ranges for synset in range(first, last + 1)}
+    return {name: label_of[synset] for name, synset in synsets.items() if synset in label_of}
+
+
+def _top(file: str) -> str:
+    return file.partition("/")[0]
