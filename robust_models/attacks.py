@@ -35,6 +35,18 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+def gradient_and_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
+    """Gradient of the loss at x, [N,C,H,W], and the loss itself, [N]; parameters collect nothing."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        values = loss(model(x), y)
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    return gradient, values.detach()
+
+
+Gradient = Callable[[nn.Module, Tensor, Tensor, Loss], tuple[Tensor, Tensor]]
+
+
 class Iterate(NamedTuple):
     """One point of a run. `loss` [N] comes with the gradient taken there; None at the last point, where none is."""
 
@@ -56,6 +68,7 @@ class PGD:
     keep    "last" iterate, or for each sample the "best" by the loss (the start is among the candidates; the price is
             one more forward pass).
     loss    (logits, y) -> [N], one value per sample: each sample's gradient is its own, whatever the batch size.
+    gradient  (model, x, y, loss) -> the gradient at x and the loss [N]; smoothing.SmoothedGradient averages over noise.
     """
 
     eps: float
@@ -69,6 +82,7 @@ class PGD:
     center: str = "input"
     keep: str = "last"
     loss: Loss = cross_entropy
+    gradient: Gradient = gradient_and_loss
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -122,7 +136,7 @@ class PGD:
         direction = -self.step_size if self.targeted else self.step_size
         center, x_adv = x, start.detach()
         for step in range(self.steps):
-            gradient, loss = gradient_and_loss(model, x_adv, y, self.loss)
+            gradient, loss = self.gradient(model, x_adv, y, self.loss)
             yield Iterate(x_adv, loss)
             x_adv = x_adv + direction * ball.steepest(gradient)
             if step == 0 and self.center == "first_step":
@@ -161,15 +175,6 @@ def _last(iterates: Iterator[Iterate]) -> Tensor:
         pass
     assert x_adv is not None  # a run has at least its start
     return x_adv
-
-
-def gradient_and_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
-    """Gradient of the loss at x, [N,C,H,W], and the loss itself, [N]; parameters collect nothing."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        values = loss(model(x), y)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
-    return gradient, values.detach()
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:

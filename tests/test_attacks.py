@@ -7,6 +7,7 @@ from torch import nn
 
 from robust_models import NORMS, PGD, UserError
 from robust_models.attacks import frozen_eval, input_gradient, target_margin
+from robust_models.smoothing import SmoothedGradient
 from tests.tiny import tiny_classifier
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -177,3 +178,14 @@ def test_impossible_settings_are_named(fields, message):
 def test_uint8_pixels_are_refused(classifier):
     with pytest.raises(UserError, match=r"x: torch.uint8 .* expected float"):
         PGD(0.5, 0.1, 1)(classifier, X.to(torch.uint8), Y)
+
+
+def test_an_attack_takes_another_gradient(classifier):
+    x, y = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    plain = PGD(0.5, 0.2, 3)
+    smoothed = PGD(0.5, 0.2, 3, gradient=SmoothedGradient(0.1, 2, torch.Generator().manual_seed(0)))
+    again = PGD(0.5, 0.2, 3, gradient=SmoothedGradient(0.1, 2, torch.Generator().manual_seed(0)))
+    x_adv = smoothed(classifier, x, y)
+    assert not torch.equal(x_adv, plain(classifier, x, y))
+    assert torch.equal(x_adv, again(classifier, x, y))
+    assert (x_adv - x).flatten(1).norm(dim=1).max() <= 0.5 + 1e-6

@@ -1,4 +1,7 @@
+import errno
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train.run
-from robust_models import UserError, load
+from robust_models import PGD, RobustClassifier, UserError, load, save, to_float
 from robust_models.datasets import load_dataset
 from robust_models.runtime.config import resolve
 from robust_models.runtime.run_folder import MetricsLog, read_metrics
@@ -18,7 +21,11 @@ from train.ema import EMA
 from train.loaders.resident import ResidentLoader
 from train.loop import train as run
 from train.schedule import at, one_cycle, step_decay
+from train.sigterm import Interrupted, Sigterm
+from train.start import make_model
+from train.state import load_state
 from train.step import attack_at, train_step
+from train.validation import overfitting
 
 
 def tiny_config(out: Path, data: Path, **fields) -> TrainConfig:
@@ -59,7 +66,9 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, labelled_npz):
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(2, 33, 2))
     assert [row["step"] for row in rows if row["kind"] == "validation"] == list(range(4, 33, 4))
     events = EventAccumulator(str(out / "tensorboard")).Reload()
-    assert len(events.Scalars("train/loss")) == 16
+    for name in ("loss", "accuracy", "grad_norm", "lr", "images_per_s"):
+        assert len(events.Scalars(f"train/{name}")) == 16
+    assert len(events.Images("validation/attacked")) > 0
     assert len(events.Scalars("validation/robust_accuracy")) == 8
 
 
@@ -96,6 +105,182 @@ def test_a_killed_run_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path,
         for name in ("whole", "killed")
     ]
     assert numbers[0] == numbers[1]
+
+
+def test_sigterm_saves_within_a_step_and_the_run_resumed_equals_the_uninterrupted_one(
+    tmp_path, labelled_npz, monkeypatch, capsys
+):
+    whole = run(tiny_config(tmp_path / "whole", labelled_npz, log_every="3"))
+    config = tiny_config(tmp_path / "told", labelled_npz, log_every="3")
+
+    def in_step_9(*args, step, **rest):
+        if step == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(*args, step=step, **rest)
+
+    def in_validation(*args):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    for name, replaced, step in (("train_step", in_step_9, 10), ("validate", in_validation, 12)):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.run, name, replaced)
+            with pytest.raises(SystemExit) as left:
+                run(config)
+        assert left.value.code == 75
+        assert f"SIGTERM: saved at step {step}; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert run(config)["validation"] == whole["validation"]
+    states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "told")]
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())
+    rows = [
+        [row | {"images_per_s": 0} for row in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "told")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_an_error_that_sigterm_brought_about_is_an_interruption_and_any_other_stays():
+    def fetch(terminated):
+        sigterm.requested = terminated
+        raise RuntimeError("worker killed")
+
+    with Sigterm() as sigterm:
+        with pytest.raises(RuntimeError, match="worker killed"), sigterm.at_once():
+            fetch(terminated=False)
+        with pytest.raises(Interrupted), sigterm.at_once():
+            fetch(terminated=True)
+
+
+def test_a_state_that_was_cut_off_is_passed_over_for_the_one_before(tmp_path, labelled_npz, capsys):
+    config = tiny_config(tmp_path / "run", labelled_npz, epochs="2")
+    first = run(config)
+    path, previous = tmp_path / "run" / "state.pt", tmp_path / "run" / "state.previous.pt"
+    last = load_state(tmp_path / "run")
+    assert last is not None
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    weights = next(value for value in last.model.values() if value.ndim == 2).numpy().tobytes()
+    damaged[content.index(weights) + len(weights) // 2] ^= 255  # which torch.load would take as it is
+    for broken in (content[: len(content) // 2], bytes(damaged)):
+        path.write_bytes(broken)
+        state = load_state(tmp_path / "run")
+        assert state is not None
+        assert (state.progress.step, last.progress.step) == (4, 8)
+        assert "state.pt: cut off or damaged, passed over" in capsys.readouterr().err
+    assert run(config)["validation"] == first["validation"]
+    again = load_state(tmp_path / "run")
+    assert again is not None
+    assert all(torch.equal(value, again.model[name]) for name, value in last.model.items())
+    for file in (path, previous):
+        file.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"out: .* has no whole state to go on from"):
+        load_state(tmp_path / "run")
+
+
+def test_a_full_disk_names_the_step_and_keeps_the_last_good_state(tmp_path, labelled_npz, monkeypatch):
+    config = tiny_config(tmp_path / "run", labelled_npz)
+
+    def full(self, data):
+        if self.name.startswith(".state.pt") and (tmp_path / "run" / "state.pt").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(self, data)
+
+    write_bytes = Path.write_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"step 8: .*state\.pt: could not be written \(No space left on device\)"):
+            run(config)
+    state = load_state(tmp_path / "run")
+    assert state is not None
+    assert state.progress.step == 4
+    assert run(config)["steps"] == 16
+
+
+def test_a_run_stops_early_and_stays_stopped(tmp_path, labelled_npz, monkeypatch):
+    scores = iter([0.5, 0.9, 0.3, 0.4, 0.8])
+    monkeypatch.setattr(train.run, "validate", lambda *args: {"n": 32.0, "robust_accuracy": next(scores)})
+    config = tiny_config(tmp_path / "run", labelled_npz, **{"epochs": "9", "validate.stop_after": "2"})
+    summary = run(config)
+    assert summary["steps"] == 4 * 4
+    assert summary["validation"]["robust_accuracy"] == 0.9
+    assert run(config) == summary
+
+
+def test_catastrophic_overfitting_is_seen_told_and_answered_with_more_steps(
+    tmp_path, labelled_npz, monkeypatch, capsys
+):
+    measured = iter([(0.6, 0.5), (0.9, 0.1), (0.6, 0.5), (0.6, 0.5), (0.6, 0.5)])
+    used = []
+
+    def fake(model, data, attack, config):
+        training_attack, pgd = next(measured)
+        return {"training_attack": training_attack, "pgd": pgd, "attack_steps": float(attack.steps)}
+
+    def noted(*args, attack, **rest):
+        used.append((attack.steps, attack.step_size))
+        return train_step(*args, attack=attack, **rest)
+
+    monkeypatch.setattr(train.run, "overfitting", fake)
+    monkeypatch.setattr(train.run, "train_step", noted)
+    fields = {"epochs": "2", "attack.steps": "1", "guard.every_steps": "2"}
+    run(tiny_config(tmp_path / "run", labelled_npz, **fields))
+    assert used == [(1, 0.1)] * 4 + [(2, 0.05)] * 4
+    told = capsys.readouterr().err
+    assert "catastrophic overfitting at step 4: 90.0% right under the training attack, 10.0% under PGD" in told
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "guard"]
+    assert [(row["step"], row["attack_steps"]) for row in rows] == [(2, 1), (4, 1), (6, 2), (8, 2)]
+
+
+def test_the_guard_compares_the_training_attack_with_pgd(labelled_npz, tmp_path):
+    config = tiny_config(tmp_path, labelled_npz, **{"attack.eps": "3.0", "guard.images": "20"})
+    data, model = load_dataset(str(labelled_npz), "train"), tiny_classifier()
+    row = overfitting(model, data, PGD(3.0, 1e-6, 1), config)
+    clean = (model(to_float(data.x_u8[:20])).argmax(1) == data.y[:20]).float().mean().item()
+    assert row["training_attack"] == pytest.approx(clean)
+    assert row["pgd"] <= clean
+    assert row == overfitting(model, data, PGD(3.0, 1e-6, 1), config)
+
+
+def test_a_run_can_start_from_a_checkpoint_of_other_classes(tmp_path, labelled_npz, classifier):
+    other = RobustClassifier.from_description(replace(classifier.description, class_names=("a", "b")))
+    path = tmp_path / "two.safetensors"
+    save(other, path)
+    fields = {"init": str(path), "arch": "null"}
+    with pytest.raises(UserError, match=r"init: .*two.safetensors has 2 classes, the data has 3; pass --new-head"):
+        run(tiny_config(tmp_path / "run", labelled_npz, **fields))
+    with pytest.raises(UserError, match="init: no file nowhere"):
+        run(tiny_config(tmp_path / "run", labelled_npz, **fields | {"init": "nowhere"}))
+    assert not (tmp_path / "run").exists()
+    config = tiny_config(tmp_path / "run", labelled_npz, **fields, new_head="true", epochs="1")
+    model = make_model(config, ("0", "1", "2"), 16)
+    assert model.description.arch == "preact_resnet10_w16"
+    assert model.description.normalizer == classifier.description.normalizer
+    assert model.head.out_features == 3
+    for name, value in other.network.state_dict().items():
+        if value.shape == model.network.state_dict()[name].shape:
+            assert torch.equal(value, model.network.state_dict()[name]), name
+    trained = load(run(config)["checkpoint"])
+    assert trained.class_names == ("0", "1", "2")
+    assert trained.description.normalizer == classifier.description.normalizer
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"new_head": "true"}, "new_head: has nothing to replace without --init CHECKPOINT"),
+        ({"guard.every_steps": "5", "data.validation": "0"}, "guard.every_steps: needs held-out images"),
+        ({"validate.stop_after": "5", "data.validation": "0"}, "validate.stop_after: needs held-out images"),
+        ({"attack.norm": "unconstrained", "attack.eps": ".inf"}, "attack.norm: unconstrained has no radius"),
+        ({"attack.norm": "linf", "attack.eps": "8/255", "attack.step_size": "2"}, "attack.step_size: 2 is more than"),
+        ({"attack.norm": "linf", "attack.eps": "{0: 0.01, 0.5: 8}"}, "attack.eps: 8 is outside"),
+        ({"attack.eps": "{0.5: 1}"}, "attack.eps: .* does not say what holds from progress 0 on"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named(tmp_path, labelled_npz, fields, message):
+    with pytest.raises(UserError, match=message):
+        tiny_config(tmp_path / "run", labelled_npz, **fields)
 
 
 def test_a_finished_run_started_again_only_repeats_its_summary(tmp_path, labelled_npz):

@@ -10,7 +10,7 @@ EXAMPLES = """\
   python -m train --config cifar_l2_small.yaml                    (in runs/cifar_l2_small)
   python -m train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
   python -m train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
-The same command run again continues where it stopped.
+The same command run again continues where it stopped. On SIGTERM a run saves its state and exits with 75.
 """
 
 
@@ -25,8 +25,12 @@ def _train(config: TrainConfig) -> Summary:
 
 
 def _tell(summary: Summary) -> str:
+    from train.report import table
+
+    checkpoint = Path(summary["checkpoint"])
     scores = ", ".join(f"{name} {value:g}" for name, value in summary["validation"].items()) or "nothing"
-    return f"{summary['checkpoint']}: {summary['steps']} steps in {summary['wall_s']:.0f} s; held out: {scores}"
+    told = f"{checkpoint}: {summary['steps']} steps in {summary['wall_s']:.0f} s; held out: {scores}"
+    return f"{table(checkpoint.parent)}\n{told}".lstrip("\n")
 
 
 TRAIN = Command(

@@ -1,9 +1,11 @@
 """What a training run is: every field of a recipe, with its range."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from robust_models.classifier import NORMALIZERS
@@ -22,8 +24,18 @@ Count = Annotated[int, Field(ge=0)]
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     path: str = Field(
-        default="cifar10", description='"cifar10", "cifar10:DIR", an .npz or a folder of class subfolders'
+        default="cifar10",
+        description="cifar10, cifar100, imagenet:DIR, restricted_imagenet:DIR, cinic10:DIR, a .beton, an .npz or a "
+        "folder of class subfolders",
     )
+    image_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="side in pixels that all images get (null: the source's own)"
+    )
+    loader: Literal["auto", "resident", "stream", "ffcv"] = Field(
+        default="auto", description="auto: ffcv for a .beton; resident (all on the device) for what is in memory"
+    )
+    workers: Count | None = Field(default=None, description="of stream (processes) and ffcv (threads); null: per core")
+    random_crop: bool = Field(default=False, description="stream, ffcv: cut a random box from each image and resize it")
     class_names: tuple[str, ...] | Literal["cifar10"] = Field(default=(), description="names for an .npz that has none")
     validation: Count = Field(default=1000, description="last images of the train split, held out to select the model")
 
@@ -38,12 +50,16 @@ class AugmentConfig:
     flip: bool = Field(default=True, description="mirror half of the images")
     jitter: Fraction = Field(default=0.0, description="brightness, contrast and saturation each vary by this factor")
     rotation: NonNegative = Field(default=0.0, description="degrees to either side")
+    mix: Literal["none", "cutmix", "mixup"] = Field(default="none", description="mixes images and their labels")
+    mix_share: Fraction = Field(default=1.0, description="share of the images that are mixed")
 
 
 @dataclass(frozen=True, config=STRICT)
 class AttackConfig:
     norm: str = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
-    eps: NonNegative = Field(default=0.5, description="radius, pixels in [0,1]; 0 trains without attack")
+    eps: NonNegative | dict[Fraction, NonNegative] = Field(
+        default=0.5, description="radius, pixels in [0,1]; or {progress: radius}; 0 trains without attack"
+    )
     step_size: Positive | dict[Fraction, Positive] = Field(
         default=0.1, description="length of a PGD step; or {progress: length} from that share of the run on"
     )
@@ -52,11 +68,28 @@ class AttackConfig:
 
     @model_validator(mode="after")
     def _consistent(self) -> "AttackConfig":
-        check_ball(self.norm, self.eps)
-        for name, value in (("step_size", self.step_size), ("steps", self.steps)):
+        for name, value in (("eps", self.eps), ("step_size", self.step_size), ("steps", self.steps)):
             if isinstance(value, dict) and 0 not in value:
                 raise ValueError(f"{name}: {value} does not say what holds from progress 0 on")
+        for eps in _values(self.eps):
+            check_ball(self.norm, eps)
+            if math.isinf(eps):
+                raise ValueError(f"norm: {self.norm} has no radius to train for; choose a ball")
+        for length in _values(self.step_size):
+            if length > NORMS[self.norm].eps_max:
+                raise ValueError(
+                    f"step_size: {length:g} is more than the widest ball of norm={self.norm} (pixels are in [0,1]); "
+                    f"did you mean {length:g}/255 = {length / 255:.4f}?"
+                )
         return self
+
+    @property
+    def radius(self) -> float:
+        """eps at the end of the run: what the classifier is to withstand, and is selected by."""
+        return self.eps_at(1.0)
+
+    def eps_at(self, progress: float) -> float:
+        return at(self.eps, progress)
 
     def steps_at(self, progress: float) -> int:
         return at(self.steps, progress)
@@ -65,13 +98,37 @@ class AttackConfig:
         return at(self.step_size, progress)
 
 
+def _values(value: float | dict[float, float]) -> Iterable[float]:
+    return value.values() if isinstance(value, dict) else (value,)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ObjectiveConfig:
+    name: Literal["cross_entropy", "trades"] = Field(default="cross_entropy", description="what a step minimises")
+    beta: NonNegative = Field(default=6.0, description="name=trades: weight of the divergence between x and x_adv")
+    awp: NonNegative = Field(
+        default=0.0, description="adversarial weight perturbation, relative to the weights (0.005 is usual; 0: none)"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class GuardConfig:
+    every_steps: Count = Field(
+        default=0, description="compare the training attack with PGD on held-out images every so often; 0: never"
+    )
+    gap: Fraction = Field(
+        default=0.2, description="a larger gap in accuracy is catastrophic overfitting: the attack's steps double"
+    )
+    images: Annotated[int, Field(ge=1)] = Field(default=256, description="held-out images to compare on")
+
+
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
     lr: Positive = Field(default=0.1, description="peak learning rate of SGD at this batch size")
     momentum: Fraction = Field(default=0.9)
     nesterov: bool = Field(default=False)
     weight_decay: NonNegative = Field(default=5e-4, description="on every parameter")
-    schedule: Literal["step", "one_cycle"] = Field(default="step", description="lr over the run")
+    schedule: Literal["step", "cosine", "one_cycle"] = Field(default="step", description="lr over the run")
     step_epochs: Annotated[int, Field(ge=1)] = Field(
         default=50, description="schedule=step: lr / 10 every so many epochs"
     )
@@ -86,14 +143,27 @@ class ValidationConfig:
     steps: Annotated[int, Field(ge=1)] = Field(
         default=10, description="PGD steps of length 2.5 * eps / steps, random start"
     )
+    stop_after: Count = Field(
+        default=0, description="end the run after so many evaluations without a better one; 0: never"
+    )
+    show: Count = Field(default=8, description="held-out images drawn attacked in TensorBoard at each evaluation")
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     out: Path = Field(description="run folder, default runs/RECIPE; the same command run again continues there")
-    arch: str = Field(default="resnet50", description="a name of robust_models.architectures")
-    activation: str = Field(default="relu", description="relu, silu or softplus")
-    normalize: str = Field(default="cifar10", description=f"normaliser inside the classifier: {', '.join(NORMALIZERS)}")
+    arch: str | None = Field(
+        default=None, description="a name of robust_models.architectures (null: resnet50, or the one of init)"
+    )
+    activation: str | None = Field(default=None, description="relu, silu or softplus (null: relu, or init's)")
+    normalize: str | None = Field(
+        default=None,
+        description=f"normaliser inside the classifier: {', '.join(NORMALIZERS)} (null: cifar10, or init's)",
+    )
+    init: str | None = Field(
+        default=None, description="start from these weights: an embedded or published name, or anyone's checkpoint file"
+    )
+    new_head: bool = Field(default=False, description="replace the last linear layer of init by a fresh one")
     epochs: Annotated[int, Field(ge=1)] = Field(default=150)
     batch_size: Annotated[int, Field(ge=1)] = Field(default=128)
     label_smoothing: Fraction = Field(default=0.0)
@@ -108,12 +178,21 @@ class TrainConfig:
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     attack: AttackConfig = Field(default_factory=AttackConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     validate: ValidationConfig = Field(default_factory=ValidationConfig)
 
-    @field_validator("normalize")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in NORMALIZERS:
-            raise ValueError(f"{name!r} is none of {', '.join(NORMALIZERS)}")
-        return name
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.normalize is not None and self.normalize not in NORMALIZERS:
+            raise ValueError(f"normalize: {self.normalize!r} is none of {', '.join(NORMALIZERS)}")
+        if self.new_head and self.init is None:
+            raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
+        for name, every in (
+            ("guard.every_steps", self.guard.every_steps),
+            ("validate.stop_after", self.validate.stop_after),
+        ):
+            if every and not self.data.validation:
+                raise ValueError(f"{name}: needs held-out images; set data.validation above 0")
+        return self

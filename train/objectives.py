@@ -1,16 +1,71 @@
-"""What a training step minimises."""
+"""What a training step minimises: how images are attacked, and the loss on what comes out.
+
+y is [N] int64, or [N,classes] probabilities where images were mixed; F.cross_entropy takes both.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robust_models.attacks import PGD
+from robust_models.attacks import PGD, frozen_eval
+
+TRADES_START = 1e-3  # std of the noise at the start: at the image itself the KL divergence is flat
 
 
-def adversarial_cross_entropy(
-    model: nn.Module, attack: PGD, x: Tensor, y: Tensor, *, label_smoothing: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy on attacked images and their logits [N,classes]. Madry et al. 2018, arXiv:1706.06083."""
-    x_adv = attack(model, x, y, generator=generator)
-    logits = model(x_adv)
-    return F.cross_entropy(logits, y, label_smoothing=label_smoothing), logits
+class Objective(ABC):
+    """`x_adv = attacked(...)`, then `loss(...)` on it, in the model's training mode."""
+
+    @abstractmethod
+    def attacked(self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """x_adv [N,C,H,W]."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss, and the logits [N,classes] of x_adv."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """Cross-entropy on attacked images. Madry et al. 2018, arXiv:1706.06083."""
+
+    label_smoothing: float = 0.0
+
+    def attacked(self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return attack(model, x, y, generator=generator)
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(x_adv)
+        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits
+
+
+@dataclass(frozen=True)
+class Trades(Objective):
+    """Cross-entropy on clean images + beta * KL(prediction on x || on x_adv). Zhang et al. 2019, arXiv:1901.08573.
+
+    The attack maximises the same divergence, from the prediction in evaluation mode.
+    """
+
+    beta: float = 6.0
+    label_smoothing: float = 0.0
+
+    def attacked(self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        if attack.steps == 0:
+            return x
+        with torch.no_grad(), frozen_eval(model):
+            probs = model(x).softmax(1)
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        start = None if attack.random_start else (x + TRADES_START * noise).clamp(0, 1)
+        return replace(attack, loss=divergence)(model, x, probs, start=start, generator=generator)
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        clean, logits = model(x), model(x_adv)
+        robust = divergence(logits, clean.softmax(1)).mean()
+        return F.cross_entropy(clean, y, label_smoothing=self.label_smoothing) + self.beta * robust, logits
+
+
+def divergence(logits: Tensor, probs: Tensor) -> Tensor:
+    """KL(probs || softmax(logits)) of each sample, [N]."""
+    return F.kl_div(logits.log_softmax(1), probs, reduction="none").sum(1)

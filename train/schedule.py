@@ -14,13 +14,18 @@ def at(value: T | dict[float, T], progress: float) -> T:
     return value[max(start for start in value if start <= progress)]
 
 
+def cosine(progress: float) -> float:
+    """Factor 1 falling to 0. Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def one_cycle(warmup: float) -> Callable[[float], float]:
     """Factor of the peak lr: a linear rise over the share `warmup`, then a cosine to 0. Smith & Topin 2018."""
 
     def factor(progress: float) -> float:
         if progress < warmup:
             return progress / warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) if warmup < 1 else 1.0
+        return cosine((progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
 
     return factor
 

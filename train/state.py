@@ -1,33 +1,91 @@
-"""All that a run needs to go on where it stopped, in one file beside the checkpoint."""
+"""All that a run needs to go on where it stopped, in one file beside the checkpoint, and the one before it."""
 
-from dataclasses import asdict, dataclass
+import io
+import json
+import sys
+import zipfile
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from robust_models.errors import UserError
+from robust_models.runtime.config import as_plain
 from robust_models.runtime.files import whole_file
+from robust_models.runtime.run_folder import environment, write_json
+from train.config import TrainConfig
 
-FILE_NAME = "state.pt"
+FILE_NAME, PREVIOUS_NAME = "state.pt", "state.previous.pt"
+
+
+@dataclass
+class Progress:
+    """Where the run is: plain numbers, the same on every machine."""
+
+    step: int = 0  # optimizer steps done
+    wall_s: float = 0.0
+    validated: int = 0  # step of the last evaluation
+    best: float = -1.0  # highest selection score so far
+    best_scores: dict[str, float] = field(default_factory=dict)
+    without_better: int = 0  # evaluations since then
+    least_attack_steps: int = 0  # what the guard demands
 
 
 @dataclass
 class TrainState:
-    step: int  # optimizer steps done
-    wall_s: float
-    best: float  # highest selection score so far
-    best_scores: dict[str, float]
+    progress: Progress
     model: dict[str, Any]
     ema: dict[str, Any]
     optimizer: dict[str, Any]
+    pending: list[Any]  # measurements since the last row of metrics
 
 
 def save_state(folder: Path, state: TrainState) -> None:
-    with whole_file(folder / FILE_NAME) as partial:
-        torch.save(asdict(state), partial)
+    """Replaces the last state, which is kept as the one before."""
+    buffer = io.BytesIO()
+    torch.save(vars(state) | {"progress": asdict(state.progress)}, buffer)
+    path = folder / FILE_NAME
+    with whole_file(path) as partial:
+        partial.write_bytes(buffer.getbuffer())  # here, so that a full disk is an OSError
+        if path.exists():
+            path.replace(folder / PREVIOUS_NAME)
 
 
 def load_state(folder: Path) -> TrainState | None:
-    """The state last saved in the folder, None where there is none; only tensors and plain values are read."""
-    path = folder / FILE_NAME
-    return TrainState(**torch.load(path, map_location="cpu", weights_only=True)) if path.exists() else None
+    """The last state that is whole, None where none was saved; only tensors and plain values are read."""
+    paths = [path for path in (folder / FILE_NAME, folder / PREVIOUS_NAME) if path.exists()]
+    for path in paths:
+        if _is_whole(path):
+            entries = torch.load(path, map_location="cpu", weights_only=True)
+            return TrainState(**entries | {"progress": Progress(**entries["progress"])})
+        print(f"{path}: cut off or damaged, passed over", file=sys.stderr)
+    if paths:
+        raise UserError(f"out: {folder} has no whole state to go on from; choose another --out, or empty it")
+    return None
+
+
+def claim(config: TrainConfig) -> TrainState | None:
+    """The state to go on from; a folder that holds another run is refused."""
+    plain = as_plain(config)
+    recorded = config.out / "config.json"
+    if recorded.exists():
+        old = json.loads(recorded.read_text())["config"]
+        changed = [name for name in plain if name not in ("out", "device") and old.get(name) != plain[name]]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"out: {config.out} holds a run with another {name} ({old.get(name)} there, {plain[name]} now); "
+                f"choose another --out, or repeat that run's command to continue it"
+            )
+    write_json(recorded, {"config": plain, "environment": environment()})
+    return load_state(config.out)
+
+
+def _is_whole(path: Path) -> bool:
+    """By the checksums in it: torch.save writes a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False

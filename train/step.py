@@ -1,28 +1,55 @@
 """One training step: augment, attack, descend. Nothing here waits for the device."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robust_models.attacks import PGD
+from robust_models.errors import UserError
 from robust_models.images import to_float
 from robust_models.runtime.seeds import STEP, generator
 from train.augment import augment
+from train.awp import adversarial_weights
 from train.config import AttackConfig, TrainConfig
-from train.objectives import adversarial_cross_entropy
-from train.schedule import one_cycle, step_decay
+from train.mixing import mix
+from train.objectives import CrossEntropy, Objective, Trades
+from train.schedule import cosine, one_cycle, step_decay
 
 
-def attack_at(config: AttackConfig, progress: float) -> PGD:
-    """The attack at this share of the run; no steps where eps is 0."""
-    return PGD(
-        eps=config.eps,
-        step_size=config.step_size_at(progress),
-        steps=config.steps_at(progress) if config.eps > 0 else 0,
-        norm=config.norm,
-        random_start=config.random_start and config.eps > 0,
-    )
+class Measured(NamedTuple):
+    """0-d tensors still on the device, of the attacked batch."""
+
+    loss: Tensor
+    accuracy: Tensor
+    grad_norm: Tensor
+
+
+def mean(measured: Sequence[Measured], last_step: int) -> dict[str, float]:
+    """Means over the steps up to last_step, by name. UserError for the first step that was not finite."""
+    values = torch.stack([torch.stack(tuple(one)) for one in measured]).double().cpu()
+    for i, row in enumerate(values.tolist()):
+        if not all(map(math.isfinite, row)):
+            what, number = ("loss", row[0]) if not math.isfinite(row[0]) else ("gradient", row[2])
+            raise UserError(
+                f"step {last_step - len(values) + i + 1}: the {what} became {number}; the last good state is kept; "
+                "lower --optimizer.lr or pass --precision fp32"
+            )
+    return dict(zip(Measured._fields, values.mean(0).tolist(), strict=True))
+
+
+def attack_at(config: AttackConfig, progress: float, *, least_steps: int = 0) -> PGD:
+    """The attack at this share of the run; no steps while eps is 0.
+
+    least_steps: where the recipe has fewer steps, so many, together as long as the recipe's.
+    """
+    eps, step_size = config.eps_at(progress), config.step_size_at(progress)
+    steps = config.steps_at(progress) if eps > 0 else 0
+    if 0 < steps < least_steps:
+        step_size, steps = step_size * steps / least_steps, least_steps
+    return PGD(eps, step_size, steps, norm=config.norm, random_start=config.random_start and eps > 0)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
@@ -36,9 +63,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     )
 
 
+def make_objective(config: TrainConfig) -> Objective:
+    if config.objective.name == "trades":
+        return Trades(config.objective.beta, config.label_smoothing)
+    return CrossEntropy(config.label_smoothing)
+
+
 def lr_factor(config: TrainConfig) -> Callable[[float], float]:
     if config.optimizer.schedule == "one_cycle":
         return one_cycle(config.optimizer.warmup)
+    if config.optimizer.schedule == "cosine":
+        return cosine
     return step_decay(config.optimizer.step_epochs, config.epochs)
 
 
@@ -49,19 +84,28 @@ def train_step(
     y: Tensor,
     config: TrainConfig,
     *,
+    num_classes: int,
+    attack: PGD,
     step: int,
     progress: float,
-) -> tuple[Tensor, Tensor]:
-    """One optimizer step; gives loss and accuracy on the attacked batch as 0-d tensors still on the device."""
+) -> Measured:
+    """One optimizer step: the number `step` of the run, at the finished share `progress` of it."""
     draws = generator(x_u8.device, config.seed, STEP, step)
     x = augment(to_float(x_u8), config.augment, draws)
+    x, y_mixed = mix(x, y, num_classes, config.augment, draws)
+    objective = make_objective(config)
+    x_adv = objective.attacked(model, attack, x, y_mixed, draws)
+    loss, logits = objective.loss(model, x, x_adv, y_mixed)
+
     for group in optimizer.param_groups:
         group["lr"] = config.optimizer.lr * lr_factor(config)(progress)
-    attack = attack_at(config.attack, progress)
-    loss, logits = adversarial_cross_entropy(
-        model, attack, x, y, label_smoothing=config.label_smoothing, generator=draws
-    )
     optimizer.zero_grad()
-    loss.backward()
+    if config.objective.awp:
+        with adversarial_weights(model, loss, config.objective.awp):
+            objective.loss(model, x, x_adv, y_mixed)[0].backward()
+    else:
+        loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
     optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == y).float().mean()
+    return Measured(loss.detach(), (logits.detach().argmax(1) == y).float().mean(), grad_norm)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 
 from robust_models.checkpoints.programs.program import Program
 from robust_models.classifier import RobustClassifier
@@ -21,4 +21,4 @@ def save(model: RobustClassifier, path: Path | str) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     metadata = {"bigroc": json.dumps({"version": FORMAT_VERSION, **asdict(model.description)}), "format": "pt"}
     with whole_file(Path(path)) as partial:
-        save_file(state, partial, metadata)
+        partial.write_bytes(as_bytes(state, metadata))  # safetensors' own writing does not say that a disk is full

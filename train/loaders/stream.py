@@ -1,6 +1,7 @@
 """Batches that worker processes read and decode ahead of the training: for any set, at the pace of its files."""
 
 import itertools
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -42,9 +43,15 @@ class StreamLoader(Loader):
             num_workers=self.workers,
             prefetch_factor=_AHEAD if self.workers else None,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_outlive_sigterm,
         )
         for x_u8, y in loader:
             yield x_u8.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+
+def _outlive_sigterm(_: int) -> None:
+    """A scheduler signals the whole process group: the run saves its state first, and then ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Steps(TorchDataset[Batch]):

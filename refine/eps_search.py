@@ -1,0 +1,151 @@
+"""eps chosen by measurement: refine a part of the set at growing eps until the Frechet distance turns back up.
+
+The images and the half of the reference that choose are not those that judge the choice. Distances are to the
+reference in the features of a judge that takes no part in refining.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_models.errors import UserError
+from robust_models.metrics import FrechetStatistics, frechet_distance, inception_score, precision_recall
+
+STARTS = {"l2": 0.25, "linf": 1 / 255}  # the smallest eps tried, pixels in [0,1]; each next one is twice as large
+LARGEST = {"l2": 64.0, "linf": 32 / 255}
+WORSE_IN_A_ROW = 2  # so many tries past the minimum end the climb
+RESAMPLES = 100
+RESAMPLES_WIDE, WIDE = 10, 512  # above so many features a distance takes a second
+
+Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # x_u8 -> features [n,D], and logits [n,C] where it has some
+RefineAt = Callable[[float], Tensor]  # eps -> the chosen part of the set, refined, uint8
+
+
+@dataclass(frozen=True)
+class Point:
+    """One eps and how the images refined with it score; intervals are 95 % bootstraps over the images."""
+
+    eps: float
+    frechet: float
+    interval: tuple[float, float]
+    inception_score: float | None  # the judge's own
+    precision: float | None
+    recall: float | None
+    chosen_in: float = 0.0  # share of the resamples in which this eps has the smallest distance
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores by eps, ascending from 0 (the images as they came)."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def best(self) -> Point:
+        return min(self.points, key=lambda point: point.frechet)
+
+    @property
+    def plausible(self) -> tuple[float, float]:
+        """The smallest and largest eps that is the best in at least 5 % of the resamples."""
+        likely = [point.eps for point in self.points if point.chosen_in >= 0.05]
+        return min(likely), max(likely)
+
+
+def search(refine_at: RefineAt, judge: Judge, reference: Tensor, *, norm: str, seed: int = 0) -> Curve:
+    """The curve of refine_at over eps against reference features [M,D].
+
+    eps doubles from STARTS until the distance has risen WORSE_IN_A_ROW times, then the gaps beside the minimum are
+    halved once. UserError where a set has fewer than 2 images.
+    """
+    if norm not in STARTS:
+        raise UserError(f"eps: auto knows where to begin for {', '.join(STARTS)}; give a number for norm={norm}")
+    reference_statistics = _statistics(reference)
+    seen: dict[float, tuple[Tensor, Tensor | None]] = {}
+
+    def distance(eps: float) -> float:
+        if eps not in seen:
+            features, logits = judge(refine_at(eps))
+            seen[eps] = features.cpu(), None if logits is None else logits.cpu()
+        return frechet_distance(_statistics(seen[eps][0]), reference_statistics)
+
+    tried = {0.0: distance(0.0)}
+    eps, worse = STARTS[norm], 0
+    while eps <= LARGEST[norm] and worse < WORSE_IN_A_ROW:
+        tried[eps] = distance(eps)
+        worse = 0 if tried[eps] == min(tried.values()) else worse + 1
+        eps *= 2
+    for middle in _beside_minimum(tried):
+        tried[middle] = distance(middle)
+    return _curve({eps: seen[eps] for eps in sorted(tried)}, tried, reference, seed)
+
+
+def _beside_minimum(tried: dict[float, float]) -> list[float]:
+    """The middles of the gaps to the left and right of the best eps."""
+    order = sorted(tried)
+    best = order.index(min(tried, key=tried.__getitem__))
+    beside = [(order[i], order[i + 1]) for i in (best - 1, best) if 0 <= i and i + 1 < len(order)]
+    return [(low + high) / 2 for low, high in beside]
+
+
+def _curve(
+    seen: dict[float, tuple[Tensor, Tensor | None]], tried: dict[float, float], reference: Tensor, seed: int
+) -> Curve:
+    resampled = _bootstrap([features for features, _ in seen.values()], _statistics(reference), seed)
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    chosen = np.bincount(resampled.argmin(axis=1), minlength=len(seen)) / len(resampled)
+    points: list[Point] = []
+    for i, (eps, (features, logits)) in enumerate(seen.items()):
+        precision, recall = (
+            precision_recall(features, reference) if min(len(features), len(reference)) > 3 else (None,) * 2
+        )
+        score = None if logits is None else inception_score(logits)
+        interval = (float(low[i]), float(high[i]))
+        points.append(Point(eps, tried[eps], interval, score, precision, recall, float(chosen[i])))
+    return Curve(tuple(points))
+
+
+def _bootstrap(columns: Sequence[Tensor], reference: FrechetStatistics, seed: int) -> np.ndarray:
+    """Distances [resamples, eps]; every eps is resampled with the same images, so that columns compare in pairs.
+
+    A resample holds fewer distinct images than the set, which lifts every distance alike; the excess over the set's own
+    distance is taken off, so that intervals lie about it.
+    """
+    n, dim = columns[0].shape
+    rng = np.random.default_rng(seed)
+    draws = [rng.integers(0, n, n) for _ in range(RESAMPLES if dim <= WIDE else RESAMPLES_WIDE)]
+    distances = np.array([[frechet_distance(_statistics(c[draw]), reference) for c in columns] for draw in draws])
+    whole = np.array([frechet_distance(_statistics(c), reference) for c in columns])
+    return (distances - (distances.mean(axis=0) - whole)).clip(min=0)
+
+
+def _statistics(features: Tensor) -> FrechetStatistics:
+    statistics = FrechetStatistics(features.shape[1])
+    statistics.update(features)
+    return statistics
+
+
+def halves(n: int, count: int) -> tuple[Tensor, Tensor]:
+    """(indices that choose, indices that judge) of n images: `count` at most to choose, spread evenly, half at most."""
+    chosen = torch.linspace(0, n - 1, max(2, min(count, n // 2))).round().long().unique()
+    rest = torch.ones(n, dtype=torch.bool)
+    rest[chosen] = False
+    return chosen, rest.nonzero().squeeze(1)
+
+
+def tell(curve: Curve) -> str:
+    """The curve as a table, and what it says."""
+    rows = [f"{'eps':>8} {'Frechet':>10} {'95 %':>17} {'IS':>7} {'prec.':>6} {'recall':>6} {'best in':>8}"]
+    for point in curve.points:
+        low, high = point.interval
+        figures = (point.inception_score, point.precision, point.recall)
+        score, precision, recall = (f"{figure:.3f}" if figure is not None else "-" for figure in figures)
+        mark = " <" if point is curve.best else ""
+        rows.append(
+            f"{point.eps:8.4g} {point.frechet:10.4f} {f'{low:.3f} - {high:.3f}':>17} {score:>7} {precision:>6} "
+            f"{recall:>6} {point.chosen_in:8.0%}{mark}"
+        )
+    low, high = curve.plausible
+    return "\n".join([*rows, f"eps {curve.best.eps:g} (from {low:g} to {high:g} in 95 % of the resamples)"])

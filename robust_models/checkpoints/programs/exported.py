@@ -1,0 +1,51 @@
+"""torch.export files (torch.export.save)."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.passes import move_to_device_pass
+
+from robust_models.checkpoints.programs.program import Opened
+
+_UNBOUNDED = 1 << 31  # export's own "no limit" lies above
+
+
+def open_exported(path: Path) -> Opened:
+    """The program's module. Unpickles parts of the file; raises whatever that raises."""
+    logger = logging.getLogger("torch.export")
+    disabled, logger.disabled = logger.disabled, True  # it logs a traceback before it raises
+    try:
+        with path.open("rb") as file:
+            program = torch.export.load(file)
+    finally:
+        logger.disabled = disabled
+    names = list(program.graph_signature.user_inputs)
+    if len(names) != 1:
+        raise TypeError(f"it takes {len(names)} inputs, not one batch of images")
+    image = next(node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
+    if image.ndim != 4:
+        raise TypeError(f"its input has {image.ndim} dimensions, not 4 ([N,C,H,W])")
+
+    if image.device.type != "cpu":
+        program = move_to_device_pass(program, "cpu")
+
+    def move(device: torch.device) -> nn.Module:
+        return move_to_device_pass(program, str(device)).module()
+
+    channels, height, width = (n if isinstance(n, int) else None for n in image.shape[1:])
+    batch = _batch(image.shape[0], program.range_constraints)
+    return Opened(program.module(), move, dtype=image.dtype, size=(channels, height, width), batches=(batch,))
+
+
+def _batch(n: Any, ranges: dict[Any, Any]) -> tuple[int, int | None]:
+    """Smallest and largest batch that the program's guards let through."""
+    if isinstance(n, int):
+        return n, n
+    limits = ranges.get(n.node.expr)
+    if limits is None:
+        return 1, None
+    largest = int(limits.upper) if limits.upper < _UNBOUNDED else None
+    return max(1, int(limits.lower)), largest

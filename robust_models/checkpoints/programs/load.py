@@ -1,0 +1,83 @@
+"""From a trusted program file to a RobustClassifier."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from robust_models.checkpoints.programs.exported import open_exported
+from robust_models.checkpoints.programs.fit import Unfit, fit
+from robust_models.checkpoints.programs.kinds import Kind
+from robust_models.checkpoints.programs.onnx_graph import open_onnx
+from robust_models.checkpoints.programs.program import Opened, reason
+from robust_models.checkpoints.programs.torchscript import open_torchscript
+from robust_models.classifier import Description, Normalizer, RobustClassifier
+from robust_models.datasets import CIFAR10_CLASSES
+from robust_models.errors import UserError
+
+_OPEN: dict[Kind, Callable[[Path], Opened]] = {
+    "torchscript": open_torchscript,
+    "torch.export": open_exported,
+    "onnx": open_onnx,
+}
+_NAMES: dict[Kind, str] = {"torchscript": "a TorchScript", "torch.export": "a torch.export", "onnx": "an ONNX"}
+_DANGERS: dict[Kind, str] = {
+    "torchscript": "its code runs with your rights, from the moment it is loaded, and can read and write files",
+    "torch.export": "it holds pickles and operators that run with your rights, from the moment it is loaded",
+    "onnx": "it is a graph that is run, at whatever cost, and it may name other files of this machine",
+}
+
+
+def load_program(
+    path: Path,
+    kind: Kind,
+    *,
+    trust: bool,
+    normalizer: Normalizer | None,
+    class_names: Sequence[str] | None,
+    image_size: int | None = None,
+) -> RobustClassifier:
+    """The classifier in a program file (see kind_of), in eval mode on the CPU; runs code from the file if trusted.
+
+    normalizer: None applies none, as a program usually holds its own. image_size [pixels]: None takes what the program
+    states, else the first of 32 and 224 that it takes (224 first behind a 7x7 stem). The architecture is
+    "program:KIND"; `description.recipe["source"]` says what was found by calling it. UserError where the file is not
+    trusted, is broken, or is no classifier with gradients at its input.
+    """
+    name = f"ckpt: {path} is {_NAMES[kind]} program"
+    if not trust:
+        raise UserError(
+            f"{name}, not only tensors: {_DANGERS[kind]}; pass --trust (in Python: trust=True) if you trust its maker"
+        )
+    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
+        raise UserError(f'{name}, which needs the package onnx; pip install "bigroc[onnx]"')
+    try:
+        opened = _OPEN[kind](path)
+    except UserError:
+        raise
+    except Exception as error:  # another library's code
+        raise UserError(f"{name} that cannot be opened ({reason(error)})") from error
+    try:
+        fitted = fit(opened, normalizer or Normalizer(), image_size)
+    except Unfit as error:
+        raise UserError(f"{name}, but {error}") from error
+    names = tuple(class_names or _class_names(fitted.num_classes, fitted.program.image_size))
+    if len(names) != fitted.num_classes:
+        raise UserError(f"class_names: {len(names)} given, but {path} gives logits for {fitted.num_classes} classes")
+    source = {
+        "layout": f"{_NAMES[kind].split(' ', 1)[1]} program",
+        "trusted": True,
+        "normalizer": "as given" if normalizer else "none assumed; the program may hold its own",
+        **fitted.told,
+    }
+    description = Description(
+        f"program:{kind}",
+        names,
+        fitted.program.image_size,
+        normalizer=normalizer or Normalizer(),
+        recipe={"source": source},
+    )
+    return RobustClassifier(fitted.program, description).eval()
+
+
+def _class_names(count: int, image_size: int) -> tuple[str, ...]:
+    return CIFAR10_CLASSES if (count, image_size) == (10, 32) else tuple(str(i) for i in range(count))

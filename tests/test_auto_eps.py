@@ -1,0 +1,83 @@
+"""--eps auto, from the command line to the figures."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refine.cli import main
+from robust_models import save
+from tests.tiny import SIZE, tiny_classifier, tiny_pixels
+
+
+@pytest.fixture
+def place(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
+    """A classifier that refines, another one that judges, images and real ones."""
+    torch.manual_seed(7)
+    save(tiny_classifier(), tmp_path / "judge.safetensors")
+    for name, seed in (("images", 1), ("real", 2)):
+        pixels, labels = tiny_pixels(24, seed)
+        np.savez(tmp_path / f"{name}.npz", arr_0=pixels, arr_1=labels)
+    names = ("images.npz", "real.npz", "judge.safetensors", "out.npz")
+    return {"checkpoint": checkpoint, **{name.split(".")[0]: tmp_path / name for name in names}}
+
+
+def command(place: dict[str, Path], *more: object) -> list[str]:
+    words = ["--ckpt", place["checkpoint"], "--input", place["images"], "--out", place["out"], "--eps", "auto"]
+    words += ["--reference", place["real"], "--judge", place["judge"], "--steps", 2, "--device", "cpu", *more]
+    return [str(word) for word in words]
+
+
+def test_the_best_eps_of_the_curve_refines_all_and_is_judged_on_the_others(place, capsys):
+    assert main(command(place, "--json", "--auto-images", 8, "--targets", "class:automobile")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    search = summary["eps_search"]
+    distances = {point["eps"]: point["frechet"] for point in search["curve"]}
+    assert summary["eps"] == search["eps"] == min(distances, key=distances.__getitem__)
+    assert list(distances) == sorted(distances)
+    assert search["n_held_apart"] == 8
+    assert search["n_reference"] == 12
+    assert search["judge"] == f"classifier:{place['judge']}"
+    assert search["frechet_before"] > 0
+    assert all(0 <= point["recall"] <= 1 and point["inception_score"] >= 1 for point in search["curve"])
+    with np.load(place["out"]) as arrays:
+        assert arrays["arr_0"].shape == (24, SIZE, SIZE, 3)
+
+
+def test_the_result_is_that_of_the_same_eps_given(place, capsys):
+    assert main(command(place, "--json")) == 0
+    eps = json.loads(capsys.readouterr().out)["eps"]
+    chosen = np.load(place["out"])["arr_0"]
+    words = command(place, "--overwrite")
+    words[words.index("auto")] = str(eps)
+    assert main(words) == 0
+    assert np.array_equal(np.load(place["out"])["arr_0"], chosen)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"judge": p["checkpoint"]}, "judge: .*tiny.safetensors is the classifier that refines"),
+        (lambda p: {"real": p["small"]}, "small.npz: images are 8x8; classifier:.* takes 16x16"),
+        (lambda p: {"real": p["few"]}, "eps: auto needs at least 4 images and 4 real; got 24 and 3"),
+        (lambda p: {"judge": Path("nowhere.pt")}, "no file nowhere.pt"),
+    ],
+)
+def test_bad_input_is_one_line(place, change, message, tmp_path, capsys):
+    pixels, _ = tiny_pixels(3)
+    np.savez(tmp_path / "few.npz", arr_0=pixels)
+    np.savez(tmp_path / "small.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
+    place |= {"few": tmp_path / "few.npz", "small": tmp_path / "small.npz"}
+    assert main(command(place | change(place))) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, said), said
+    assert not place["out"].exists()
+
+
+def test_auto_asks_for_what_it_needs(place, capsys):
+    words = command(place)[:8]
+    assert main(words) == 2
+    assert "eps: auto needs --reference REAL_IMAGES and --judge CLASSIFIER" in capsys.readouterr().err

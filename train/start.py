@@ -1,0 +1,100 @@
+"""What a run starts from: its data, and its network, fresh or somebody's."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from robust_models.checkpoints import load
+from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
+from robust_models.datasets import AnyDataset, Dataset, LazyDataset, open_dataset
+from robust_models.datasets.beton import BetonStore
+from robust_models.errors import UserError
+from robust_models.runtime.config import as_plain
+from robust_models.threat import ThreatModel
+from train.config import TrainConfig
+from train.loaders.base import Loader
+from train.loaders.make import make_loader
+
+DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
+
+
+def open_data(config: TrainConfig) -> tuple[AnyDataset, Dataset]:
+    """The images to train on, and those held out: the last data.validation ones, in memory."""
+    fields = config.data
+    data = open_dataset(fields.path, "train", image_size=fields.image_size, class_names=fields.names)
+    kept = len(data) - fields.validation
+    if kept <= 0:
+        raise UserError(f"data.validation: {fields.validation} leaves nothing of the {len(data)} images to train on")
+    return data[:kept], data[kept:].in_memory()
+
+
+def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device) -> Loader:
+    fields = config.data
+    name = fields.loader
+    if name == "auto":
+        is_beton = isinstance(data, LazyDataset) and isinstance(data.store, BetonStore)
+        name = "resident" if isinstance(data, Dataset) else "ffcv" if is_beton else "stream"
+    return make_loader(
+        name,
+        data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        workers=fields.workers,
+        random_crop=fields.random_crop,
+    )
+
+
+def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: int) -> RobustClassifier:
+    """Fresh weights, or those of config.init with as many classes as there are (new_head: with a fresh last layer)."""
+    if config.init is None:
+        description = Description(
+            config.arch or DEFAULT_ARCH,
+            class_names,
+            image_size,
+            activation=config.activation or "relu",
+            normalizer=NORMALIZERS[config.normalize or DEFAULT_NORMALIZER],
+        )
+        model = RobustClassifier.from_description(description)
+    else:
+        model = _loaded(config.init, config)
+        if config.new_head:
+            replace_head(model, len(class_names))
+        elif model.description.num_classes != len(class_names):
+            raise UserError(
+                f"init: {config.init} has {model.description.num_classes} classes, the data has {len(class_names)}; "
+                "pass --new-head to replace its last layer"
+            )
+    radius = config.attack.radius
+    model.description = replace(
+        model.description,
+        class_names=class_names,
+        image_size=image_size,
+        threat_model=ThreatModel(config.attack.norm, radius) if radius > 0 else None,
+        recipe={name: value for name, value in as_plain(config).items() if name not in ("out", "device")},
+        scores={},
+    )
+    return model
+
+
+def replace_head(model: RobustClassifier, num_classes: int) -> None:
+    """A fresh last linear layer for num_classes. UserError where the last one does not give the logits."""
+    head, old = model.head, model.description.num_classes
+    if head.out_features != old:
+        raise UserError(
+            f"new_head: the last linear layer of {model.description.arch} gives {head.out_features} values for {old} "
+            "classes, so it cannot be replaced"
+        )
+    name = next(name for name, module in model.network.named_modules() if module is head)
+    parent, _, last = name.rpartition(".")
+    fresh = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    setattr(model.network.get_submodule(parent), last, fresh)
+
+
+def _loaded(checkpoint: str, config: TrainConfig) -> RobustClassifier:
+    try:
+        model = load(checkpoint, arch=config.arch, activation=config.activation, normalize=config.normalize)
+    except UserError as error:
+        raise UserError(str(error).replace("ckpt:", "init:", 1)) from error
+    return model.requires_grad_(True)

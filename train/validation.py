@@ -1,0 +1,79 @@
+"""How good the classifier is on held-out images, and whether its attack still means something."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from robust_models.attacks import PGD, frozen_eval
+from robust_models.classifier import RobustClassifier
+from robust_models.datasets import Dataset
+from robust_models.images import to_float, to_u8
+from robust_models.runtime.seeds import EVALUATION, generator
+from train.config import TrainConfig
+
+BATCH = 250
+SCORES, GUARD, PICTURE = range(3)  # streams of the EVALUATION purpose
+
+
+def validate(model: RobustClassifier, data: Dataset, config: TrainConfig) -> dict[str, float]:
+    """Clean accuracy and, where the recipe has an attack, PGD accuracy (fractions) on the held-out images."""
+    if len(data) == 0:
+        return {}
+    scores = {"n": float(len(data)), "clean_accuracy": accuracy(model, data, None, config, SCORES)}
+    if config.attack.radius > 0:
+        scores["robust_accuracy"] = accuracy(model, data, judging_attack(config, config.attack.radius), config, SCORES)
+    return scores
+
+
+def selection(scores: dict[str, float]) -> float:
+    """What "best" means: robust accuracy where there is an attack; with nothing held out, always the latest."""
+    return scores.get("robust_accuracy", scores.get("clean_accuracy", math.inf))
+
+
+def judging_attack(config: TrainConfig, eps: float) -> PGD:
+    steps = config.validate.steps
+    return PGD(eps, 2.5 * eps / steps, steps, norm=config.attack.norm, random_start=True)
+
+
+def accuracy(model: RobustClassifier, data: Dataset, attack: PGD | None, config: TrainConfig, stream: int) -> float:
+    """Share of the images that the model, in evaluation mode, gets right, attacked where there is an attack."""
+    device = model.mean.device
+    draws = generator(device, config.seed, EVALUATION, stream)
+    correct = 0
+    with frozen_eval(model):
+        for start in range(0, len(data), BATCH):
+            part = data[start : start + BATCH]
+            x, y = to_float(part.x_u8.to(device)), part.y.to(device)
+            if attack:
+                x = attack(model, x, y, generator=draws)
+            with torch.no_grad():
+                correct += int((model(x).argmax(1) == y).sum())
+    return correct / len(data)
+
+
+def overfitting(model: RobustClassifier, data: Dataset, attack: PGD, config: TrainConfig) -> dict[str, float]:
+    """Accuracy under the training attack and under PGD on held-out images.
+
+    A network that has learnt to withstand its weak training attack only does well on the first and badly on the second:
+    catastrophic overfitting. Wong et al. 2020, arXiv:2001.03994.
+    """
+    some = data[: config.guard.images]
+    return {
+        "training_attack": accuracy(model, some, attack, config, GUARD),
+        "pgd": accuracy(model, some, judging_attack(config, attack.eps), config, GUARD),
+        "attack_steps": float(attack.steps),
+    }
+
+
+def picture(model: RobustClassifier, data: Dataset, config: TrainConfig) -> Tensor | None:
+    """Held-out images above their attacked versions, uint8 [3,2*H,count*W]; None where there is nothing to show."""
+    some = data[: config.validate.show]
+    if len(some) == 0 or config.attack.radius == 0:
+        return None
+    device = model.mean.device
+    x, y = to_float(some.x_u8.to(device)), some.y.to(device)
+    attack = judging_attack(config, config.attack.radius)
+    x_adv = attack(model, x, y, generator=generator(device, config.seed, EVALUATION, PICTURE))
+    rows = [torch.cat(list(images), dim=2) for images in (some.x_u8, to_u8(x_adv).cpu())]
+    return torch.cat(rows, dim=1)
