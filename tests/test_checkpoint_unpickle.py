@@ -97,6 +97,15 @@ def corpus(path: str) -> dict[str, bytes]:
         "consumed by OrderedDict": name("collections", "OrderedDict") + mapped + b"\x85R.",
         "consumed by set": name("builtins", "set") + mapped + b"\x85R.",
         "torch's own reducer": name("torch._tensor", "_rebuild_from_type_v2") + b"(" + mkdir + b"N" + args + b"}tR.",
+        "consumed by bytes": name("builtins", "bytes") + mapped + b"\x85R.",
+        "consumed by Size": name("torch", "Size") + mapped + b"\x85R.",
+        "copyreg's newobj": name("copyreg", "__newobj__") + canary + arg + b"\x86R.",
+        "copyreg's reconstructor": name("copyreg", "_reconstructor")
+        + canary
+        + name("builtins", "object")
+        + b"N\x87R"
+        + arg
+        + b"b.",
         "getattr": name("builtins", "getattr") + name("pathlib", "os") + text("mkdir") + b"\x86R" + args + b"R.",
         "in a persistent id": b"(" + text("storage") + called + b"tQ.",
         "deep": b"]" * 100 + called + b"a" * 100 + b".",

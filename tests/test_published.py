@@ -35,6 +35,7 @@ def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         arch="preact_resnet10_w16",
         activation="silu",
         sha256=sha256_of(file),
+        megabytes=None,
     )
     monkeypatch.setattr(module, "published", lambda: {row.name: row})
     monkeypatch.setattr(sys.modules["robust_models.checkpoints.load"], "published", lambda: {row.name: row})

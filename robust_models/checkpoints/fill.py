@@ -24,17 +24,38 @@ def fill(description: Description, candidates: Sequence[State], path: Path) -> n
         options=description.options,
     )
     # First without memory: a file that describes a huge network is refused before anything is allocated for it.
-    expected = outline(builder, tensors=len(candidates[-1]))
+    network = outline(builder, tensors=len(candidates[-1]))
+    expected = network.state_dict()
     states = [_with_counters(state, expected) for state in candidates]
     state = next((state for state in states if state.keys() == expected.keys()), states[-1])
     _compare(expected, state, description.arch, path)
-    if ":" in description.arch:
+    if _covers(state, network):
+        network.load_state_dict(_own_memory(state, expected), assign=True)
+    else:
         network = builder()
-    else:  # every tensor of ours is in the state, so none is initialised
-        with torch.device("meta"):
-            network = builder().to_empty(device="cpu")
-    network.load_state_dict(state)
+        network.load_state_dict(state)
     return network
+
+
+def _covers(state: State, network: nn.Module) -> bool:
+    """Whether the state has every tensor of the network, which then need not make any itself."""
+    tensors = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    tied = len({id(tensor) for _, tensor in tensors}) < len(tensors)
+    loose = any(isinstance(value, Tensor) for module in network.modules() for value in vars(module).values())
+    return not tied and not loose and {name for name, _ in tensors} <= state.keys()
+
+
+def _own_memory(state: State, expected: State) -> State:
+    """Tensors that a network may keep: of its types, dense, sharing no memory with each other or with the file."""
+    taken: set[int] = set()
+    own: State = {}
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and tensor.dtype == expected[name].dtype
+        alone = alone and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken
+        own[name] = tensor if alone else torch.empty_like(expected[name], device="cpu").copy_(tensor)
+        taken.add(own[name].untyped_storage().data_ptr())
+    return own
 
 
 def _with_counters(state: State, expected: State) -> State:

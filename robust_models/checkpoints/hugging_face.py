@@ -128,7 +128,7 @@ def _read_transformers(config: dict[str, Any], state: State, path: Path) -> Foun
 def _check_size(arch: str, options: dict[str, Any], classes: int, state: State, path: Path) -> None:
     """UserError where the network would not be made of about as many numbers as the file holds, before it is built."""
     with _at(path):
-        expected = outline(partial(build, arch, num_classes=classes, options=options), len(state))
+        expected = outline(partial(build, arch, num_classes=classes, options=options), len(state)).state_dict()
         wanted, held = (sum(tensor.numel() for tensor in s.values()) for s in (expected, state))
         if not 0.9 * held <= wanted <= 1.01 * held + 1000:  # a file may have a pooler that classifiers do not use
             raise UserError(f"config.json describes {arch} of {wanted:,} numbers, the tensors hold {held:,}")

@@ -17,6 +17,7 @@ from robust_models.errors import UserError
 
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "student", "shadow", "params")
 _EMA_STATES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "params_ema")
+_MAX_LISTED = 16  # numbers of a small tensor, such as accuracies by class
 _SETTINGS = ("hyper_parameters", "hparams", "args", "config")
 _STD_OF = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}  # robustness, TRADES and torchvision, RobustBench
 _MAX_NESTING = 4
@@ -186,6 +187,8 @@ def _plain(name: str, value: Any) -> Any:
     if name in _SETTINGS and isinstance(value, dict):
         kept = {key: item for key, item in list(value.items())[:100] if isinstance(key, str) and _is_plain(item)}
         return kept or None
+    if isinstance(value, Tensor) and value.numel() <= _MAX_LISTED:
+        return value.tolist()
     return value if _is_plain(value) else None
 
 
@@ -197,6 +200,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _outline(content: Any) -> str:
+    if isinstance(content, Record):
+        return f"a pickled {ascii(content.name)[1:-1][:80]}, which needs its own code"
     if not isinstance(content, dict):
-        return f"a {content!r}" if type(content).__name__ == "Record" else f"a {type(content).__name__}"
+        return f"a {type(content).__name__}"
     return f"entries {', '.join(ascii(name)[:40] for name in list(content)[:6])}" if content else "an empty dict"

@@ -4,25 +4,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as hooks
 
 from robust_models.errors import UserError
 
 
-def outline(build: Callable[[], nn.Module], tensors: int) -> dict[str, Tensor]:
-    """Names and shapes of the network's state (meta tensors); `tensors`: as many as the file has.
+def outline(build: Callable[[], nn.Module], tensors: int) -> nn.Module:
+    """The network with meta tensors, where it can be built so; `tensors`: as many as the file has.
 
     UserError where the network would have many times more, since a file of a few bytes may ask for a million layers.
     """
     with _at_most(1000 + 20 * tensors):
         try:
             with torch.device("meta"):
-                return build().state_dict()
+                return build()
         except (UserError, NotImplementedError) as error:
             if not isinstance(error.__cause__ or error, NotImplementedError):
                 raise
-            return build().state_dict()  # some, such as torchvision's RegNets, compute their sizes with tensors
+            return build()  # some, such as torchvision's RegNets, compute their sizes with tensors
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Published:
     normalizer: Normalizer | None
     threat_model: ThreatModel | None
     sha256: str | None  # None: the source states none
+    megabytes: float | None  # of the file, as the source states it
 
 
 @cache
@@ -60,6 +61,7 @@ def _row(entry: dict[str, Any], folder: str) -> Published:
         normalizer=Normalizer.parse(entry["normalizer"]) if "normalizer" in entry else None,
         threat_model=ThreatModel(entry["norm"], float(Fraction(str(eps)))) if eps is not None else None,
         sha256=entry.get("sha256"),
+        megabytes=entry.get("megabytes"),
     )
 
 
@@ -94,5 +96,11 @@ def _checked(model: Published, place: Path) -> Path:
 
 def known_by_hash(path: Path) -> Published | None:
     """The published model whose bytes these are, under whatever name; None where no stated hash fits."""
-    hashes = {model.sha256: model for model in published().values() if model.sha256}
-    return hashes.get(sha256_of(path))
+    size = path.stat().st_size / 1e6
+    hashes = {model.sha256: model for model in published().values() if model.sha256 and _may_be(size, model.megabytes)}
+    return hashes.get(sha256_of(path)) if hashes else None
+
+
+def _may_be(megabytes: float, stated: float | None) -> bool:
+    """Sizes are stated with three digits."""
+    return stated is None or abs(megabytes - stated) < 0.01 * stated

@@ -44,7 +44,7 @@ def key_of(name: str) -> str:
     """The fingerprint of a network, built for three classes."""
     from robust_models.architectures import build
 
-    return fingerprint(outline(lambda: build(name, num_classes=3), _MANY))
+    return fingerprint(outline(lambda: build(name, num_classes=3), _MANY).state_dict())
 
 
 def main() -> None:
