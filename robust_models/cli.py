@@ -74,13 +74,12 @@ def _reading(reading: Summary) -> str:
 
 
 def _tell_list(rows: Summary) -> str:
-    lines = [f"{name:32} comes with the package" for name in rows["embedded"]]
-    lines += [
-        f"{row['name']:32} {row['arch']}, {row['threat_model'] or 'standard training'}, {row['licence']}, "
-        f"{row['source']}"
-        for row in rows["published"]
-    ]
-    return "\n".join(lines)
+    told = [(name, "comes with the package") for name in rows["embedded"]]
+    for row in rows["published"]:
+        trained = row["threat_model"] or "standard training"
+        told.append((row["name"], f"{row['arch']}, {trained}, {row['licence']}, {row['source']}"))
+    width = max(len(name) for name, _ in told)
+    return "\n".join(f"{name:{width}}  {about}" for name, about in told)
 
 
 @dataclass(frozen=True, config=STRICT)

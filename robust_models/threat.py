@@ -212,7 +212,8 @@ class ThreatModel:
     eps: float
 
     def __str__(self) -> str:
-        return f"{self.norm} eps {self.eps:g}"
+        radius = f"{self.eps * 255:.3g}/255" if self.norm == "linf" else f"{self.eps:g}"
+        return f"{self.norm} eps {radius}"
 
 
 def check_ball(norm: str, eps: float) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from robust_models import UserError, load
+from robust_models.architectures import build
 from robust_models.checkpoints import published as module
 from robust_models.checkpoints.load import find
 from robust_models.checkpoints.published import known_by_hash, published
@@ -51,6 +52,9 @@ def test_every_row_says_where_from_whose_and_what():
         assert row.licence
         assert row.sha256 is None or len(row.sha256) == 64
         assert (row.threat_model is None) == ("standard" in name.lower())
+        assert row.normalizer is not None
+        with torch.device("meta"):
+            build(row.arch, num_classes=10, **({} if ":" in row.arch else {"activation": row.activation}))
     assert rows["madrylab-cifar10-linf-8"].threat_model.eps == pytest.approx(8 / 255)
     assert len({row.url for row in rows.values()}) == len({row.file for row in rows.values()}) == len(rows)
 

@@ -48,7 +48,7 @@ def published() -> dict[str, Published]:
 
 
 def _row(entry: dict[str, Any], folder: str) -> Published:
-    url = entry["url"] if entry["url"] != folder else folder + entry["file"]
+    url = entry["url"] if entry["url"] != folder else folder + str(entry.get("file") or entry["drive"])
     eps = entry.get("eps")
     return Published(
         name=entry["name"],

@@ -1,0 +1,24 @@
+"""From features to numbers: small pure steps over mergeable float64 statistics."""
+
+from robust_models.metrics.frechet import FrechetReference, FrechetStatistics, Moments, frechet_distance
+from robust_models.metrics.inception_score import ScoreStatistics, inception_score
+from robust_models.metrics.kernel import kernel_distance
+from robust_models.metrics.precision_recall import precision_recall
+from robust_models.metrics.resampled import Extrapolation, Resampler
+from robust_models.metrics.stored import StoredStatistics, read_statistics, write_statistics
+
+__all__ = [
+    "Extrapolation",
+    "FrechetReference",
+    "FrechetStatistics",
+    "Moments",
+    "Resampler",
+    "ScoreStatistics",
+    "StoredStatistics",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "precision_recall",
+    "read_statistics",
+    "write_statistics",
+]

@@ -1,0 +1,90 @@
+"""What a Frechet distance would be with other images: bootstrap intervals, and the limit of infinitely many."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from robust_models.errors import UserError
+from robust_models.metrics.frechet import FrechetReference, roots
+
+POINTS = 15  # subset sizes of the extrapolation, as in its paper
+SMALLEST = 5000  # images of the first of them, as there too; a quarter of the set where that is less
+
+
+class Resampler:
+    """Frechet distances of parts of one set of features [N,D] to a reference, without a covariance of each part.
+
+    With the reference's covariance F F^T, the distance needs the eigenvalues of F^T S F. Features times F are computed
+    once; a part of fewer images than features goes through the Gram matrix of its images.
+    """
+
+    def __init__(self, features: Tensor | np.ndarray, reference: FrechetReference) -> None:
+        """UserError below two images or for another dimension."""
+        self.n, dim = features.shape
+        if self.n < 2:
+            raise UserError(f"a Frechet distance needs at least 2 images in each set, got {self.n}")
+        if dim != len(reference.mean):
+            raise UserError(f"{dim} features cannot be compared with statistics of {len(reference.mean)}")
+        self._reference = reference
+        self._x = np.asarray(features, dtype=np.float64) - reference.mean
+        self._squares = (self._x**2).sum(axis=1)
+        self._projected = self._x @ reference.factor
+
+    def distance(self, counts: np.ndarray) -> float:
+        """Of the set in which image i occurs counts[i] times, int [N]."""
+        there = counts > 0
+        weights, n = counts[there].astype(np.float64), int(counts.sum())
+        gap = weights @ self._x[there] / n
+        trace = (weights @ self._squares[there] - n * (gap @ gap)) / (n - 1)
+        projected = self._projected[there]
+        projected = (projected - weights @ projected / n) * np.sqrt(weights / (n - 1))[:, None]
+        few = projected.shape[0] < projected.shape[1]
+        root = roots(projected @ projected.T if few else projected.T @ projected)
+        return max(0.0, float(gap @ gap + trace + self._reference.trace - 2 * root))
+
+    def interval(self, resamples: int, *, seed: int = 0) -> tuple[float, float]:
+        """95 % percentiles over seeded resamples of the images; the reference stands still.
+
+        A resample holds fewer different images than the set, which lifts every distance alike: the mean excess over the
+        set's own distance is taken off.
+        """
+        rng = np.random.default_rng(seed)
+        found = np.array([self.distance(_drawn(rng, self.n)) for _ in range(resamples)])
+        found -= found.mean() - self.distance(np.ones(self.n, dtype=np.int64))
+        low, high = np.quantile(found, (0.025, 0.975))
+        return max(0.0, float(low)), max(0.0, float(high))
+
+    def extrapolated(self, *, seed: int = 0) -> "Extrapolation":
+        """The distance at infinitely many images: intercept of a line in 1/N through seeded subsets of growing size.
+
+        Chong & Forsyth 2020, arXiv:1911.07023. Only the images' bias goes: that of the reference's N stays.
+        """
+        rng = np.random.default_rng(seed)
+        first = max(2, min(SMALLEST, self.n // 4))
+        sizes = np.unique(np.linspace(first, self.n, POINTS).round().astype(np.int64))
+        if len(sizes) < 2:
+            raise UserError(f"an extrapolation needs at least 3 images, got {self.n}")
+        distances = [self.distance(_chosen(rng, self.n, size)) for size in sizes]
+        slope, intercept = np.polyfit(1 / sizes, distances, 1)
+        return Extrapolation(float(intercept), float(slope), sizes.tolist(), distances)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """value: the distance at 1/N = 0; slope: what 1/N adds; distances: those of the subsets."""
+
+    value: float
+    slope: float
+    sizes: list[int]
+    distances: list[float]
+
+
+def _drawn(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.bincount(rng.integers(0, n, n), minlength=n)
+
+
+def _chosen(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
+    counts = np.zeros(n, dtype=np.int64)
+    counts[rng.permutation(n)[:size]] = 1
+    return counts

@@ -1,0 +1,111 @@
+"""The ranks of a torchrun job: who this process is, and the few things that all must do together."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from robust_models.errors import UserError
+from robust_models.runtime.device import pick_device
+
+# A rank that dies is noticed at once, by its closed connection; this bounds the wait for one that hangs or lags.
+PATIENCE = timedelta(hours=6)
+Value = TypeVar("Value")
+
+
+class PeerFailed(SystemExit):
+    """Another rank met bad input and has said so: this one leaves with the same status and adds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of `world` processes that share the work; alone (world 1), nothing here costs or waits."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """The device called `name` (see pick_device); of several CUDA devices, each rank of a machine takes its own."""
+        device = pick_device(name)
+        if self.world == 1 or device.type != "cuda" or device.index is not None:
+            return device
+        if self.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"device: rank {self.rank} finds no CUDA device {self.local_rank}, only {torch.cuda.device_count()}; "
+                f"give torchrun --nproc-per-node {torch.cuda.device_count()}"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def barrier(self) -> None:
+        """Returns once every rank has come here; PeerFailed where one meanwhile left with a UserError."""
+        if self.failing(False):
+            raise PeerFailed
+
+    def share(self, value: Value) -> Value:
+        """The first rank's value (picklable), on every rank; what the others pass is ignored."""
+        self.barrier()
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def total(self, number: int) -> int:
+        """The sum of every rank's number, on every rank."""
+        self.barrier()
+        return int(self._sum(torch.tensor(number)))
+
+    def failing(self, here: bool) -> list[int]:
+        """The ranks that have failed, this one among them if `here`.
+
+        Every wait begins with this question, so that a failing rank, by asking it too, lets the others know.
+        """
+        flags = torch.zeros(self.world, dtype=torch.int64)
+        flags[self.rank] = here
+        return self._sum(flags).nonzero().flatten().tolist()
+
+    def _sum(self, numbers: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(numbers)  # on the CPU: a waiting rank leaves its accelerator alone
+        return numbers
+
+
+@contextmanager
+def join() -> Iterator[Ranks]:
+    """This process among those that torchrun started, joined for as long as the block lasts; alone without torchrun.
+
+    All ranks leave the block together. Where some raise UserError in it, the lowest of them does, and all others raise
+    PeerFailed at their next wait. Tensors on the CPU travel by gloo, on CUDA by nccl.
+    """
+    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    if world == 1:
+        yield Ranks()
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    ranks = Ranks(rank, world, local_rank)
+    try:
+        yield ranks
+        ranks.barrier()
+    except UserError:
+        if ranks.failing(True)[0] != rank:
+            raise PeerFailed from None  # bad input that every rank sees is told once
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
