@@ -10,6 +10,7 @@ from torch import nn
 from eval import SeededPGD, binomial_interval, measure_robustness
 from eval.seeded_pgd import random_start
 from robust_models import NORMS, PGD, Description, RobustClassifier, to_float
+from robust_models.attacks import frozen_eval
 
 CLASSES = ("airplane", "cat", "dog", "ship")
 
@@ -139,6 +140,30 @@ def test_without_random_start_it_is_the_shared_attack(model, images, labels):
     x = to_float(images)
     attack = PGD(0.2, 0.1, 3)
     assert torch.equal(SeededPGD(attack)(model, x, labels, torch.arange(len(x))), attack(model, x, labels))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_early_stop_ends_at_the_first_point_that_is_wrong(model, images, labels, norm):
+    x, steps = to_float(images), 6
+    attack = PGD(0.2, 0.05, steps, norm=norm) if norm == "l2" else PGD(0.01, 0.003, steps, norm=norm)
+    with frozen_eval(model):
+        points = torch.stack([point.x_adv for point in attack.iterates(model, x, labels, x)])
+    with torch.no_grad():
+        wrong = torch.stack([model(point).argmax(1) != labels for point in points])
+    first = torch.where(wrong.any(0), wrong.int().argmax(0), steps)
+    assert len(first.unique()) > 2
+    found = SeededPGD(attack, early_stop=True)(model, x, labels, torch.arange(len(x)))
+    assert torch.allclose(found, points[first, torch.arange(len(x))], atol=1e-5)
+
+
+def test_early_stop_is_never_weaker(model, images, labels):
+    attack = PGD(0.05, 0.05, 4, random_start=True)
+    last, stopped = (
+        measure_robustness(model, images, labels, [SeededPGD(attack, early_stop=early_stop)]).robust
+        for early_stop in (False, True)
+    )
+    assert not (stopped & ~last).any()
+    assert 0 < stopped.sum() < len(labels)
 
 
 def test_the_model_is_left_as_found(images, labels):
