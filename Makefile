@@ -28,6 +28,7 @@ format: .venv/installed-dev
 
 oracles: .venv/installed-dev  ## other people's packages that tests compare with, beside the environment's own
 	bash tests/oracles/install.sh $(BIN)/python
+	bash tests/oracles/install_quality.sh $(BIN)/python
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,10 +1,10 @@
 """Measures classifiers and image sets: robust accuracy, Frechet distances."""
 
-from eval.features import FeatureExtractor, open_features
-from eval.metrics import FrechetStatistics, frechet_distance
-from eval.quality import image_statistics
 from eval.robustness import Robustness, binomial_interval, measure_robustness
 from eval.seeded_pgd import SeededPGD
+from robust_models.features import FeatureExtractor, open_features
+from robust_models.features.statistics import image_statistics
+from robust_models.metrics import FrechetStatistics, frechet_distance
 
 __all__ = [
     "FeatureExtractor",

@@ -195,7 +195,7 @@ BAD_ROBUST = [
     (["--eps", -1], "eps: input should be greater than or equal to 0; got -1"),
     (["--eps", 8, "--norm", "linf"], "did you mean 8/255"),
     (["--norm", "l7"], "norm: 'l7' is none of l2, linf"),
-    (["--attack", "fgsm"], "attack: input should be 'pgd'; got 'fgsm'"),
+    (["--attack", "fgsm"], "attack: 'fgsm' is none of pgd, apgd, autoattack"),
     (["--limit", 0], "limit: input should be greater than or equal to 1; got 0"),
     (["--restarts", 3, "--random-start", "false"], "restarts: 3 runs without a random start"),
     (["--restart", 2], "--restart: no such flag; did you mean --restarts?"),

@@ -261,6 +261,7 @@ def test_the_command_is_torch_fidelitys(weights, tmp_path, capsys):
             kid=True,
             prc=True,
             kid_subset_size=20,
+            feature_extractor="inception-v3-compat",  # its precision and recall would else be VGG's
             feature_extractor_weights_path=str(weights),
             cuda=False,
             verbose=False,

@@ -1,13 +1,33 @@
-"""From features to numbers: small pure steps over mergeable float64 statistics."""
+"""From features to numbers: small pure steps over mergeable float64 statistics (robust_models.metrics)."""
 
-from eval.metrics.frechet import FrechetStatistics, Moments, frechet_distance
-from eval.metrics.stored import StoredStatistics, read_statistics, write_statistics
+from robust_models.metrics import (
+    Extrapolation,
+    FrechetReference,
+    FrechetStatistics,
+    Moments,
+    Resampler,
+    ScoreStatistics,
+    StoredStatistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    read_statistics,
+    write_statistics,
+)
 
 __all__ = [
+    "Extrapolation",
+    "FrechetReference",
     "FrechetStatistics",
     "Moments",
+    "Resampler",
+    "ScoreStatistics",
     "StoredStatistics",
     "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "precision_recall",
     "read_statistics",
     "write_statistics",
 ]
