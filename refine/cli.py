@@ -1,5 +1,6 @@
 """python -m refine --ckpt NAME_OR_FILE --input IMAGES --out PATH --eps 3 [--field value ...]"""
 
+import sys
 from collections.abc import Sequence
 
 from refine.config import RefineConfig
@@ -8,6 +9,9 @@ from robust_models.runtime.command import Command, Summary, run
 EXAMPLES = """\
   python -m refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
   python -m refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
+  python -m refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
+  torchrun --nproc-per-node 8 -m refine --ckpt robust.pt --input shards/ --out refined/ --eps 1.5
+The same command run again continues where it stopped. OUT.manifest.jsonl says what became of each image.
 """
 
 
@@ -18,22 +22,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _refine(config: RefineConfig) -> Summary:
     from refine.pipeline import refine_set
 
-    return refine_set(config)
+    summary = refine_set(config)
+    if summary is None:
+        sys.exit(0)  # a rank that has helped; the first one tells
+    return summary
 
 
 def _tell(summary: Summary) -> str:
-    targets = {"given": "their given labels", "pseudo": "pseudo-labels"}[summary["targets"]]
     lines = [
-        f"{summary['out']}: {summary['n']} images refined towards {targets}, {summary['norm']} eps {summary['eps']:g}, "
-        f"{summary['steps']} steps, {summary['images_per_s']} images/s",
+        f"{summary['out']}: {summary['n']} images refined towards {_targets(summary['targets'])}, {summary['norm']} "
+        f"eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
         f"mean {summary['norm']} distance {summary['distance']:.2f}",
     ]
+    if summary["untouched"]:
+        lines.append(f"{summary['untouched']} uncertain images left alone")
     if summary["skipped"]:
         lines.append(f"{summary['skipped']} unreadable images skipped")
-    if summary["grid"]:
-        lines.append(f"grid: {summary['grid']}")
+    if "eps_search" in summary:
+        lines += _search(summary["eps_search"])
+    lines += [f"{name}: {summary[name]}" for name in ("manifest", "grid", "trajectory") if summary[name]]
     return "\n".join(lines)
+
+
+def _search(found: Summary) -> list[str]:
+    return [
+        found["table"],
+        f"on {found['n_held_apart']} images that did not choose, against {found['n_reference']} real ones, in the "
+        f"features of {found['judge']}: Frechet distance {found['frechet_before']} -> {found['frechet_after']}",
+    ]
+
+
+def _targets(mode: str) -> str:
+    words = {
+        "given": "their given labels",
+        "pseudo": "pseudo-labels",
+        "debiased": "debiased pseudo-labels",
+        "balanced": "balanced pseudo-labels",
+    }
+    return words.get(mode, mode.replace("class:", "class "))
 
 
 REFINE = Command(

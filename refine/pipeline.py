@@ -1,167 +1,143 @@
-"""An image set in, the refined set out: read, target, refine, write, batch by batch."""
+"""An image set in, the refined set out: read, target, refine, write, shard by shard.
+
+One process and every rank of a torchrun job take this same path; ranks take shards in turn (passes.py). A run that was
+killed goes on with the shards that are not finished (work_folder.py). What an image becomes depends neither on the
+batch size nor on the number of ranks (blocks.py).
+"""
 
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
+from refine.assemble import assemble, publish
+from refine.assign import WHOLE_SET, known_targets, label_source
+from refine.auto_eps import EpsSearch, as_plain
+from refine.balance import parse_prior
 from refine.bigroc import bigroc
+from refine.blocks import block_size
 from refine.config import RefineConfig
-from refine.targets import given_targets
+from refine.ensemble import together
+from refine.outcome import Refinery
+from refine.passes import Passes
+from refine.pictures import save_pictures
+from refine.settings import deciding
+from refine.work_folder import Shards, WorkFolder
 from robust_models.attacks import PGD
-from robust_models.checkpoints import load
-from robust_models.classifier import RobustClassifier
+from robust_models.classifier import Precision, RobustClassifier
 from robust_models.errors import UserError
-from robust_models.grids import save_rows
-from robust_models.images import ImageSet, open_images, to_float, to_u8, write_images
-from robust_models.runtime.device import pick_device, place
-from robust_models.threat import NORMS
+from robust_models.images import ImageSet, check_out, open_images
+from robust_models.runtime.device import place
+from robust_models.runtime.distributed import Ranks, join
+
+EPS = "eps.json"  # in the work folder
 
 
-class AtClassifierSize(nn.Module):
-    """The classifier behind a differentiable resize, for images of another size."""
+def refine_set(config: RefineConfig) -> dict[str, Any] | None:
+    """Refines config.input into config.out and gives the summary: N, targets, means over the manifest, rate.
 
-    def __init__(self, model: RobustClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = (self.model.image_size, self.model.image_size)
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-        return self.model(x)
-
-
-class Outcome(NamedTuple):
-    """What refinement did to each image of a batch, [n] on the CPU, measured on the uint8 images before and after."""
-
-    target: Tensor
-    confidence_before: Tensor  # probability of the target
-    confidence_after: Tensor
-    on_target_before: Tensor  # 1.0 where the prediction is the target
-    on_target_after: Tensor
-    distance: Tensor  # norm of the change, pixels in [0,1]
-
-
-def refine_set(config: RefineConfig) -> dict[str, Any]:
-    """Refines config.input into config.out and gives the summary: N, targets, means of the Outcome, rate."""
-    _check_out(config)
-    images = open_images(config.input, on_error=config.on_error)
-    for problem in images.skipped:
-        print(f"skipped: {problem}", file=sys.stderr)
-    classifier = load(config.ckpt, arch=config.arch, normalize=config.normalize)
-    place(classifier, pick_device(config.device), config.precision)
-    source = config.targets or ("pseudo" if images.labels is None else "given")
-    given = given_targets(images, classifier) if source == "given" else None
-    attack = bigroc(config.eps, steps=config.steps, step_size=config.step_size, norm=config.norm)
-
-    started = time.perf_counter()
-    outcomes: list[Outcome] = []
-    grid = _Grid(len(images), config.grid_images)
-    with write_images(config.out, like=images, labels=images.labels, class_names=images.class_names) as add:
-        for part, x_u8 in _with_progress(images, config.batch_size):
-            x_ref_u8, outcome = refine_batch(classifier, attack, x_u8, None if given is None else given[part])
-            add(x_ref_u8)
-            outcomes.append(outcome)
-            grid.keep(part, x_u8, x_ref_u8)
-    wall_s = time.perf_counter() - started
-
-    total = Outcome(*(torch.cat(column) for column in zip(*outcomes, strict=True)))
-    if config.grid is not None:
-        save_rows(config.grid, grid.rows(), _captions(total, grid.index, classifier.class_names))
-    return {
-        "out": str(config.out),
-        "grid": None if config.grid is None else str(config.grid),
-        "n": len(images),
-        "skipped": len(images.skipped),
-        "checkpoint": config.ckpt,
-        "targets": source,
-        "norm": config.norm,
-        "eps": config.eps,
-        "steps": config.steps,
-        "step_size": attack.step_size,
-        "precision": classifier.precision,
-        **{
-            name: round(column.double().mean().item(), 4)
-            for name, column in total._asdict().items()
-            if name != "target"
-        },
-        "wall_s": round(wall_s, 2),
-        "images_per_s": round(len(images) / wall_s, 1),
-    }
+    None on the ranks of a torchrun job that only helped the first one.
+    """
+    with join() as ranks:
+        work = WorkFolder(config.out)
+        _check_place(config, work)
+        images = _open(config, ranks)
+        check_out(config.out, images)
+        device = ranks.device(config.device)
+        classifiers = [place(config.load(name), device, config.precision) for name in config.ckpts]
+        class_names, precision = classifiers[0].class_names, classifiers[0].precision
+        refinery = _refinery(config, images, classifiers)
+        mode = config.targets or ("pseudo" if images.labels is None else "given")
+        targets = known_targets(mode, images, classifiers[0])
+        prior = None if config.prior is None else parse_prior(config.prior, class_names)
+        search = EpsSearch.open(config, images, device) if config.eps == "auto" and ranks.is_first else None
+        if ranks.is_first:
+            work.claim(deciding(config, images, device, precision), overwrite=config.overwrite)
+        if not ranks.share(work.is_assembled):
+            passes = Passes(ranks, work, images, Shards(len(images), config.shard_size), refinery)
+            if mode in WHOLE_SET:
+                targets = passes.whole_set_targets(mode, prior)
+            if config.eps == "auto":
+                eps = _chosen_eps(config, search, refinery, targets, work, ranks)
+                passes = replace(passes, refinery=replace(refinery, attack=_attack(config, eps)))
+            rate = passes.refine(targets, class_names, label_source(mode))
+            if ranks.is_first:
+                means = assemble(work, images, passes.shards)
+                save_pictures(config, passes.refinery, images, work, passes.shards)
+                summary = _facts(config, mode, passes.refinery.attack, images, precision) | means | rate
+                if search is not None:
+                    summary["eps_search"] = work.read_json(EPS) | search.verdict(partial(work.image, passes.shards))
+                work.write_summary(summary)
+        return publish(work) if ranks.is_first else None
 
 
-def refine_batch(
-    classifier: RobustClassifier, attack: PGD, x_u8: Tensor, target: Tensor | None
-) -> tuple[Tensor, Outcome]:
-    """x_u8 [n,3,H,W] -> refined uint8 images on the CPU and what became of them; pseudo-labels where target is None."""
-    model = AtClassifierSize(classifier)
-    x = to_float(x_u8.to(classifier.mean.device))
-    logits_before = _logits(model, x)
-    target = logits_before.argmax(1) if target is None else target.to(x.device)
-    x_ref = to_float(to_u8(attack(model, x, target)))
-    logits_after = _logits(model, x_ref)
-    outcome = Outcome(
-        target,
-        _confidence(logits_before, target),
-        _confidence(logits_after, target),
-        (logits_before.argmax(1) == target).float(),
-        (logits_after.argmax(1) == target).float(),
-        NORMS[attack.norm].length(x_ref - x),
+def _refinery(config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier]) -> Refinery:
+    device, image_size = classifiers[0].mean.device, max(classifier.image_size for classifier in classifiers)
+    block = min(block_size(device, image_size, config.batch_size), len(images))
+    attack = _attack(config, 0.0 if config.eps == "auto" else config.eps)
+    return Refinery(together(classifiers), attack, device, block, images.depth, config.uncertain)
+
+
+def _attack(config: RefineConfig, eps: float) -> PGD:
+    return bigroc(
+        eps,
+        steps=config.steps,
+        step_size=config.step_size,
+        norm=config.norm,
+        center=config.center,
+        keep=config.keep,
+        loss=config.loss,
     )
-    return to_u8(x_ref).cpu(), Outcome(*(column.cpu() for column in outcome))
 
 
-@torch.no_grad()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x)
+def _chosen_eps(
+    config: RefineConfig,
+    search: EpsSearch | None,
+    refinery: Refinery,
+    targets: Tensor | None,
+    work: WorkFolder,
+    ranks: Ranks,
+) -> float:
+    """What --eps auto finds, on the first rank; kept for a resumed run."""
+    if search is not None and not work.has(EPS):
+        work.write_json(EPS, as_plain(search.choose(refinery, partial(_attack, config), targets)))
+    ranks.barrier()
+    return work.read_json(EPS)["eps"]
 
 
-def _confidence(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
-
-
-def _check_out(config: RefineConfig) -> None:
+def _check_place(config: RefineConfig, work: WorkFolder) -> None:
     """Before any work: the output may replace nothing unasked and may not lie in or around the input."""
-    out, source = config.out.resolve(), config.input.resolve()
-    if out == source or source in out.parents or out in source.parents:
-        raise UserError(f"out: {config.out} overlaps the input {config.input}; choose a place outside it")
-    if out.exists() and not config.overwrite:
+    source = config.input.resolve()
+    for out in (config.out.resolve(), work.path.resolve()):
+        if out == source or source in out.parents or out in source.parents:
+            raise UserError(f"out: {config.out} overlaps the input {config.input}; choose a place outside it")
+    if config.out.exists() and not config.overwrite and not work.is_assembled:
         raise UserError(f"out: {config.out} exists; remove it, choose another place, or pass --overwrite")
 
 
-def _with_progress(images: ImageSet, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
-    with tqdm(total=len(images), unit="img", desc="refine") as bar:
-        for part, x_u8 in images.batches(batch_size):
-            yield part, x_u8
-            bar.update(len(x_u8))
+def _open(config: RefineConfig, ranks: Ranks) -> ImageSet:
+    images = open_images(config.input, on_error=config.on_error)
+    for problem in images.skipped if ranks.is_first else ():
+        print(f"skipped: {problem}", file=sys.stderr)
+    return images
 
 
-class _Grid:
-    """Keeps `count` images, spread evenly over the set of n, as they are before and after."""
-
-    def __init__(self, n: int, count: int) -> None:
-        self.index = torch.linspace(0, n - 1, min(n, count)).round().long().unique().tolist()
-        self.before: list[Tensor] = []
-        self.after: list[Tensor] = []
-
-    def keep(self, part: slice, x_u8: Tensor, x_ref_u8: Tensor) -> None:
-        for i in self.index:
-            if part.start <= i < part.stop:
-                self.before.append(x_u8[i - part.start])
-                self.after.append(x_ref_u8[i - part.start])
-
-    def rows(self) -> list[tuple[str, Tensor]]:
-        return [("before", torch.stack(self.before)), ("refined", torch.stack(self.after))]
-
-
-def _captions(total: Outcome, index: list[int], class_names: tuple[str, ...]) -> list[str]:
-    return [
-        f"{class_names[int(total.target[i])]}\n{total.confidence_before[i]:.0%} > {total.confidence_after[i]:.0%}"
-        for i in index
-    ]
+def _facts(config: RefineConfig, mode: str, attack: PGD, images: ImageSet, precision: Precision) -> dict[str, Any]:
+    return {
+        "out": str(config.out),
+        "manifest": str(WorkFolder(config.out).manifest_out),
+        "grid": None if config.grid is None else str(config.grid),
+        "trajectory": None if config.trajectory is None else str(config.trajectory),
+        "skipped": len(images.skipped),
+        "checkpoint": config.ckpt,
+        "targets": mode,
+        "norm": config.norm,
+        "loss": config.loss,
+        "eps": attack.eps,
+        "steps": config.steps,
+        "step_size": attack.step_size,
+        "precision": precision,
+    }

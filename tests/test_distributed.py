@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -16,19 +17,24 @@ from robust_models.runtime.distributed import PeerFailed, Ranks, join
 from tests.tiny import tiny_pixels
 
 WORLD = 2
-PATIENCE_S = 240  # starting Python and torch takes a minute where many share the processor
+PATIENCE_S = 120  # starting Python and torch takes a while where many share the processor
+
+
+def free_ports(count: int) -> list[str]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("localhost", 0))
+        return [str(free.getsockname()[1]) for free in sockets]
 
 
 def start(*arguments, world=WORLD) -> list[subprocess.Popen]:
     """One process per rank, with the environment that torchrun gives."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": free_ports(1)[0]}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,7 +68,7 @@ def test_alone_nothing_waits_and_values_are_ones_own(monkeypatch):
 
 
 TOGETHER = """
-import time
+import os, sys, time
 from robust_models.errors import UserError
 from robust_models.runtime.distributed import join
 
@@ -76,6 +82,7 @@ with join() as ranks:
 waits = {"barrier": lambda: ranks.barrier(), "share": lambda: ranks.share(1), "total": lambda: ranks.total(1)}
 for bad in ([0], [1], [0, 1]):
     for name, wait in waits.items():
+        os.environ["MASTER_PORT"] = sys.argv.pop()  # the last meeting place may not be cleared yet
         try:
             with join() as ranks:
                 if ranks.rank in bad:
@@ -88,7 +95,7 @@ for bad in ([0], [1], [0, 1]):
 
 
 def test_ranks_share_and_add_and_where_some_fail_one_tells_and_all_leave():
-    first, second = finish(start("-c", TOGETHER))
+    first, second = finish(start("-c", TOGETHER, *free_ports(9)))
     assert (first[0], second[0]) == (0, 0), (first, second)
     for (_, out, _), told in ((first, ([0], [0, 1])), (second, ([1],))):
         expected = [

@@ -1,0 +1,96 @@
+"""Refining a batch of stored images, and what it did to each of them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from refine.blocks import filled
+from refine.ensemble import consensus
+from refine.targets import pseudo, uncertain
+from robust_models.attacks import PGD
+from robust_models.images import Depth, from_float, to_float
+from robust_models.threat import NORMS
+
+
+class Outcome(NamedTuple):
+    """What refinement did to each image of a batch, [n] on the CPU, measured on the stored images before and after."""
+
+    target: Tensor
+    confidence_before: Tensor  # probability of the target
+    confidence_after: Tensor
+    loss_before: Tensor
+    loss_after: Tensor
+    on_target_before: Tensor  # True where the prediction is the target
+    on_target_after: Tensor
+    distance: Tensor  # norm of the change, pixels in [0,1]
+    touched: Tensor  # False where the image was left alone
+
+
+@dataclass(frozen=True)
+class Refinery:
+    """The model, the steps, and how many images they take at once; images [n,3,H,W] come and go in their own depth."""
+
+    model: nn.Module  # x in [0,1] -> logits, in eval mode (refine.ensemble.together)
+    attack: PGD
+    device: torch.device
+    block: int
+    depth: Depth
+    uncertain_below: float = 0.0
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[n,classes] on the CPU, or [n,K,classes] of K classifiers, for n images, at most a block."""
+        return images_first(self._logits(self._block(pixels)))[: len(pixels)].cpu()
+
+    def refine(self, pixels: Tensor, target: Tensor | None, logits: Tensor | None = None) -> tuple[Tensor, Outcome]:
+        """Refined images and what became of them, for n images, at most a block.
+
+        target [n] None: the model's own guesses. logits: what self.logits has said of these images, or None.
+        """
+        n = len(pixels)
+        x = self._block(pixels)
+        before = self._logits(x) if logits is None else images_first(filled(logits.to(self.device), self.block))
+        seen_before = consensus(before)
+        y = pseudo(seen_before) if target is None else filled(target.to(self.device), self.block)
+        touched = ~uncertain(seen_before, self.uncertain_below)
+        stored = _kept_where(pixels, touched[:n].cpu(), from_float(self.attack(self.model, x, y)[:n], self.depth).cpu())
+        x_ref = self._block(stored)
+        after = self._logits(x_ref)
+        seen_after = consensus(after)
+        outcome = Outcome(
+            y,
+            _confidence(seen_before, y),
+            _confidence(seen_after, y),
+            self.attack.loss(before, y),
+            self.attack.loss(after, y),
+            seen_before.argmax(1) == y,
+            seen_after.argmax(1) == y,
+            NORMS[self.attack.norm].length(x_ref - x),
+            touched,
+        )
+        return stored, Outcome(*(column[:n].cpu() for column in outcome))
+
+    def _block(self, pixels: Tensor) -> Tensor:
+        return filled(to_float(pixels.to(self.device)), self.block)
+
+    @torch.no_grad()
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def _kept_where(pixels: Tensor, touched: Tensor, refined: Tensor) -> Tensor:
+    """The refined images, but pixels, bit for bit, where they were left alone."""
+    result = refined.numpy().copy()
+    left = ~touched.numpy()
+    result[left] = pixels.numpy()[left]
+    return torch.from_numpy(result)
+
+
+def images_first(logits: Tensor) -> Tensor:
+    """[K,n,classes] of several classifiers -> [n,K,classes], and back; one classifier's [n,classes] as they are."""
+    return logits if logits.ndim == 2 else logits.transpose(0, 1)
+
+
+def _confidence(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,186 @@
+"""The folder beside the output where a run keeps what it has finished, so that it can be killed at any moment.
+
+    OUT.work/run.json              the settings that decide the result; once all is assembled, the summary too
+             eps.json              what --eps auto has found
+             targets.npy           [N], where they took the whole set to know
+             logits-00012.npy      of a shard, where the targets need them first
+             shard-00012.jsonl     the shard's manifest rows
+             shard-00012.npy       its refined images; written last, so that where it stands the shard is finished
+             manifest.jsonl        assembled from the shards, and
+             assembled/OUT         so is the set; what remains is to move both to their places
+
+Every file is written whole: it is there, complete, or not there. run.json comes first and goes last.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_models.errors import UserError
+from robust_models.runtime.files import whole_file
+
+Row = dict[str, Any]
+Add = Callable[[Tensor, list[Row]], None]
+STATE = "run.json"
+_PARTIAL = ".*.partial"  # what a killed run was writing (runtime/files.py)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """n images cut into shards of `size`, the last one shorter."""
+
+    n: int
+    size: int
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size)
+
+    def part(self, k: int) -> slice:
+        """The images of shard k."""
+        return slice(k * self.size, min((k + 1) * self.size, self.n))
+
+    def count(self, k: int) -> int:
+        return self.part(k).stop - self.part(k).start
+
+
+class WorkFolder:
+    """What one run has finished; `out` is the user's name for the result, told in messages."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out.with_name(out.name + ".work")
+        self.assembled = self.path / "assembled" / out.name
+        self.manifest = self.path / "manifest.jsonl"
+        self.manifest_out = out.with_name(out.name + ".manifest.jsonl")
+
+    @property
+    def is_assembled(self) -> bool:
+        return self.has(STATE) and "summary" in self._read_state()
+
+    def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Makes the folder, or takes up that of an earlier run with equal settings.
+
+        UserError naming the first setting that differs; with overwrite, the other run's work is dropped instead.
+        """
+        if self.has(STATE):
+            old = self._read_state()["settings"]
+            changed = [name for name in {**settings, **old} if old.get(name) != settings.get(name)]
+            if changed and not overwrite:
+                name = changed[0]
+                raise UserError(
+                    f"out: {self.path} holds an unfinished run with another {name} ({old.get(name)} there, "
+                    f"{settings.get(name)} now); repeat that run's command to finish it, choose another --out, "
+                    "or pass --overwrite to drop it"
+                )
+            if not changed:
+                self._clean(_PARTIAL)
+                return
+            self.remove()
+        elif self.path.exists():
+            self._clean(_PARTIAL)
+            if any(self.path.iterdir()):
+                raise UserError(f"out: {self.path} is no run's work folder; remove it or choose another --out")
+        self.write_json(STATE, {"settings": settings})
+
+    def has_shard(self, k: int) -> bool:
+        return self._shard(k, "npy").exists()
+
+    @contextmanager
+    def writing_shard(self, k: int, shape: tuple[int, ...], depth: str) -> Iterator[Add]:
+        """Gives `add(pixels [n,3,H,W], rows)`, to be called until `shape` is full; then the shard is finished."""
+        written = 0
+        with (
+            whole_file(self._shard(k, "npy")) as pixels_file,  # entered first, so renamed last
+            whole_file(self._shard(k, "jsonl")) as rows_file,
+            pixels_file.open("wb") as pixels_out,
+            rows_file.open("w", encoding="utf-8") as rows_out,
+        ):
+            _write_header(pixels_out, shape, np.dtype(depth))
+
+            def add(pixels: Tensor, rows: list[Row]) -> None:
+                nonlocal written
+                pixels_out.write(_bytes(pixels.numpy()))
+                rows_out.writelines(map(as_line, rows))
+                written += len(pixels)
+
+            yield add
+            assert written == shape[0], f"{written} of {shape[0]} images written"
+
+    def pixels(self, k: int) -> np.ndarray:
+        """The refined images [n,3,H,W] of shard k, mapped from the disk."""
+        return np.load(self._shard(k, "npy"), mmap_mode="r")
+
+    def image(self, shards: Shards, i: int) -> Tensor:
+        """Image i of the set, refined, [1,3,H,W]."""
+        return torch.from_numpy(self.pixels(i // shards.size)[[i % shards.size]])
+
+    def rows(self, k: int) -> Iterator[Row]:
+        """The manifest of shard k."""
+        with self._shard(k, "jsonl").open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        with whole_file(self.path / name) as partial, partial.open("wb") as file:
+            _write_header(file, array.shape, array.dtype)
+            file.write(_bytes(array))
+
+    def read_array(self, name: str) -> np.ndarray:
+        return np.load(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        with whole_file(self.path / name) as partial:
+            partial.write_text(json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """From now on all is assembled."""
+        self.write_json(STATE, {**self._read_state(), "summary": summary})
+
+    def read_summary(self) -> dict[str, Any]:
+        return self._read_state()["summary"]
+
+    def remove(self) -> None:
+        """run.json goes last, so that a run killed meanwhile knows what the rest is."""
+        self._clean("*", but=self.path / STATE)
+        (self.path / STATE).unlink()
+        self.path.rmdir()
+
+    def _clean(self, pattern: str, *, but: Path | None = None) -> None:
+        for path in self.path.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != but:
+                path.unlink()
+
+    def _read_state(self) -> dict[str, Any]:
+        return self.read_json(STATE)
+
+    def _shard(self, k: int, kind: str) -> Path:
+        return self.path / f"shard-{k:05d}.{kind}"
+
+
+def as_line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """What numpy itself would write; its own writing tells of a full disk without the reason."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
