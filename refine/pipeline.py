@@ -29,6 +29,7 @@ from refine.work_folder import Shards, WorkFolder
 from robust_models.attacks import PGD
 from robust_models.classifier import Precision, RobustClassifier
 from robust_models.errors import UserError
+from robust_models.folding import folded
 from robust_models.images import ImageSet, check_out, open_images
 from robust_models.runtime.device import place
 from robust_models.runtime.distributed import Ranks, join
@@ -47,7 +48,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         images = _open(config, ranks)
         check_out(config.out, images)
         device = ranks.device(config.device)
-        classifiers = [place(config.load(name), device, config.precision) for name in config.ckpts]
+        classifiers = [place(folded(config.load(name)), device, config.precision) for name in config.ckpts]
         class_names, precision = classifiers[0].class_names, classifiers[0].precision
         refinery = _refinery(config, images, classifiers)
         mode = config.targets or ("pseudo" if images.labels is None else "given")

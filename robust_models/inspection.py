@@ -26,15 +26,15 @@ _DATA = "labelled images that show whether the load is right: cifar10, cifar10:D
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class InspectConfig(CheckpointFlags):
     file: str = Field(description="a checkpoint: a file, a Hugging Face folder or a name")
-    data: str | None = Field(None, description=_DATA)
-    limit: Annotated[int, Field(ge=1)] = Field(1000, description="only the first so many images of the data")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    data: str | None = Field(default=None, description=_DATA)
+    limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="only the first so many images of the data")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ConvertConfig(InspectConfig):
     out: Path = Field(description="the .safetensors file to write")
-    overwrite: bool = Field(False, description="replace what stands at OUT")
+    overwrite: bool = Field(default=False, description="replace what stands at OUT")
 
 
 def run_inspect(config: InspectConfig) -> dict[str, Any]:

@@ -16,20 +16,27 @@ from robust_models.runtime.config import STRICT
 class CheckpointFlags:
     """Fields of every command that reads a classifier; all default to what the file says."""
 
-    arch: str | None = Field(None, description="a foreign checkpoint's network (null: from its tensors' shapes)")
+    arch: str | None = Field(
+        default=None, description="a foreign checkpoint's network (null: from its tensors' shapes)"
+    )
     normalize: str | None = Field(
-        None,
+        default=None,
         description="its normaliser: cifar10, imagenet, none, or mean,std as two or six numbers (null: the file's)",
     )
-    activation: str | None = Field(None, description="its activation: relu, silu or softplus (null: relu unless known)")
+    activation: str | None = Field(
+        default=None, description="its activation: relu, silu or softplus (null: relu unless known)"
+    )
     class_names: str | None = Field(
-        None, description="its classes in order: with commas, or a text file with one on each line (null: the file's)"
+        default=None,
+        description="its classes in order: with commas, or a text file with one on each line (null: the file's)",
     )
     image_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="pixels of the side of the images it was made for (null: the file's, or its family's)"
+        default=None, description="pixels of the side of the images it was made for (null: the file's, or its family's)"
     )
-    ema: bool = Field(False, description="take the averaged weights of a checkpoint that has both")
-    trust: bool = Field(False, description="load TorchScript, torch.export and ONNX files, which run with your rights")
+    ema: bool = Field(default=False, description="take the averaged weights of a checkpoint that has both")
+    trust: bool = Field(
+        default=False, description="load TorchScript, torch.export and ONNX files, which run with your rights"
+    )
 
     def load(self, checkpoint: str) -> RobustClassifier:
         """robust_models.load with these settings."""
