@@ -193,23 +193,24 @@ def test_twenty_sigkills_leave_no_trace(checkpoint, tmp_path, kind):
     assert start(undisturbed).wait() == 0
     whole_s = time.monotonic() - started
     draws = random.Random(0)
-    finished_after = []
-    kills = 0
+    kills, finished_shards = 0, []
     while kills < 20:
         if out.exists() and not work.exists():  # it came through: from the start again
             shutil.rmtree(out) if out.is_dir() else out.unlink()
         process = start(out)
-        time.sleep(draws.uniform(0.2, 1.0) * whole_s)
-        if process.poll() is None:
+        try:
+            process.wait(timeout=draws.uniform(0.1, 1.0) * whole_s)
+            whole_s *= 0.8  # other work on the machine had made the first run slow
+        except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
+            process.wait()
             kills += 1
-        process.wait()
-        finished_after.append(len(list(work.glob("shard-*.npy"))))
-    if work.exists():
+            finished_shards.append(len(list(work.glob("shard-*.npy"))))
+    if work.exists() or not out.exists():
         assert start(out).wait() == 0
     assert everything(out) == everything(undisturbed)
     assert leftovers(tmp_path) == []
-    assert len(set(finished_after)) > 3  # the kills came at different moments
+    assert len(set(finished_shards)) > 3  # the kills came at different moments
 
 
 @pytest.fixture
