@@ -3,6 +3,9 @@
 FFCV only decodes: the order is ours and so is the augmentation, on the device, so that every loader gives the same.
 """
 
+# pyright: reportMissingImports=false
+# ffcv is an extra that needs C++ libraries first.
+
 import itertools
 import sys
 import warnings

@@ -3,6 +3,9 @@
 FFCV's own random crop draws inside its threads, where no seed reaches. Imported only where FFCV is installed.
 """
 
+# pyright: reportMissingImports=false
+# ffcv is an extra that needs C++ libraries first.
+
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
