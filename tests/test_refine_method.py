@@ -355,6 +355,7 @@ def test_recipes_have_the_papers_radii():
     table_7 = {
         "vae": 25, "dcgan": 5, "wgan_gp": 5, "sngan": 3, "ssgan": 3, "cgan": 5, "cgan_pd": 2, "biggan": 1,
         "diff_biggan": 1, "adm_g_128": 1.5, "adm_g_256": 3, "adm_g_u_256": 1.5, "biggan_deep_128": 5,
+        "biggan_deep_256": 5,
     }  # fmt: skip
     assert {f"bigroc_{name}.yaml" for name in table_7} == set(BIGROC_RECIPES)
     for name, eps in table_7.items():
