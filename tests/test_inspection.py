@@ -1,6 +1,8 @@
 """python -m robust_models: what is told of a checkpoint, what labelled images tell, and conversion."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,10 @@ def test_list_names_every_classifier_that_loads_by_name(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("cifar10-l2-small") for line in lines)
     assert any(line.startswith("madrylab-cifar10-l2-0.5") and "l2 eps 0.5" in line for line in lines)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m robust_models list | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cifar10-l2-small")
+    assert done.stderr == ""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class Command:
             yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
             return 0
         summary = self.work(config)
-        print(json.dumps(summary) if as_json else self.tell(summary))
+        print(json.dumps(summary) if as_json else self.tell(summary), flush=True)
         return 0
 
 
@@ -86,3 +87,6 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = No
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
