@@ -214,7 +214,7 @@ def test_catastrophic_overfitting_is_seen_told_and_answered_with_more_steps(
     measured = iter([(0.6, 0.5), (0.9, 0.1), (0.6, 0.5), (0.6, 0.5), (0.6, 0.5)])
     used = []
 
-    def fake(model, data, attack, config):
+    def fake(model, data, attack, config, together):
         training_attack, pgd = next(measured)
         return {"training_attack": training_attack, "pgd": pgd, "attack_steps": float(attack.steps)}
 

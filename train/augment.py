@@ -6,28 +6,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust_models.runtime.distributed import Ranks
 from train.config import AugmentConfig
+from train.parallel import ALONE, part
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
 
-def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """x [N,3,H,W] in [0,1] -> the same shape and range. Every image draws its own transformation."""
+def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:
+    """x [N,3,H,W] in [0,1] -> the same shape and range. Every image draws its own transformation.
+
+    Each rank draws for the whole batch and takes its part: an image is treated alike by however many ranks there are.
+    """
     if config.crop_padding:
-        x = random_crop(x, config.crop_padding, generator)
+        x = random_crop(x, config.crop_padding, generator, ranks)
     if config.flip:
-        x = torch.where(_uniform(x, generator) < 0.5, x.flip(3), x)
+        x = torch.where(_uniform(x, generator, ranks) < 0.5, x.flip(3), x)
     if config.jitter:
-        x = jitter(x, config.jitter, generator)
+        x = jitter(x, config.jitter, generator, ranks)
     if config.rotation:
-        x = rotate(x, config.rotation, generator)
+        x = rotate(x, config.rotation, generator, ranks)
     return x
 
 
-def random_crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+def random_crop(x: Tensor, padding: int, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:
     """Each image moved by -padding..padding pixels in both directions, zeros moving in."""
     n, _, height, width = x.shape
-    offset = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=x.device)
+    shape = (2, n * ranks.world, 1)
+    offset = part(torch.randint(0, 2 * padding + 1, shape, generator=generator, device=x.device), ranks, dim=1)
     rows = offset[0] + torch.arange(height, device=x.device)
     columns = offset[1] + torch.arange(width, device=x.device)
     padded = F.pad(x, (padding,) * 4)
@@ -36,18 +42,18 @@ def random_crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     return padded[samples, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
-def jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def jitter(x: Tensor, strength: float, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:
     """Brightness, contrast and saturation, each by a factor from [1 - strength, 1 + strength]."""
-    brightness, contrast, saturation = (1 + strength * (2 * _uniform(x, generator) - 1) for _ in range(3))
+    brightness, contrast, saturation = (1 + strength * (2 * _uniform(x, generator, ranks) - 1) for _ in range(3))
     x = (x * brightness).clamp(0, 1)
     grey_mean = _grey(x).mean(dim=(2, 3), keepdim=True)
     x = torch.lerp(grey_mean, x, contrast).clamp(0, 1)
     return torch.lerp(_grey(x), x, saturation).clamp(0, 1)
 
 
-def rotate(x: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+def rotate(x: Tensor, degrees: float, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:
     """Each image turned by an angle from [-degrees, degrees], bilinear, zeros outside."""
-    angle = (2 * _uniform(x, generator).flatten() - 1) * math.radians(degrees)
+    angle = (2 * _uniform(x, generator, ranks).flatten() - 1) * math.radians(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
@@ -59,5 +65,5 @@ def _grey(x: Tensor) -> Tensor:
     return (x * weights).sum(1, keepdim=True)
 
 
-def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+def _uniform(x: Tensor, generator: torch.Generator, ranks: Ranks) -> Tensor:
+    return part(torch.rand(len(x) * ranks.world, 1, 1, 1, generator=generator, device=x.device), ranks)

@@ -1,5 +1,6 @@
 """python -m train --config NAME.yaml [--out DIR] [--field value ...]"""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ EXAMPLES = """\
   python -m train --config cifar_l2_small.yaml                    (in runs/cifar_l2_small)
   python -m train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
   python -m train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
+  torchrun --nproc-per-node 8 -m train --config imagenet_l2.yaml --data.path imagenet:data --out runs/imagenet
 The same command run again continues where it stopped. On SIGTERM a run saves its state and exits with 75.
 """
 
@@ -21,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(config: TrainConfig) -> Summary:
     from train.loop import train
 
-    return train(config)
+    summary = train(config)
+    if summary is None:
+        sys.exit(0)  # a rank that has helped; the first one tells
+    return summary
 
 
 def _tell(summary: Summary) -> str:

@@ -65,6 +65,10 @@ class AttackConfig:
     )
     steps: Count | dict[Fraction, Count] = Field(default=7, description="PGD steps; or {progress: steps}")
     random_start: bool = Field(default=False, description="start anywhere in the ball instead of at the image")
+    fold: bool | None = Field(
+        default=None,
+        description="attack a copy whose batch norms are folded into its convolutions (null: on a CPU, uncompiled)",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "AttackConfig":
@@ -174,6 +178,9 @@ class TrainConfig:
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
     compile: bool = Field(default=False, description="torch.compile the network")
+    save_minutes: NonNegative = Field(
+        default=10.0, description="save the state so often between evaluations, after each of which it is saved too"
+    )
     log_every: Annotated[int, Field(ge=1)] = Field(default=20, description="steps between rows of metrics")
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_models.attacks import PGD, frozen_eval
+from robust_models.runtime.distributed import Ranks
+from train.parallel import ALONE, part, starts
 
 TRADES_START = 1e-3  # std of the noise at the start: at the image itself the KL divergence is flat
 
@@ -19,8 +21,10 @@ class Objective(ABC):
     """`x_adv = attacked(...)`, then `loss(...)` on it, in the model's training mode."""
 
     @abstractmethod
-    def attacked(self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """x_adv [N,C,H,W]."""
+    def attacked(
+        self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator, ranks: Ranks = ALONE
+    ) -> Tensor:
+        """x_adv [N,C,H,W]; the generator draws for the images of all ranks."""
 
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,8 +37,10 @@ class CrossEntropy(Objective):
 
     label_smoothing: float = 0.0
 
-    def attacked(self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return attack(model, x, y, generator=generator)
+    def attacked(
+        self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator, ranks: Ranks = ALONE
+    ) -> Tensor:
+        return attack(model, x, y, start=starts(attack, len(x) * ranks.world, x, generator, ranks))
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x_adv)
@@ -51,14 +57,19 @@ class Trades(Objective):
     beta: float = 6.0
     label_smoothing: float = 0.0
 
-    def attacked(self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def attacked(
+        self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator, ranks: Ranks = ALONE
+    ) -> Tensor:
         if attack.steps == 0:
             return x
         with torch.no_grad(), frozen_eval(model):
             probs = model(x).softmax(1)
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        start = None if attack.random_start else (x + TRADES_START * noise).clamp(0, 1)
-        return replace(attack, loss=divergence)(model, x, probs, start=start, generator=generator)
+        count = len(x) * ranks.world
+        noise = torch.randn((count, *x.shape[1:]), generator=generator, device=x.device, dtype=x.dtype)
+        start = starts(attack, count, x, generator, ranks)
+        if start is None:
+            start = (x + TRADES_START * part(noise, ranks)).clamp(0, 1)
+        return replace(attack, loss=divergence)(model, x, probs, start=start)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         clean, logits = model(x), model(x_adv)

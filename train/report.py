@@ -1,35 +1,33 @@
 """What people see of a run: progress bar, metrics, TensorBoard, and a table at the end."""
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from robust_models.errors import UserError
+from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.run_folder import MetricsLog, read_metrics
-from train.config import TrainConfig
-from train.state import Progress
+from train.run import Findings, Run
 
 TABLE_ROWS = 10
 
 
 class Reporter:
-    """Rows of metrics.jsonl and TensorBoard for the step at which the progress stands."""
+    """Rows of metrics.jsonl and TensorBoard for the step at which the run stands."""
 
-    def __init__(self, config: TrainConfig, progress: Progress, total: int) -> None:
-        self.config, self.progress = config, progress
-        self.started = time.perf_counter() - progress.wall_s
+    def __init__(self, run: Run) -> None:
+        config, self.progress = run.config, run.progress
+        self.config = config
         self.stack = ExitStack()
-        self.log = self.stack.enter_context(MetricsLog(config.out, from_step=progress.step))
+        self.log = self.stack.enter_context(MetricsLog(config.out, from_step=self.progress.reported))
         self.bar: tqdm[Any] = self.stack.enter_context(
             tqdm(
-                total=total * config.batch_size,
-                initial=progress.step * config.batch_size,
+                total=run.total * config.batch_size,
+                initial=self.progress.step * config.batch_size,
                 unit="img",
                 unit_scale=True,
                 desc="train",
@@ -38,26 +36,20 @@ class Reporter:
             )
         )
 
-    @property
-    def wall_s(self) -> float:
-        """Of the run and of those it continues."""
-        return time.perf_counter() - self.started
-
     def advance(self) -> None:
         self.bar.update(self.config.batch_size)
 
-    def row(self, means: dict[str, float], lr: float) -> None:
-        rate = self.bar.format_dict["rate"] or 0.0
-        self._write("train", {**means, "lr": lr, "images_per_s": rate})
-        self.bar.set_postfix(loss=f"{means['loss']:.3f}", accuracy=f"{means['accuracy']:.3f}")
-
-    def scores(self, scores: dict[str, float], shown: Tensor | None) -> None:
-        self._write("validation", scores)
-        if shown is not None:
+    def tell(self, findings: Findings, lr: float) -> None:
+        if findings.train is not None:
+            means = findings.train
+            self._write("train", {**means, "lr": lr, "images_per_s": self.bar.format_dict["rate"] or 0.0})
+            self.bar.set_postfix(loss=f"{means['loss']:.3f}", accuracy=f"{means['accuracy']:.3f}")
+        if findings.guard is not None:
+            self._write("guard", findings.guard)
+        if findings.scores is not None:
+            self._write("validation", findings.scores)
+        if (shown := findings.shown) is not None:
             self._told(lambda: self.log.board.add_image("validation/attacked", shown, self.progress.step))
-
-    def guard(self, row: dict[str, float]) -> None:
-        self._write("guard", row)
 
     def _write(self, kind: str, numbers: dict[str, float]) -> None:
         self._told(lambda: self.log.write(self.progress.step, kind, numbers))
@@ -78,6 +70,26 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stack.close()
+
+
+class Silence:
+    """What the ranks after the first one report."""
+
+    def advance(self) -> None:
+        pass
+
+    def tell(self, findings: Findings, lr: float) -> None:
+        pass
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def reporter(run: Run, ranks: Ranks) -> Reporter | Silence:
+    return Reporter(run) if ranks.is_first else Silence()
 
 
 def table(folder: Path) -> str:

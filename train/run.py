@@ -3,7 +3,10 @@
 import os
 import shutil
 import sys
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,41 +15,63 @@ from robust_models.attacks import PGD
 from robust_models.checkpoints import save
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
-from robust_models.runtime.device import pick_device, place
+from robust_models.runtime.device import place
+from robust_models.runtime.distributed import Ranks
+from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
 from train.ema import EMA
+from train.folded import make_twin
+from train.parallel import ALONE
 from train.start import make_model, open_data, open_loader
 from train.state import Progress, TrainState, claim, save_state
 from train.step import Measured, attack_at, make_optimizer, mean, train_step
-from train.validation import overfitting, picture, selection, validate
+from train.validation import Together, overfitting, picture, selection, validate
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is due at a step, in numbers; None where it is not."""
+
+    train: dict[str, float] | None  # means over the steps since the last row of metrics
+    guard: dict[str, float] | None
+    scores: dict[str, float] | None  # on the held-out images
+    shown: Tensor | None  # a picture of some of them, attacked
 
 
 class Run:
-    """UserError for bad input, before config.out is touched."""
+    """UserError for bad input, before config.out is touched. Every rank has one; the first one writes."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         data, self.held_out = open_data(config)
-        device = pick_device(config.device)
+        device = ranks.device(config.device)
         torch.manual_seed(config.seed)
-        self.config = config
+        self.config, self.ranks = config, ranks
         self.checkpoint = config.out / "classifier.safetensors"
         self.model = place(make_model(config, data.class_names, data.image_size), device, config.precision)
-        self.loader = open_loader(data, config, device)
+        if ranks.world > 1:
+            share_batch_norms(self.model)
+        self.loader = open_loader(data, config, device, ranks)
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
         self.total = config.epochs * self.loader.steps_per_epoch
         self.progress = Progress()
         self.pending: list[Measured] = []  # since the last row of metrics
-        if state := claim(config):
+        if state := ranks.share(claim(config) if ranks.is_first else None):
             self.model.load_state_dict(state.model)
             self.ema.model.load_state_dict(state.ema)
             self.optimizer.load_state_dict(state.optimizer)
             self.progress = state.progress
             self.pending = [Measured(*(value.to(device) for value in values)) for values in state.pending]
+        self.twin = make_twin(self.model, config, device)
         self.stepped = _compiled(self.model, device) if config.compile else self.model
+        self.saved_at = time.monotonic()
+        self.started = time.monotonic() - self.progress.wall_s
 
     def step(self, x_u8: Tensor, y: Tensor) -> None:
+        """One optimizer step on this rank's part of the batch."""
         self.model.train()
+        if self.twin:
+            self.twin.refresh()
         measured = train_step(
             self.stepped,
             self.optimizer,
@@ -57,6 +82,8 @@ class Run:
             attack=self.attack,
             step=self.progress.step,
             progress=self.progress.step / self.total,
+            victim=self.twin.model if self.twin else None,
+            ranks=self.ranks,
         )
         self.ema.update(self.model, self.progress.step)
         self.pending.append(measured)
@@ -72,64 +99,72 @@ class Run:
         return self.optimizer.param_groups[0]["lr"]
 
     @property
-    def row_due(self) -> bool:
-        return self.progress.step % self.config.log_every == 0 or self.validation_due
-
-    @property
-    def validation_due(self) -> bool:
-        step, every = self.progress.step, self.config.validate.every_epochs * self.loader.steps_per_epoch
-        return step > self.progress.validated and (step % every == 0 or step == self.total)
-
-    @property
-    def guard_due(self) -> bool:
-        every = self.config.guard.every_steps
-        return every > 0 and self.progress.step % every == 0 and self.attack.steps > 0
+    def outstanding(self) -> bool:
+        """Whether what is due after the last step is still to do: `look`, then `settle`."""
+        return self.progress.reported < self.progress.step
 
     @property
     def finished(self) -> bool:
         patience = self.config.validate.stop_after
         return self.progress.step == self.total or 0 < patience <= self.progress.without_better
 
-    def take_pending(self) -> dict[str, float]:
-        """Means since the last row: the one place between evaluations where the host waits for the device."""
-        row = mean(self.pending, self.progress.step)
-        self.pending.clear()
-        return row
+    def look(self, between: Callable[[], None]) -> Findings:
+        """Measures what is due and changes nothing: it may be dropped halfway. `between`: see Together."""
+        config, step, together = self.config, self.progress.step, Together(self.ranks, between)
+        validation = step % (config.validate.every_epochs * self.loader.steps_per_epoch) == 0 or step == self.total
+        guard = config.guard.every_steps > 0 and step % config.guard.every_steps == 0 and self.attack.steps > 0
+        row = step % config.log_every == 0 or validation
+        return Findings(
+            # The one place between evaluations where the host waits for the device.
+            train=mean(self.pending, step) if row else None,
+            guard=overfitting(self.model, self.held_out, self.attack, config, together) if guard else None,
+            scores=validate(self.ema.model, self.held_out, config, together) if validation else None,
+            shown=picture(self.ema.model, self.held_out, config) if validation and self.ranks.is_first else None,
+        )
 
-    def validate(self) -> tuple[dict[str, float], Tensor | None]:
-        """Scores on the held-out images, and a picture of some of them, attacked."""
-        model = self.ema.model
-        return validate(model, self.held_out, self.config), picture(model, self.held_out, self.config)
+    def settle(self, findings: Findings) -> None:
+        """Draws the consequences; the state is saved after an evaluation, and when the last one saved is old."""
+        if findings.train is not None:
+            self.pending.clear()
+        if findings.guard is not None:
+            self._heed(findings.guard)
+        if findings.scores is not None:
+            self._judge(findings.scores)
+        self.progress.reported = self.progress.step
+        if findings.scores is not None or time.monotonic() - self.saved_at >= 60 * self.config.save_minutes:
+            self.save()
 
-    def judge(self, scores: dict[str, float]) -> None:
+    def _judge(self, scores: dict[str, float]) -> None:
         """Keeps the classifier if none before it was better."""
-        self.progress.validated = self.progress.step
         self.progress.without_better += 1
         if selection(scores) >= self.progress.best:
             self.progress.best, self.progress.best_scores = selection(scores), scores
             self.progress.without_better = 0
             model = self.ema.model
             model.description = replace(model.description, scores={"validation": scores})
-            save(model, self.checkpoint)
+            if self.ranks.is_first:
+                save(model, self.checkpoint)
 
-    def guard(self) -> dict[str, float]:
+    def _heed(self, row: dict[str, float]) -> None:
         """Doubles the attack's steps if the network has learnt to withstand no more than this attack."""
-        attack = self.attack
-        row = overfitting(self.model, self.held_out, attack, self.config)
+        steps = self.attack.steps
         if row["training_attack"] - row["pgd"] > self.config.guard.gap:
-            self.progress.least_attack_steps = 2 * attack.steps
-            print(
-                f"catastrophic overfitting at step {self.progress.step}: {row['training_attack']:.1%} right under the "
-                f"training attack, {row['pgd']:.1%} under PGD; going on with {2 * attack.steps} steps",
-                file=sys.stderr,
-            )
-        return row
+            self.progress.least_attack_steps = 2 * steps
+            if self.ranks.is_first:
+                print(
+                    f"catastrophic overfitting at step {self.progress.step}: {row['training_attack']:.1%} right under "
+                    f"the training attack, {row['pgd']:.1%} under PGD; going on with {2 * steps} steps",
+                    file=sys.stderr,
+                )
 
-    def save(self, wall_s: float) -> None:
+    def save(self) -> None:
         """The state to go on from. UserError, naming the step, where it is not finite or finds no room."""
         if self.pending:
             mean(self.pending, self.progress.step)
-        self.progress.wall_s = wall_s
+        self.progress.wall_s = time.monotonic() - self.started
+        self.saved_at = time.monotonic()
+        if not self.ranks.is_first:
+            return
         state = TrainState(
             self.progress,
             self.model.state_dict(),
@@ -141,6 +176,14 @@ class Run:
             save_state(self.config.out, state)
         except UserError as error:
             raise UserError(f"step {self.progress.step}: {error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "checkpoint": str(self.checkpoint),
+            "steps": self.progress.step,
+            "wall_s": round(self.progress.wall_s, 1),
+            "validation": self.progress.best_scores,
+        }
 
 
 def _compiled(model: RobustClassifier, device: torch.device) -> nn.Module:

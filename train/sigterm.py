@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from robust_models.errors import UserError
+from robust_models.runtime.distributed import Ranks
+from train.parallel import ALONE
+
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "try again"; 143 would look like a process that SIGTERM killed
 
 
@@ -18,23 +22,31 @@ class Interrupted(SystemExit):
 
 
 class Sigterm:
-    """While the block lasts, SIGTERM is noted and raises Interrupted at the next `obey()`; at once in `at_once()`."""
+    """While the block lasts, SIGTERM is noted and raises Interrupted at the next `obey()`; at once in `at_once()`.
 
-    def __init__(self) -> None:
+    Of several ranks, all raise it at the same `obey()`, whichever of them got the signal; none does so earlier.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.requested = False
         self._at_once = False
 
     def obey(self) -> None:
-        if self.requested:
+        """Every rank must come here equally often."""
+        if self.ranks.total(self.requested):
             raise Interrupted
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For work that may be dropped halfway."""
-        self._at_once = True
+        """For work that may be dropped halfway. Several ranks obey when they next do so together."""
+        self._at_once = alone = self.ranks.world == 1
         try:
-            self.obey()
+            if alone:
+                self.obey()
             yield
+        except UserError:
+            raise
         except Exception:
             self.obey()  # a loader's worker processes get the signal too, and their end is an error
             raise

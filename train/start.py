@@ -1,5 +1,6 @@
 """What a run starts from: its data, and its network, fresh or somebody's."""
 
+import os
 from dataclasses import replace
 
 import torch
@@ -11,9 +12,10 @@ from robust_models.datasets import AnyDataset, Dataset, LazyDataset, open_datase
 from robust_models.datasets.beton import BetonStore
 from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain
+from robust_models.runtime.distributed import Ranks
 from robust_models.threat import ThreatModel
 from train.config import TrainConfig
-from train.loaders.base import Loader
+from train.loaders.base import Loader, usable_cores
 from train.loaders.make import make_loader
 
 DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
@@ -29,7 +31,8 @@ def open_data(config: TrainConfig) -> tuple[AnyDataset, Dataset]:
     return data[:kept], data[kept:].in_memory()
 
 
-def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device) -> Loader:
+def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ranks: Ranks) -> Loader:
+    """This rank's part of every batch."""
     fields = config.data
     name = fields.loader
     if name == "auto":
@@ -41,9 +44,18 @@ def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device) -> 
         batch_size=config.batch_size,
         seed=config.seed,
         device=device,
-        workers=fields.workers,
+        workers=_fair_share(ranks) if fields.workers is None else fields.workers,
         random_crop=fields.random_crop,
+        rank=ranks.rank,
+        world=ranks.world,
     )
+
+
+def _fair_share(ranks: Ranks) -> int | None:
+    """Of the cores, where several ranks of this machine load; else None, which is all of them."""
+    if ranks.world == 1:
+        return None
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))  # torchrun sets it
 
 
 def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: int) -> RobustClassifier:

@@ -17,6 +17,7 @@ from robust_models.runtime.run_folder import environment, write_json
 from train.config import TrainConfig
 
 FILE_NAME, PREVIOUS_NAME = "state.pt", "state.previous.pt"
+FREE_TO_CHANGE = ("out", "device", "save_minutes")  # between a run and its continuation
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Progress:
     """Where the run is: plain numbers, the same on every machine."""
 
     step: int = 0  # optimizer steps done
+    reported: int = 0  # the step after which all that was due is done: rows written, classifier judged
     wall_s: float = 0.0
-    validated: int = 0  # step of the last evaluation
     best: float = -1.0  # highest selection score so far
     best_scores: dict[str, float] = field(default_factory=dict)
     without_better: int = 0  # evaluations since then
@@ -71,13 +72,15 @@ def claim(config: TrainConfig) -> TrainState | None:
     recorded = config.out / "config.json"
     if recorded.exists():
         old = json.loads(recorded.read_text())["config"]
-        changed = [name for name in plain if name not in ("out", "device") and old.get(name) != plain[name]]
+        changed = [name for name in plain if name not in FREE_TO_CHANGE and old.get(name) != plain[name]]
         if changed:
             name = changed[0]
             raise UserError(
                 f"out: {config.out} holds a run with another {name} ({old.get(name)} there, {plain[name]} now); "
                 f"choose another --out, or repeat that run's command to continue it"
             )
+    for left in config.out.glob(".*.partial"):  # files that a kill left half written
+        left.unlink()
     write_json(recorded, {"config": plain, "environment": environment()})
     return load_state(config.out)
 

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from robust_models.attacks import PGD
 from robust_models.errors import UserError
 from robust_models.images import to_float
+from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import STEP, generator
 from train.augment import augment
 from train.awp import adversarial_weights
 from train.config import AttackConfig, TrainConfig
 from train.mixing import mix
 from train.objectives import CrossEntropy, Objective, Trades
+from train.parallel import ALONE, average, part, whole
 from train.schedule import cosine, one_cycle, step_decay
 
 
 class Measured(NamedTuple):
-    """0-d tensors still on the device, of the attacked batch."""
+    """0-d tensors still on the device, of the attacked batch of all ranks."""
 
     loss: Tensor
     accuracy: Tensor
@@ -88,24 +90,35 @@ def train_step(
     attack: PGD,
     step: int,
     progress: float,
+    victim: nn.Module | None = None,
+    ranks: Ranks = ALONE,
 ) -> Measured:
-    """One optimizer step: the number `step` of the run, at the finished share `progress` of it."""
+    """One optimizer step: the number `step` of the run, at the finished share `progress` of it.
+
+    x_u8, y: this rank's part of the batch. victim: computes what the model does in evaluation mode; is attacked in its
+    place.
+    """
     draws = generator(x_u8.device, config.seed, STEP, step)
-    x = augment(to_float(x_u8), config.augment, draws)
-    x, y_mixed = mix(x, y, num_classes, config.augment, draws)
+    x = augment(to_float(x_u8), config.augment, draws, ranks)
+    y_mixed = y
+    if config.augment.mix != "none":  # with any image of the whole batch
+        mixed = mix(whole(x, ranks), whole(y, ranks), num_classes, config.augment, draws)
+        x, y_mixed = (part(values, ranks) for values in mixed)
     objective = make_objective(config)
-    x_adv = objective.attacked(model, attack, x, y_mixed, draws)
+    x_adv = objective.attacked(victim or model, attack, x, y_mixed, draws, ranks)
     loss, logits = objective.loss(model, x, x_adv, y_mixed)
 
     for group in optimizer.param_groups:
         group["lr"] = config.optimizer.lr * lr_factor(config)(progress)
     optimizer.zero_grad()
     if config.objective.awp:
-        with adversarial_weights(model, loss, config.objective.awp):
+        with adversarial_weights(model, loss, config.objective.awp, ranks):
             objective.loss(model, x, x_adv, y_mixed)[0].backward()
     else:
         loss.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    loss, accuracy = loss.detach(), (logits.detach().argmax(1) == y).float().mean()
+    average([*gradients, loss, accuracy], ranks)
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     optimizer.step()
-    return Measured(loss.detach(), (logits.detach().argmax(1) == y).float().mean(), grad_norm)
+    return Measured(loss, accuracy, grad_norm)

@@ -1,6 +1,8 @@
 """How good the classifier is on held-out images, and whether its attack still means something."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,20 +11,36 @@ from robust_models.attacks import PGD, frozen_eval
 from robust_models.classifier import RobustClassifier
 from robust_models.datasets import Dataset
 from robust_models.images import to_float, to_u8
+from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import EVALUATION, generator
 from train.config import TrainConfig
+from train.parallel import ALONE, part, starts
 
 BATCH = 250
 SCORES, GUARD, PICTURE = range(3)  # streams of the EVALUATION purpose
 
 
-def validate(model: RobustClassifier, data: Dataset, config: TrainConfig) -> dict[str, float]:
+@dataclass(frozen=True)
+class Together:
+    """How ranks evaluate: each a part of every batch. `between` is called before each batch, equally often by all."""
+
+    ranks: Ranks = ALONE
+    between: Callable[[], None] = lambda: None
+
+
+ONE_PROCESS = Together()
+
+
+def validate(
+    model: RobustClassifier, data: Dataset, config: TrainConfig, together: Together = ONE_PROCESS
+) -> dict[str, float]:
     """Clean accuracy and, where the recipe has an attack, PGD accuracy (fractions) on the held-out images."""
     if len(data) == 0:
         return {}
-    scores = {"n": float(len(data)), "clean_accuracy": accuracy(model, data, None, config, SCORES)}
+    scores = {"n": float(len(data)), "clean_accuracy": accuracy(model, data, None, config, SCORES, together)}
     if config.attack.radius > 0:
-        scores["robust_accuracy"] = accuracy(model, data, judging_attack(config, config.attack.radius), config, SCORES)
+        attack = judging_attack(config, config.attack.radius)
+        scores["robust_accuracy"] = accuracy(model, data, attack, config, SCORES, together)
     return scores
 
 
@@ -36,23 +54,37 @@ def judging_attack(config: TrainConfig, eps: float) -> PGD:
     return PGD(eps, 2.5 * eps / steps, steps, norm=config.attack.norm, random_start=True)
 
 
-def accuracy(model: RobustClassifier, data: Dataset, attack: PGD | None, config: TrainConfig, stream: int) -> float:
+def accuracy(
+    model: RobustClassifier,
+    data: Dataset,
+    attack: PGD | None,
+    config: TrainConfig,
+    stream: int,
+    together: Together = ONE_PROCESS,
+) -> float:
     """Share of the images that the model, in evaluation mode, gets right, attacked where there is an attack."""
+    ranks = together.ranks
     device = model.mean.device
     draws = generator(device, config.seed, EVALUATION, stream)
     correct = 0
     with frozen_eval(model):
         for start in range(0, len(data), BATCH):
-            part = data[start : start + BATCH]
-            x, y = to_float(part.x_u8.to(device)), part.y.to(device)
+            together.between()
+            batch = data[start : start + BATCH]
+            x, y = to_float(part(batch.x_u8, ranks).to(device)), part(batch.y, ranks).to(device)
+            begin = starts(attack, len(batch), x, draws, ranks) if attack else None
+            if len(y) == 0:
+                continue
             if attack:
-                x = attack(model, x, y, generator=draws)
+                x = attack(model, x, y, start=begin)
             with torch.no_grad():
                 correct += int((model(x).argmax(1) == y).sum())
-    return correct / len(data)
+    return ranks.total(correct) / len(data)
 
 
-def overfitting(model: RobustClassifier, data: Dataset, attack: PGD, config: TrainConfig) -> dict[str, float]:
+def overfitting(
+    model: RobustClassifier, data: Dataset, attack: PGD, config: TrainConfig, together: Together = ONE_PROCESS
+) -> dict[str, float]:
     """Accuracy under the training attack and under PGD on held-out images.
 
     A network that has learnt to withstand its weak training attack only does well on the first and badly on the second:
@@ -60,8 +92,8 @@ def overfitting(model: RobustClassifier, data: Dataset, attack: PGD, config: Tra
     """
     some = data[: config.guard.images]
     return {
-        "training_attack": accuracy(model, some, attack, config, GUARD),
-        "pgd": accuracy(model, some, judging_attack(config, attack.eps), config, GUARD),
+        "training_attack": accuracy(model, some, attack, config, GUARD, together),
+        "pgd": accuracy(model, some, judging_attack(config, attack.eps), config, GUARD, together),
         "attack_steps": float(attack.steps),
     }
 

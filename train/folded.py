@@ -1,0 +1,80 @@
+"""The classifier that a training step attacks: its batch norms folded away, as in the attack they are constants."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from robust_models.classifier import RobustClassifier
+from robust_models.folding import folded
+from train.config import TrainConfig
+
+
+class FoldedTwin:
+    """`model` computes what the original does in evaluation mode, with less work, once `refresh()` was called.
+
+    `pairs` names the convolutions and the norms in them; it is empty where nothing could be folded.
+    """
+
+    def __init__(self, original: RobustClassifier) -> None:
+        self.original = original
+        self.model = folded(original)
+        self.pairs = _folded_pairs(original.network, self.model.network)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Takes over the weights and statistics of the original as they are now."""
+        own, current = dict(self.model.network.named_modules()), dict(self.original.network.named_modules())
+        for conv_name, norm_name in self.pairs:
+            _fold_into(own[conv_name], current[conv_name], current[norm_name])
+        through_folding = {f"{conv}.{name}" for conv, _ in self.pairs for name in ("weight", "bias")}
+        state = self.original.network.state_dict()
+        for name, value in self.model.network.state_dict().items():
+            if name not in through_folding:
+                value.copy_(state[name])
+
+
+def make_twin(model: RobustClassifier, config: TrainConfig, device: torch.device) -> FoldedTwin | None:
+    """None where the recipe, or the network, has the attack on the model itself."""
+    fold = config.attack.fold
+    if fold is None:
+        fold = device.type == "cpu" and not config.compile  # a compiled network has its norms fused already
+    if not fold or config.attack.radius == 0:
+        return None
+    twin = FoldedTwin(model)
+    return twin if twin.pairs else None
+
+
+def _folded_pairs(network: nn.Module, twin: nn.Module) -> list[tuple[str, str]]:
+    """Names of every convolution and the batch norm that it has absorbed."""
+    if not isinstance(twin, fx.GraphModule):
+        return []
+    left = dict(twin.named_modules())
+    return [
+        (node.args[0].target, node.target)
+        for node in fx.symbolic_trace(network).graph.nodes
+        if node.op == "call_module" and isinstance(network.get_submodule(node.target), nn.BatchNorm2d)
+        if node.target not in left
+    ]
+
+
+def _fold_into(target: nn.Module, conv: nn.Module, norm: nn.Module) -> None:
+    """target computes norm(conv(x))."""
+    assert isinstance(target, nn.Conv2d)
+    assert isinstance(conv, nn.Conv2d)
+    assert target.bias is not None
+    scale, shift = _affine(norm)
+    if conv.bias is not None:
+        shift = shift + scale * conv.bias
+    torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=target.weight)
+    target.bias.copy_(shift)
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] that a batch norm is in evaluation mode; in float64, as the mean may be large."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale.to(norm.running_mean.dtype), (shift + norm.bias if norm.affine else shift).to(norm.running_mean.dtype)
