@@ -95,7 +95,9 @@ def join() -> Iterator[Ranks]:
         yield Ranks()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"start {_start()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     ranks = Ranks(rank, world, local_rank)
     try:
         yield ranks
@@ -106,6 +108,15 @@ def join() -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _start() -> str:
+    """Which start of torchrun's this is: its agent keeps the store, where new ranks would read dead ones' addresses.
+
+    Machines count their restarts each for itself: several of them need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
+    """
+    one_machine = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else ""
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
