@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
@@ -87,7 +87,6 @@ def test_a_linf_radius_in_grey_levels_is_recognised():
 
 
 @given(seed=st.integers(0, 1000), eps=st.sampled_from([0.1, 1.0, 5.0]))
-@example(seed=320, eps=1.0)
 def test_l1_projection_is_the_solution_of_its_quadratic_programme(seed, eps):
     delta = draw(seed, 2.0)[:1, :1, :1]
     v = delta.flatten().double().numpy()
@@ -100,6 +99,7 @@ def test_l1_projection_is_the_solution_of_its_quadratic_programme(seed, eps):
         constraints={"type": "ineq", "fun": lambda ab: eps - ab.sum()},
         options={"ftol": 1e-14, "maxiter": 500},
     )
+    assume(solved.success)  # some releases of the solver end outside the ball, and say so
     nearest = NORMS["l1"].project(delta, eps)
     assert nearest.abs().sum() <= eps * (1 + 1e-5)
     # No farther than what the solver has found, which stops short of the optimum now and then.
