@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from robust_models.errors import UserError
 from robust_models.runtime.device import pick_device
@@ -95,8 +97,8 @@ def join() -> Iterator[Ranks]:
         yield Ranks()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store = dist.PrefixStore(f"start {_start()}", store)
+    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    store = PrefixStore(f"start {_start()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     ranks = Ranks(rank, world, local_rank)
     try:
