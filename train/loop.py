@@ -21,7 +21,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         run = Run(config, ranks)
         with closing(run.loader), Sigterm(ranks) as sigterm, reporter(run, ranks) as report:
             try:
-                _run(run, sigterm, report)
+                run_to_end(run, sigterm, report)
             except Interrupted:
                 run.save()
                 ranks.barrier()  # nobody leaves, and makes torchrun end the others, before the state is saved
@@ -32,8 +32,11 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         return run.summary() if ranks.is_first else None
 
 
-def _run(run: Run, sigterm: Sigterm, report: Reporter | Silence) -> None:
-    """Ranks wait for each other at sigterm.obey() only, so that one that fails, failing before it, is noticed there."""
+def run_to_end(run: Run, sigterm: Sigterm, report: Reporter | Silence) -> None:
+    """All steps that are left, and what is due between them.
+
+    Ranks wait for each other at sigterm.obey() only, so that one that fails, failing before it, is noticed there.
+    """
     while True:
         if run.outstanding:
             with sigterm.at_once():

@@ -6,19 +6,17 @@ Kingma & Welling 2014; Sohn et al. 2015. Trains, then writes samples from the pr
 for, as many of each. The same seed and machine give the same bytes; fewer images are the first of more.
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.generators.samples import flipped_at_random, generator_flags, shuffled_batches, write_samples
 from robust_models.datasets import load_dataset
-from robust_models.images import to_float, to_u8, write_npz
+from robust_models.images import to_float
 
 LATENT = 64
-CHUNK = 500  # images sampled at a time
 
 
 def _down(in_planes: int, planes: int) -> nn.Sequential:
@@ -62,29 +60,21 @@ class VAE(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="cifar10, cifar10:DIR, an .npz or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="the .npz of samples")
-    parser.add_argument("--num-images", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-
+    args = generator_flags(__doc__ or "", epochs=8).parse_args()
     torch.manual_seed(args.seed)
     start = time.perf_counter()
     data = load_dataset(args.data, "train")
-    x_u8, y, num_classes = data.x_u8, data.y, len(data.class_names)
+    num_classes = len(data.class_names)
     model = VAE(num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
-    steps = len(x_u8) // args.batch_size * args.epochs
+    steps = len(data.x_u8) // args.batch_size * args.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for epoch in range(args.epochs):
         total = torch.zeros(())
-        batches = torch.randperm(len(x_u8)).split(args.batch_size)[: len(x_u8) // args.batch_size]
+        batches = shuffled_batches(len(data.x_u8), args.batch_size)
         for index in batches:
-            x = to_float(x_u8[index]).contiguous(memory_format=torch.channels_last)
-            loss = model.loss(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x), y[index])
+            x = to_float(data.x_u8[index]).contiguous(memory_format=torch.channels_last)
+            loss = model.loss(flipped_at_random(x), data.y[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -96,11 +86,7 @@ def main() -> None:
         )
 
     model.eval()
-    # Always whole chunks, so that a smaller set is the beginning of a larger one to the bit.
-    labels = torch.arange(-(-args.num_images // CHUNK) * CHUNK) % num_classes
-    with torch.no_grad():
-        samples = torch.cat([to_u8(model.decode(torch.randn(CHUNK, LATENT), part)) for part in labels.split(CHUNK)])
-    write_npz(args.out, samples[: args.num_images], labels[: args.num_images].numpy())
+    write_samples(args.out, args.num_images, num_classes, lambda y: model.decode(torch.randn(len(y), LATENT), y))
     print(f"{args.out}: {args.num_images} images, {time.perf_counter() - start:.0f} s")
 
 

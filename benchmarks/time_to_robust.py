@@ -1,0 +1,157 @@
+"""Seconds of training from scratch against robust accuracy: the curve of a recipe over its length.
+
+    python -m benchmarks.time_to_robust --data TRAIN --test TEST --out runs/time_to_robust --epochs 5,10,30 --seeds 0,1
+                                        [--config cifar_l2_fast.yaml] [--standard-images 1000] [--FIELD VALUE ...]
+
+Every length and seed is a run of its own, as its schedule of lr and attack depends on the length. The clock starts with
+the images in memory and the network compiled, and stops with the selected classifier on disk; choosing the best epoch
+on held-out training images is within. Compiling and starting are told apart. The robust accuracy is that of apgd-ce and
+apgd-t on all test images, and of the standard AutoAttack on the first --standard-images of them.
+
+Each run leaves a line in OUT/curve.jsonl; the same command skips what has one. Other flags go to the recipe.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.config import RobustConfig
+from eval.robust import run_robust
+from robust_models.runtime.config import add_config_flags, read_recipe, resolve
+from robust_models.runtime.run_folder import environment
+from train.config import TrainConfig
+from train.loop import run_to_end
+from train.parallel import ALONE
+from train.report import Silence
+from train.run import Run
+from train.sigterm import Sigterm
+
+Row = dict[str, Any]
+
+
+def warm_up(run: Run) -> float:
+    """Seconds that one step and one evaluation take at first, compiling; the run is left as it was."""
+    start = time.perf_counter()
+    parts = (run.model, run.ema.model, run.optimizer)
+    before = [deepcopy(part.state_dict()) for part in parts]
+    progress = deepcopy(run.progress)
+    run.step(*run.loader.batch(0))
+    with torch.no_grad():
+        run.ema.model.eval()(run.loader.batch(0)[0].float() / 255)
+    for part, state in zip(parts, before, strict=True):
+        part.load_state_dict(state)
+    run.pending.clear()
+    run.progress = progress
+    _wait(run)
+    return time.perf_counter() - start
+
+
+def train_timed(config: TrainConfig) -> Row:
+    """Trains from scratch and tells how long that took; the classifier is config.out/classifier.safetensors."""
+    shutil.rmtree(config.out, ignore_errors=True)  # what a killed run left would not be timed from its start
+    start = time.perf_counter()
+    run = Run(config)
+    with closing(run.loader), Sigterm(ALONE) as sigterm:
+        opened_s = time.perf_counter() - start
+        compile_s = warm_up(run)
+        start = time.perf_counter()
+        run_to_end(run, sigterm, Silence())
+        _wait(run)
+        train_s = time.perf_counter() - start
+    return {
+        "train_s": train_s,
+        "compile_s": compile_s,
+        "open_s": opened_s,
+        "steps": run.progress.step,
+        "validation": run.progress.best_scores,
+    }
+
+
+def _wait(run: Run) -> None:
+    if run.model.mean.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure(config: TrainConfig, test: str, standard_images: int) -> Row:
+    """Clean and robust accuracy on the test images, with 95 % intervals."""
+    ckpt = str(config.out / "classifier.safetensors")
+    common = {"ckpt": ckpt, "data": test, "norm": config.attack.norm, "eps": config.attack.radius}
+    apgd = run_robust(RobustConfig(**common, attack="apgd"))
+    row = {
+        "n": apgd["n"],
+        "clean_accuracy": apgd["clean_accuracy"],
+        "apgd_accuracy": apgd["robust_accuracy"],
+        "apgd_interval": apgd["interval"],
+    }
+    if standard_images:
+        standard = run_robust(RobustConfig(**common, attack="autoattack", limit=standard_images))
+        row |= {
+            "standard_n": standard["n"],
+            "standard_accuracy": standard["robust_accuracy"],
+            "standard_interval": standard["interval"],
+        }
+    return row
+
+
+def configs(args: argparse.Namespace, flags: dict[str, Any]) -> Iterator[tuple[int, int, TrainConfig]]:
+    for epochs in map(int, args.epochs.split(",")):
+        for seed in map(int, args.seeds.split(",")):
+            out = args.out / f"epochs{epochs}_seed{seed}"
+            values = read_recipe(args.config) | {"out": out, "epochs": epochs, "seed": seed}
+            yield epochs, seed, resolve(TrainConfig, values, {**flags, "data.path": args.data})
+
+
+def tell(rows: Sequence[Row]) -> str:
+    lines = ["epochs  seed   train s  compile s    clean     apgd   standard"]
+    for row in rows:
+        standard = f"{row['standard_accuracy']:9.2%}" if "standard_accuracy" in row else " " * 9
+        lines.append(
+            f"{row['epochs']:6}  {row['seed']:4}  {row['train_s']:8.1f}  {row['compile_s']:9.1f}  "
+            f"{row['clean_accuracy']:7.2%}  {row['apgd_accuracy']:7.2%}  {standard}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="cifar_l2_fast.yaml")
+    parser.add_argument("--data", required=True, help="training images, whatever --data.path of train takes")
+    parser.add_argument("--test", required=True, help="labelled test images")
+    parser.add_argument("--epochs", default="5,10,20,30", help="lengths of the runs")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--standard-images", type=int, default=1000, help="for the standard AutoAttack; 0: none")
+    add_config_flags(parser, TrainConfig, skip=("out", "epochs", "seed", "data.path"))
+    flags = vars(parser.parse_args())
+    args = argparse.Namespace(
+        **{name: flags.pop(name) for name in ("config", "data", "test", "epochs", "seeds", "out", "standard_images")}
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    curve = args.out / "curve.jsonl"
+    rows = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
+    for epochs, seed, config in configs(args, flags):
+        if any((row["epochs"], row["seed"]) == (epochs, seed) for row in rows):
+            continue
+        row = {
+            "epochs": epochs,
+            "seed": seed,
+            **train_timed(config),
+            **measure(config, args.test, args.standard_images),
+        }
+        rows.append(row | {"config": args.config, "environment": environment()})
+        with curve.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(tell(rows), flush=True)
+    print(tell(rows))
+
+
+if __name__ == "__main__":
+    main()
