@@ -1,11 +1,14 @@
-"""python -m eval robust|quality|statistics [--field value ...]"""
+"""python -m eval robust|quality|statistics|study|survey [--field value ...]"""
 
 from collections.abc import Sequence
+from typing import Any
 
 from eval.config import QualityConfig, RobustConfig, StatisticsConfig
 from eval.quality import run_quality, run_statistics
 from eval.quality_words import tell_quality, tell_statistics
 from eval.robust import run_robust
+from eval.study.cli import STUDY
+from eval.survey.cli import SURVEY
 from robust_models.runtime.command import Command, OneOf, Summary, run
 
 EXAMPLES = """\
@@ -17,6 +20,8 @@ EXAMPLES = """\
   python -m eval quality --images samples.npz --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
   torchrun --nproc-per-node 8 -m eval quality --images generated/ --reference stats.npz --bootstrap 200
   python -m eval statistics --images train.npz --features inception --out stats.npz
+  python -m eval study --config ablation_classifier.yaml --quick
+  python -m eval survey --before generated.npz --after refined.npz --out answers.db
 """
 
 
@@ -63,7 +68,7 @@ def _percent(share: float, interval: Sequence[float]) -> str:
     return f"{100 * share:.2f} % (95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {  # of eval.study and eval.survey, commands that are more than a config and its work
     "robust": Command(
         name="python -m eval robust",
         about="Clean and robust accuracy of a classifier.",
@@ -88,6 +93,8 @@ COMMANDS = {
         tell=tell_statistics,
         examples=EXAMPLES,
     ),
+    "study": STUDY,
+    "survey": SURVEY,
 }
 
 EVAL = OneOf("python -m eval", "Measures classifiers and image sets.", "measurement", COMMANDS, EXAMPLES)

@@ -1,4 +1,7 @@
-"""python -m refine --ckpt NAME_OR_FILE --input IMAGES --out PATH --eps 3 [--field value ...]"""
+"""python -m refine --ckpt NAME_OR_FILE --input IMAGES --out PATH --eps 3 [--field value ...]
+
+python -m refine --task NAME ... makes images in other ways (refine/synthesis).
+"""
 
 import sys
 from collections.abc import Sequence
@@ -11,12 +14,36 @@ EXAMPLES = """\
   python -m refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
   python -m refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
   torchrun --nproc-per-node 8 -m refine --ckpt robust.pt --input shards/ --out refined/ --eps 1.5
+  python -m refine --task generate|inpaint|superres|translate|sketch|paint|invert --help
 The same command run again continues where it stopped. OUT.manifest.jsonl says what became of each image.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(REFINE, argv)
+    return run(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    task, rest = _split_task(argv)
+    if task == "refine":
+        return REFINE(rest)
+    from refine.synthesis.registry import find_task
+
+    return find_task(task)(rest)
+
+
+def _split_task(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The last --task in argv ("refine" where there is none), and argv without any."""
+    task, rest = "refine", []
+    words = iter(argv)
+    for word in words:
+        if word == "--task":
+            task = next(words, "")
+        elif word.startswith("--task="):
+            task = word.removeprefix("--task=")
+        else:
+            rest.append(word)
+    return task, rest
 
 
 def _refine(config: RefineConfig) -> Summary:

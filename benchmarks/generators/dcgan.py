@@ -20,7 +20,7 @@ from robust_models.datasets import load_dataset
 from robust_models.images import to_float
 
 LATENT = 100
-EMA_DECAY = 0.999
+EMA_DECAY = 0.998
 
 
 def _up(in_planes: int, planes: int) -> nn.Sequential:
@@ -105,10 +105,10 @@ def main() -> None:
 
 @torch.no_grad()
 def _follow(average: nn.Module, model: nn.Module) -> None:
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, 1 - EMA_DECAY)
-    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
-        mean.copy_(value)
+    """Weights and batch norms' statistics alike: statistics of other weights would wash the samples out."""
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - EMA_DECAY)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""What the synthesis tasks reach on CIFAR-10 with the embedded classifiers, beside simple ways to do the same.
+
+    python -m benchmarks.synthesis generate inpaint superres [--n 500] [--n-generated 1000] [--json FILE]
+
+Every row runs the command itself and judges the images it stored with cifar10-standard-small, which took no part:
+agreement is the share that it sees as the class wanted. generate: --n-generated images, balanced, from a mixture of
+Gaussians and from one Gaussian per class; the Frechet distance is between the judge's 128 features of these and of the
+50,000 train images. inpaint: a centred hole of 16x16 in the first N test images; PSNR inside it. superres: from 8x8
+block averages to 32x32. "given" rows tell the task each image's true class, "pseudo" rows leave it to be guessed.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refine.synthesis import generate, inpaint, superres
+from refine.synthesis.masks import centred
+from refine.synthesis.run import synthesize_set
+from refine.synthesis.superres import enlarge
+from robust_models import open_images, to_float, to_u8
+from robust_models.checkpoints.load import PRETRAINED
+from robust_models.features import open_features
+from robust_models.images import write_npz
+from robust_models.metrics import FrechetStatistics, frechet_distance
+from robust_models.metrics.stored import read_statistics
+from robust_models.runtime.run_folder import environment
+
+CKPT, JUDGE = "cifar10-l2-small", "cifar10-standard-small"
+HOLE, FACTOR = 16, 4
+Row = dict[str, Any]
+
+
+class Judge:
+    """The classifier that took no part."""
+
+    def __init__(self) -> None:
+        self.features = open_features(f"classifier:{JUDGE}", device=torch.device("cpu"))
+        self.real = read_statistics(PRETRAINED / "cifar10-train-statistics.npz")
+
+    def see(self, x_u8: Tensor) -> Tensor:
+        """Features [N,128]."""
+        return torch.cat([self.features(part) for part in x_u8.split(100)])
+
+    def agreement(self, x_u8: Tensor, y: Tensor) -> float:
+        return _percent(self.features.logits(self.see(x_u8)).argmax(1) == y)
+
+    def frechet(self, x_u8: Tensor) -> float:
+        statistics = FrechetStatistics(128)
+        statistics.update(self.see(x_u8))
+        return round(frechet_distance(statistics, self.real), 3)
+
+
+def psnr(x_u8: Tensor, real_u8: Tensor, mask: Tensor | None = None) -> float:
+    """Mean over the images of the peak signal-to-noise ratio, dB; inside the mask [1,1,H,W] where one is given."""
+    error = (to_float(x_u8) - to_float(real_u8)).square()
+    weights = torch.ones_like(error) if mask is None else mask.expand_as(error)
+    mse = (error * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+    return round(float((-10 * mse.clamp_min(1e-10).log10()).mean()), 2)
+
+
+def measure_generate(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
+    for name, mixture in (("mixture", True), ("one Gaussian", False)):
+        config = generate.GenerateConfig(
+            ckpt=CKPT, out=folder / "generated.npz", num_images=args.n_generated, mixture=mixture, seed=args.seed,
+            seeds=args.seeds, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
+            grid=args.grids and args.grids / f"generate-{name.replace(' ', '-')}.png",
+        )  # fmt: skip
+        x, y, told = _made(generate.TASK, config)
+        yield {"task": "generate", "way": name, **told, "agreement": judge.agreement(x, y), "frechet": judge.frechet(x)}
+
+
+def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
+    import cv2  # of no other use here
+
+    real, y = _test_images(args)
+    write_npz(folder / "real.npz", real, y.numpy())
+    mask = centred(HOLE, (32, 32))(torch.zeros(1, dtype=torch.int64))
+    blank = inpaint.filled_with_mean(to_float(real), mask)
+    cv_mask = (mask[0, 0].numpy() * 255).astype(np.uint8)
+    telea = [
+        cv2.inpaint(image, cv_mask, 3, cv2.INPAINT_TELEA) for image in real.permute(0, 2, 3, 1).contiguous().numpy()
+    ]
+    plain = {
+        "original": real,
+        "mean fill": to_u8(blank),
+        "Telea": torch.from_numpy(np.stack(telea)).permute(0, 3, 1, 2),
+    }
+    for name, x in plain.items():
+        yield {
+            "task": "inpaint",
+            "way": name,
+            "n": len(x),
+            "agreement": judge.agreement(x, y),
+            "psnr": psnr(x, real, mask),
+        }
+    for targets in ("given", "pseudo"):
+        config = inpaint.InpaintConfig(
+            ckpt=CKPT, input=folder / "real.npz", out=folder / "filled.npz", hole=HOLE, targets=targets, seed=args.seed,
+            steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
+            grid=args.grids and args.grids / f"inpaint-{targets}.png",
+        )  # fmt: skip
+        x, _, told = _made(inpaint.TASK, config)
+        outside = (mask == 0).expand_as(x)
+        row = {"task": "inpaint", "way": targets, **told, "agreement": judge.agreement(x, y)}
+        yield {**row, "psnr": psnr(x, real, mask), "known_pixels_equal": bool((x[outside] == real[outside]).all())}
+
+
+def measure_superres(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
+    real, y = _test_images(args)
+    small = to_u8(torch.nn.functional.avg_pool2d(to_float(real), FACTOR))
+    write_npz(folder / "small.npz", small, y.numpy())
+    for name in ("nearest", "bicubic"):
+        x = to_u8(enlarge(to_float(small), FACTOR, name))
+        yield {"task": "superres", "way": name, "n": len(x), "agreement": judge.agreement(x, y), "psnr": psnr(x, real)}
+    for targets in ("given", "pseudo"):
+        config = superres.SuperresConfig(
+            ckpt=CKPT, input=folder / "small.npz", out=folder / "large.npz", factor=FACTOR, targets=targets,
+            start=args.start, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
+            grid=args.grids and args.grids / f"superres-{targets}.png",
+        )  # fmt: skip
+        x, _, told = _made(superres.TASK, config)
+        row = {"task": "superres", "way": f"{targets}, {args.start} start", **told}
+        yield {**row, "agreement": judge.agreement(x, y), "psnr": psnr(x, real)}
+
+
+def _made(task: Any, config: Any) -> tuple[Tensor, Tensor, Row]:
+    """The stored images uint8 [N,3,H,W], their targets [N], and the facts of the run."""
+    started = time.perf_counter()
+    summary = synthesize_set(task, config)
+    out = open_images(config.out)
+    assert out.labels is not None
+    told = {name: summary[name] for name in ("n", "eps", "step_size", "steps", "seed", "confidence_after", "distance")}
+    told["wall_s"] = round(time.perf_counter() - started, 1)
+    return out.read(0, len(out)), torch.from_numpy(out.labels), told
+
+
+def _test_images(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    images = open_images(args.test)
+    assert images.labels is not None
+    n = min(args.n, len(images))
+    return images.read(0, n), torch.from_numpy(images.labels[:n])
+
+
+def _percent(hits: Tensor) -> float:
+    return round(100 * float(hits.float().mean()), 2)
+
+
+def _table(row: Row) -> str:
+    shown = ("n", "eps", "step_size", "steps", "agreement", "psnr", "frechet", "known_pixels_equal", "wall_s")
+    return f"{row['task']:9} {row['way']:24}" + "".join(f" {name} {row[name]}" for name in shown if name in row)
+
+
+MEASURES = {"generate": measure_generate, "inpaint": measure_inpaint, "superres": measure_superres}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=[], help=f"some of {', '.join(MEASURES)}; none: all")
+    parser.add_argument("--n", type=int, default=500, help="test images for inpaint and superres")
+    parser.add_argument("--n-generated", type=int, default=1000)
+    parser.add_argument("--test", type=Path, default=Path("data/cifar10_test_exact.npz"))
+    parser.add_argument("--seeds", type=Path, help="another file of seeds than the embedded one")
+    parser.add_argument("--start", choices=("nearest", "bicubic"), default="nearest", help="of superres")
+    parser.add_argument("--seed", type=int, default=0)
+    for name, kind in (("--eps", float), ("--step-size", float), ("--steps", int)):
+        parser.add_argument(name, type=kind, help="instead of the tasks' defaults")
+    parser.add_argument("--grids", type=Path, help="folder for pictures")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
+    args = parser.parse_args()
+    judge = Judge()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for task in args.tasks or MEASURES:
+            for row in MEASURES[task](args, judge, Path(folder)):
+                rows.append(row)
+                print(_table(row), flush=True)
+    told = json.dumps({"rows": rows, "command": sys.argv[1:], "environment": environment()})
+    if args.json:
+        args.json.write_text(told + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""One cell: an image set refined as python -m refine does, and scored as python -m eval quality does."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.collect import Collected, collect
+from eval.measures import NEIGHBOURS, Options, Side, measure
+from eval.study.opened import Checkpoint, Images, Judge
+from eval.study.results import Axes
+from eval.study.store import Place
+from refine.config import RefineConfig
+from refine.pipeline import refine_set
+from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.errors import UserError
+from robust_models.images import ImageSet, open_images, write_npz
+from robust_models.labels import class_indices, fit_labels
+from robust_models.metrics import Moments
+from robust_models.metrics.inception_score import shuffled_splits
+from robust_models.runtime.files import whole_file
+from robust_models.runtime.seeds import ORDER, generator
+
+EXAMPLES = 16  # images of the set that are kept to look at
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What every cell is scored with."""
+
+    judge: Judge
+    reference: Moments
+    rows: Tensor | None  # the judge's features of the reference images [M,D]
+    device: torch.device
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a cell does to its images; axes and checkpoint of a raw cell do nothing."""
+
+    axes: Axes
+    checkpoint: Checkpoint | None
+    precision: str
+
+
+def run_cell(images: ImageSet, refinement: Refinement, ruler: Ruler, place: Place, *, keep: bool) -> dict[str, Any]:
+    """Refines and scores, writes place.arrays (features, examples_u8) and gives num_images and scores.
+
+    keep: leave the refined set and its manifest in place.folder, where a killed run's refining goes on in any case.
+    """
+    scores: dict[str, float] = {"distance": 0.0}
+    refined, targets = images, _labels(images, ruler.judge)
+    if refinement.checkpoint is not None:
+        config = refine_config(refinement, images.path, place.folder / "refined.npz", str(ruler.device))
+        refine_set(config)
+        refined = open_images(config.out)
+        rows = _manifest(config.out)
+        scores["distance"] = float(np.mean([row["distance"] for row in rows]))
+        scores["target_agreement"] = float(np.mean([row["on_target_after"] for row in rows]))
+        targets = _judged_as(rows, refinement.checkpoint, ruler.judge)
+    collected = _collect(refined, ruler)
+    scores |= _quality(collected, ruler)
+    assert collected.rows is not None
+    if targets is not None:
+        logits = ruler.judge.features.logits(collected.rows.to(ruler.device))
+        assert logits is not None
+        scores["judge_agreement"] = float((logits.argmax(1).cpu() == targets).double().mean())
+    with whole_file(place.arrays) as partial, partial.open("wb") as file:
+        examples = refined.read(0, min(EXAMPLES, len(refined)))
+        np.savez(file, features=collected.rows.numpy(), examples_u8=examples.numpy())
+    if not keep:
+        shutil.rmtree(place.folder, ignore_errors=True)
+    return {"num_images": len(images), "scores": scores}
+
+
+def draw(images: Images, seed: int, file: Path) -> ImageSet:
+    """The images of a cell: the whole set, or `limit` of them in their order, which are kept in `file`."""
+    if images.limit is None:
+        return images.set
+    if not file.exists():
+        order = torch.randperm(len(images.set), generator=generator("cpu", seed, ORDER, 0))
+        index = order[: images.limit].sort().values.tolist()
+        labels = None if images.set.labels is None else images.set.labels[index]
+        write_npz(file, torch.cat([images.set.read(i, i + 1) for i in index]), labels, images.set.class_names)
+    return open_images(file)
+
+
+def refine_config(refinement: Refinement, images: Path, out: Path, device: str) -> RefineConfig:
+    axes, checkpoint = refinement.axes, refinement.checkpoint
+    assert checkpoint is not None
+    flags: dict[str, Any] = {name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__}
+    settings: dict[str, Any] = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+    places: dict[str, Any] = {"ckpt": checkpoint.ckpt, "input": images, "out": out, "device": device, "overwrite": True}
+    return RefineConfig(**flags, **settings, **places, precision=refinement.precision)
+
+
+def _collect(images: ImageSet, ruler: Ruler) -> Collected:
+    features = ruler.judge.features
+    has_logits = features.num_classes is not None
+    found = collect(
+        images,
+        features,
+        ("frechet", "rows", "score") if has_logits else ("frechet", "rows"),
+        split=shuffled_splits(len(images)) if has_logits else None,
+        batch_size=ruler.batch_size,
+    )
+    assert found is not None
+    return found
+
+
+def _quality(collected: Collected, ruler: Ruler) -> dict[str, float]:
+    """frechet, inception_score, precision and recall, as far as they can be measured."""
+    assert collected.rows is not None
+    enough = ruler.rows is not None and min(len(ruler.rows), len(collected.rows)) > NEIGHBOURS
+    metrics = ["fid", *(["is"] if collected.score else []), *(["prc"] if enough else [])]
+    found = measure(
+        metrics,
+        Side(frechet=collected.frechet, score=collected.score, rows=collected.rows),
+        Side(frechet=ruler.reference, rows=ruler.rows),
+        Options(ruler.judge.features.protocol, is_fid=False),
+    )
+    return {name: found[name] for name in ("frechet", "inception_score", "precision", "recall") if name in found}
+
+
+def _labels(images: ImageSet, judge: Judge) -> Tensor | None:
+    """The set's own labels as the judge's classes; None where there are none that fit."""
+    if images.labels is None or judge.class_names is None:
+        return None
+    try:
+        return torch.from_numpy(fit_labels(images.labels, images.class_names, judge.class_names, source="images"))
+    except UserError:
+        return None
+
+
+def _judged_as(rows: list[dict[str, Any]], checkpoint: Checkpoint, judge: Judge) -> Tensor | None:
+    """Each image's target as the judge's class; None where the judge has other classes than the classifier."""
+    if judge.class_names is None:
+        return None
+    try:
+        known = class_indices(checkpoint.description.class_names, judge.class_names, source="judge")
+    except UserError:
+        return None
+    return torch.tensor([known[row["target"]] for row in rows])
+
+
+def _manifest(out: Path) -> list[dict[str, Any]]:
+    lines = out.with_name(out.name + ".manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

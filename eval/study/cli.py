@@ -1,0 +1,117 @@
+"""python -m eval study --config RECIPE.yaml [--quick] [--cell I/N | --merge] [--field value ...]"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.study.config import StudyConfig, overlaid
+from eval.study.grid import Share
+from eval.study.tell import tell_study
+from robust_models.errors import UserError
+from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve
+
+EXAMPLES = """\
+  python -m eval study --config ablation_classifier.yaml --quick
+  python -m eval study --config ablation_eps.yaml --images '[{name: mine, path: samples.npz}]' --out runs/studies/mine
+  torchrun --nproc-per-node 8 -m eval study --config ablation_classifier.yaml ...     (ranks share the jobs)
+  python -m eval study --config ablation_classifier.yaml ... --cell 3/16              (one share, for a batch system)
+  python -m eval study --config ablation_classifier.yaml ... --merge                  (what the shares have found)
+The same command run again continues where it stopped, and computes nothing that is done. Exit status 1: cells failed,
+or with --merge are missing.
+"""
+QUICK = "quick"  # a recipe's section of changes for --quick
+
+
+@dataclass(frozen=True)
+class StudyCommand(Command):
+    """A Command with more to say than a config: which part of the study to do, and whether all of it went well."""
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        flags = vars(self._parser().parse_args(argv))
+        own = {name: flags.pop(name) for name in ("config", "quick", "cell", "merge", "dry_run", "json", "debug")}
+        if own["cell"] and own["merge"]:
+            raise UserError("merge: does not go with --cell; run it once, after all shares")
+        config = resolve(self.schema, recipe_values(own["config"], quick=own["quick"]), flags)
+
+        from eval.study.run import Part, run_study
+
+        if own["dry_run"]:
+            _print_grid(config, as_json=own["json"])
+            return 0
+        share = Share.parse(own["cell"]) if own["cell"] else None
+        command = shlex.join(["python", "-m", "eval", "study", *argv])
+        summary = run_study(config, Part(share, own["merge"]), command=command)
+        if summary is None:
+            sys.exit(0)  # a rank that has helped; the first one tells
+        print(json.dumps(summary) if own["json"] else self.tell(summary), flush=True)
+        return 1 if summary["failed"] or (own["merge"] and summary["missing"]) else 0
+
+    def _parser(self) -> OneLineParser:
+        parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
+        parser.add_argument(
+            "--config", metavar="YAML", required=True, help="a path, or a recipe shipped in configs/ (ablation_*.yaml)"
+        )
+        parser.add_argument("--quick", action="store_true", help="the recipe's quick form: minutes on a laptop")
+        parser.add_argument("--cell", metavar="I/N", help="run the I-th of N shares of the jobs, and write no report")
+        parser.add_argument("--merge", action="store_true", help="run nothing: report what is there, say what is not")
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved study and what of it is done")
+        parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+        add_config_flags(parser, self.schema)
+        return parser
+
+
+def recipe_values(recipe: str, *, quick: bool) -> dict[str, Any]:
+    """The recipe's fields, or those of its quick form, with a folder of its own for either."""
+    values = read_recipe(recipe)
+    changes = values.pop(QUICK, None)
+    if not quick:
+        return {"out": f"runs/studies/{Path(recipe).stem}", **values}
+    if not isinstance(changes, dict):
+        raise UserError(f"--quick: {recipe} has no quick form; run it without")
+    return {"out": f"runs/studies/{Path(recipe).stem}-quick", **overlaid(values, changes)}
+
+
+def _print_grid(config: StudyConfig, *, as_json: bool) -> None:
+    from eval.study.run import open_study
+    from robust_models.runtime.distributed import Ranks
+
+    study = open_study(config, Ranks())
+    jobs = study.jobs()
+    found = {
+        "cells": len(study.cells),
+        "cells_done": sum(job.place.done.exists() for job in jobs if job.place.kind == "cells"),
+        "classifiers": len(config.classifiers),
+        "classifiers_done": sum(job.place.done.exists() for job in jobs if job.place.kind == "classifiers"),
+        "to_train": sum(not job.place.done.exists() for job in study.trainings.values()),
+    }
+    if as_json:
+        print(json.dumps({**found, "config": as_plain(config)}))
+        return
+    yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
+    print(
+        f"# {found['cells']} cells, {found['cells_done']} of them done; {found['classifiers']} classifiers, "
+        f"{found['classifiers_done']} of them measured, {found['to_train']} to train"
+    )
+
+
+def _run_whole(config: StudyConfig) -> Summary:
+    from eval.study.run import run_study
+
+    return run_study(config) or {}
+
+
+STUDY = StudyCommand(
+    name="python -m eval study",
+    about="A grid of classifiers, image sets and refinement settings, and its report.",
+    schema=StudyConfig,
+    work=_run_whole,
+    tell=tell_study,
+    examples=EXAMPLES,
+)

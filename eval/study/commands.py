@@ -1,0 +1,65 @@
+"""Command lines that repeat a figure of a study, for a shell."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.study.config import ClassifierSpec, StudyConfig
+from eval.study.opened import Checkpoint
+from eval.study.results import Axes
+from robust_models.checkpoints.flags import CheckpointFlags
+
+
+def refinement(
+    axes: Axes, checkpoint: Checkpoint | None, precision: str, images: Path, features: str, reference: Path
+) -> str:
+    """Makes a cell's images and their distance and score again."""
+    judged = images if checkpoint is None else Path("refined.npz")
+    measured = {"images": judged, "reference": reference, "features": features, "metrics": "fid,is"}
+    quality = _shell("python -m eval quality", measured)
+    if checkpoint is None:
+        return quality
+    settings = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+    places = {"ckpt": checkpoint.ckpt, "input": images, "out": judged}
+    flags = _flags(checkpoint.spec)
+    return f"{_shell('python -m refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"
+
+
+def accuracy(config: StudyConfig, checkpoint: Checkpoint, data: str | None) -> str:
+    """Measures a classifier's accuracies again; "" where there are none."""
+    if data is None:
+        return ""
+    robust = config.robust
+    settings = {"steps": robust.steps, "restarts": robust.restarts, "limit": robust.limit}
+    return " && ".join(
+        _shell(
+            "python -m eval robust",
+            {"ckpt": checkpoint.ckpt, "data": data, "norm": norm, "eps": radii, **settings, **_flags(checkpoint.spec)},
+        )
+        for norm, radii in accuracy_radii(config).items()
+    )
+
+
+def accuracy_radii(config: StudyConfig) -> dict[str, tuple[float, ...]]:
+    """By norm; where none is asked for, only the clean accuracy is measured."""
+    return config.robust.eps or {"l2": (0.0,)}
+
+
+def _flags(spec: ClassifierSpec) -> dict[str, Any]:
+    """What is said about a checkpoint beyond what its file says."""
+    return {name: getattr(spec, name) or None for name in CheckpointFlags.__dataclass_fields__}
+
+
+def _shell(program: str, fields: Mapping[str, Any]) -> str:
+    words = program.split()
+    for name, value in fields.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", _text(value)]
+    return shlex.join(words)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)

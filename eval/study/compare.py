@@ -1,0 +1,113 @@
+"""Whether cells differ: Frechet distances with intervals, and paired differences over the same resampled images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from robust_models.errors import UserError
+from robust_models.metrics import FrechetReference, Resampler
+
+RESAMPLES = 400
+TAILS = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval, where it has one."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """One number less another."""
+
+    interval: tuple[float, float]
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether all of the interval lies below 0."""
+        return self.interval[1] < 0
+
+    @property
+    def is_higher(self) -> bool:
+        return self.interval[0] > 0
+
+    @property
+    def is_significant(self) -> bool:
+        return self.is_lower or self.is_higher
+
+
+class Comparison:
+    """Frechet distances to one reference of several versions of the same images, each version under a name.
+
+    Resample r holds the same images of every version: what makes an image easy or hard is in both distances and leaves
+    their difference. Image i must be row i of each. An interval is the one of Resampler.interval with the same seed;
+    a difference is treated likewise: the mean excess of its resamples over the difference itself is taken off. Both are
+    about other sets of N images; how far N images lie from infinitely many they do not tell.
+    """
+
+    def __init__(
+        self,
+        versions: Iterable[tuple[str, np.ndarray]],
+        reference: FrechetReference,
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> None:
+        """Versions are (name, features [N,D]), read one at a time. UserError where N or D is not the same for all."""
+        self.n = 0  # images
+        self._values: dict[str, float] = {}
+        self._centred: dict[str, np.ndarray] = {}  # [resamples]
+        counts = np.zeros((0, 0), dtype=np.int64)
+        for name, features in versions:
+            resampler = Resampler(features, reference)
+            if not self._values:
+                self.n = resampler.n
+                counts = _draws(self.n, resamples, seed)
+            elif resampler.n != self.n:
+                raise UserError(
+                    f"{name}: features of {resampler.n} images, the others of its image set have {self.n}; "
+                    "cells can be compared on the same images only"
+                )
+            value = resampler.distance(np.ones(self.n, dtype=np.int64))
+            found = np.array([resampler.distance(drawn) for drawn in counts])
+            self._values[name] = value
+            self._centred[name] = found - (found.mean() - value)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._values)
+
+    def distance(self, name: str) -> Estimate:
+        low, high = np.quantile(self._centred[name], TAILS)
+        return Estimate(self._values[name], (max(0.0, float(low)), max(0.0, float(high))))
+
+    def difference(self, name: str, other: str) -> Difference:
+        """The distance of `name` less that of `other`."""
+        low, high = np.quantile(self._centred[name] - self._centred[other], TAILS)
+        return Difference(self._values[name] - self._values[other], (float(low), float(high)))
+
+    def lowest(self) -> str:
+        """The name of the smallest distance; of equal ones, the first."""
+        return min(self._values, key=self._values.__getitem__)
+
+    def tied(self) -> tuple[str, ...]:
+        """Those whose distance is not significantly higher than the lowest, which is one of them.
+
+        The lowest is chosen on the images that it is compared on, and nothing is corrected for the number of
+        comparisons: of twenty versions without any difference one may well stand apart.
+        """
+        lowest = self.lowest()
+        return tuple(name for name in self._values if not self.difference(name, lowest).is_higher)
+
+
+def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each image is in each resample, int64 [resamples,n]; drawn as Resampler.interval does."""
+    rng = np.random.default_rng(seed)
+    return np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(resamples)])

@@ -1,0 +1,179 @@
+"""What a study is: every field of its recipe, with its range."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from eval.study.results import Axes
+from refine.config import RefineConfig
+from refine.losses import find_loss
+from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.checkpoints.load import PRETRAINED
+from robust_models.errors import UserError
+from robust_models.runtime.config import STRICT, Number, resolve
+from robust_models.runtime.device import PrecisionChoice
+from robust_models.threat import check_ball
+
+BUNDLED = "bundled:"
+AXES = tuple(name for name in Axes.__dataclass_fields__)
+BY_EITHER_NAME = ConfigDict(extra="forbid", populate_by_name=True)  # a resolved config is valid again
+AtLeastOne = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Radius = Annotated[Number, Field(gt=0)]
+
+
+def _several(value: Any) -> Any:
+    """One value is a list of one, and text with commas a list: --eps 1,3."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",")]
+    return value if isinstance(value, list | tuple | dict) else [value]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Radii = Annotated[tuple[Radius, ...], BeforeValidator(_several)]
+
+
+@dataclass(frozen=True, config=BY_EITHER_NAME, kw_only=True)
+class ClassifierSpec(CheckpointFlags):
+    """A checkpoint, or a train recipe that is run when its result is missing."""
+
+    name: str = Field(min_length=1, description="what tables call it")
+    ckpt: str | None = Field(default=None, description="an embedded or published name, or a checkpoint file, anyone's")
+    train: str | None = Field(default=None, description="a recipe of python -m train")
+    changes: dict[str, Any] = Field(default_factory=dict, alias="with", description="fields of the recipe to change")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ClassifierSpec":
+        if (self.ckpt is None) == (self.train is None):
+            given = "neither" if self.ckpt is None else "both"
+            raise ValueError(f"ckpt: {self.name} has {given} of ckpt and train; give one of them")
+        if self.changes and self.train is None:
+            raise ValueError(f"with: {self.name} has no train recipe whose fields it could change")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImagesSpec:
+    name: str = Field(min_length=1, description="what tables call it")
+    path: Path = Field(description="an image set of any kind; bundled:NAME is one that comes with the package")
+    limit: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="so many of its images, drawn by the seed"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class RobustSpec:
+    """How each classifier's accuracy is measured, on `data`: PGD as python -m eval robust runs it."""
+
+    eps: dict[str, Radii] = Field(default_factory=dict, description="radii by norm: {l2: [0.25, 0.5], linf: [4/255]}")
+    steps: AtLeastOne = Field(default=20, description="of PGD, each of length 2.5 * eps / steps")
+    restarts: AtLeastOne = Field(default=1, description="runs for each image")
+    limit: AtLeastOne | None = Field(default=None, description="only the first so many images of data (null: all)")
+    batch_size: AtLeastOne = Field(default=250, description="images at a time")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RobustSpec":
+        for norm, radii in self.eps.items():
+            for eps in radii:
+                check_ball(norm, eps)
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyConfig:
+    classifiers: tuple[ClassifierSpec, ...] = Field(min_length=1, description="[{name, ckpt or train, ...}, ...]")
+    images: tuple[ImagesSpec, ...] = Field(min_length=1, description="[{name, path, limit}, ...]: what is refined")
+    eps: Radii | dict[str, Radii] = Field(description="radii, pixels in [0,1]; with several norms {norm: radii}")
+    judge: str = Field(description="features that score, as eval quality has them: classifier:NAME_OR_FILE, inception")
+    reference: Path = Field(description="real images, or their stored statistics in the judge's features")
+    out: Path = Field(description="the study's folder, default runs/studies/RECIPE; the same command continues there")
+    title: str = Field(default="Study", description="of the report")
+    question: str = Field(default="", description="what the study is to answer, for the report")
+    norm: Names = Field(default=("l2",), description="geometries of the ball")
+    steps: Annotated[tuple[AtLeastOne, ...], BeforeValidator(_several)] = Field(default=(7,), description="PGD steps")
+    targets: Names = Field(
+        default=(), description="as refine has them; none: given where there are labels, else pseudo"
+    )
+    loss: Names = Field(default=("ce",), description="what the steps lower: ce, margin, log_odds")
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_several)] = Field(
+        default=(0,), description="which images a set's limit draws; nothing else in a cell is random"
+    )
+    vary: Names = Field(default=("eps",), description="the axes of interest, the one for the x axis first")
+    reference_images: Path | None = Field(
+        default=None, description="real images that precision and recall compare with"
+    )
+    data: str | None = Field(default=None, description="labelled test images, to measure the classifiers' accuracy on")
+    robust: RobustSpec = Field(default_factory=RobustSpec)
+    keep_images: bool = Field(default=False, description="leave the refined sets in OUT/cells/KEY/")
+    batch_size: AtLeastOne = Field(default=50, description="images the judge sees at a time; no result depends on it")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    precision: PrecisionChoice = Field(
+        default="auto", description="of refining; auto is bf16 where the hardware multiplies it"
+    )
+
+    def radii(self, norm: str) -> tuple[float, ...]:
+        """The axis eps at one norm."""
+        return self.eps[norm] if isinstance(self.eps, dict) else self.eps
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyConfig":
+        for axis, names in (("classifiers", self.classifiers), ("images", self.images)):
+            _check_once(axis, [one.name for one in names])
+        for axis in ("norm", "steps", "targets", "loss", "seeds", "vary"):
+            _check_once(axis, getattr(self, axis))
+        if isinstance(self.eps, dict) and set(self.eps) != set(self.norm):
+            raise ValueError(f"eps: has radii for {', '.join(self.eps)}, but norm is {', '.join(self.norm)}")
+        for norm in self.norm:
+            _check_once("eps", self.radii(norm))
+            for eps in self.radii(norm):
+                check_ball(norm, eps)
+        for axis in self.vary:
+            if axis not in AXES:
+                raise ValueError(f"vary: {axis!r} is no axis; there are {', '.join(AXES)}")
+        if len(self.seeds) > 1 and all(one.limit is None for one in self.images):
+            raise ValueError(
+                f"seeds: {len(self.seeds)} of them, but no image set has a limit: nothing is drawn, all would be equal"
+            )
+        if self.robust.eps and self.data is None:
+            raise ValueError("robust: needs labelled test images to attack; give data")
+        for loss in self.loss:
+            find_loss(loss)
+        for targets in self.targets:
+            values = {"ckpt": "any", "input": "any", "out": "any", "eps": 0, "targets": targets}
+            resolve(RefineConfig, values)
+        return self
+
+
+def _check_once(axis: str, values: Any) -> None:
+    twice = [value for i, value in enumerate(values) if value in values[:i]]
+    if twice:
+        raise ValueError(f"{axis}: {twice[0]} stands twice; each has to differ")
+
+
+def overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """values with changes over them: sections are merged, and "attack.eps" is eps in the section attack."""
+    result = dict(values)
+    for name, change in changes.items():
+        section, _, rest = name.partition(".") if isinstance(name, str) else (name, "", "")
+        if rest:
+            change = {rest: change}
+        old = result.get(section)
+        nested = isinstance(change, Mapping) and (rest or isinstance(old, Mapping))
+        result[section] = overlaid(old if isinstance(old, Mapping) else {}, change) if nested else change
+    return result
+
+
+def located(path: Path | str, field: str) -> Path:
+    """Where a path of a study leads: bundled:NAME lies in the package. UserError where NAME does not."""
+    text = str(path)
+    if not text.startswith(BUNDLED):
+        return Path(text)
+    name = text.removeprefix(BUNDLED)
+    file = PRETRAINED / (name if name.endswith(".npz") else f"{name}.npz")
+    if not file.is_file():
+        there = ", ".join(sorted(file.name for file in PRETRAINED.glob("*.npz")))
+        raise UserError(f"{field}: no bundled file {file.name}; there are {there}")
+    return file

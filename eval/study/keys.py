@@ -1,0 +1,117 @@
+"""What each result depends on, by content: equal keys mean equal results, whatever files and classifiers are called."""
+
+import functools
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.study.config import StudyConfig
+from eval.study.opened import Checkpoint, Images, Inputs
+from eval.study.results import Axes
+from refine.settings import fingerprint
+from robust_models.checkpoints import find
+from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.features import FeatureExtractor
+from robust_models.runtime.config import as_plain
+from robust_models.runtime.device import pick_precision
+from robust_models.runtime.hashes import sha256_of
+from train.config import TrainConfig
+from train.state import FREE_TO_CHANGE
+
+FORMAT = 1  # raised whenever the same key would mean other results
+Depends = dict[str, Any]  # JSON-ready
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the code that makes the numbers."""
+    found = {"torch": str(torch.__version__), "numpy": np.__version__}
+    try:
+        found["bigroc"] = version("bigroc")
+    except PackageNotFoundError:  # run from a folder of sources
+        found["bigroc"] = "not installed"
+    return found
+
+
+def cell_depends(
+    config: StudyConfig, inputs: Inputs, axes: Axes, checkpoint: Checkpoint | None, device: torch.device
+) -> Depends:
+    reference_images = inputs.reference_images
+    depends = {
+        "format": FORMAT,
+        "images": drawn(inputs.images[axes.images], axes.seed),
+        "judge": _features(inputs.judge.features),
+        "reference": inputs.reference.sha256,
+        "reference_images": reference_images and reference_images.sha256,
+        "device": device.type,
+        "versions": versions(),
+    }
+    if checkpoint is None:
+        return depends
+    settings = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+    file = Path(axes.targets)
+    return depends | {
+        "classifier": classifier_identity(checkpoint),
+        "refine": settings | ({"targets file": sha256_of(file)} if file.is_file() else {}),
+        "precision": pick_precision(config.precision, device),
+    }
+
+
+def classifier_depends(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint, device: torch.device) -> Depends:
+    shown = inputs.data_sha256 or next(iter(inputs.images.values())).sha256
+    return {
+        "format": FORMAT,
+        "classifier": classifier_identity(checkpoint),
+        "data": shown,
+        "robust": {name: value for name, value in as_plain(config.robust).items() if name != "limit"},
+        "device": device.type,
+        "versions": versions(),
+    }
+
+
+def reference_depends(sha256: str, features: FeatureExtractor, part: str, device: torch.device) -> Depends:
+    """part: what is taken of the reference, as eval.collect calls it."""
+    return {
+        "format": FORMAT,
+        "reference": sha256,
+        "part": part,
+        "judge": _features(features),
+        "device": device.type,
+        "versions": versions(),
+    }
+
+
+def training_depends(config: TrainConfig) -> Depends:
+    """Not the versions: a classifier that is there is not trained again after an upgrade."""
+    plain = {name: value for name, value in as_plain(config).items() if name not in FREE_TO_CHANGE}
+    data = Path(config.data.path)
+    if data.is_file():
+        plain["data sha256"] = sha256_of(data)
+    elif data.is_dir():
+        plain["data fingerprint"] = fingerprint(data)
+    if config.init is not None:
+        plain["init sha256"] = sha256_of(find(config.init))
+    return plain
+
+
+def drawn(images: Images, seed: int) -> Depends:
+    """An image set, or what a seed draws of it."""
+    if images.limit is None:
+        return {"sha256": images.sha256}
+    return {"sha256": images.sha256, "limit": images.limit, "seed": seed}
+
+
+def classifier_identity(checkpoint: Checkpoint) -> Depends:
+    """The file, and what the study says about it beyond what the file does."""
+    flags = {name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__}
+    flags["class_names"] = list(checkpoint.description.class_names)
+    return {"sha256": checkpoint.sha256, **flags}
+
+
+def _features(features: FeatureExtractor) -> Depends:
+    """A classifier is its file, whatever it is called."""
+    kind = features.name.partition(":")[0]
+    return {"features": kind, "protocol": features.protocol, "sha256": features.source.sha256}

@@ -1,0 +1,187 @@
+"""The jobs of a study: what there is to do, which of it can be done now, and where each result goes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.collect import collect
+from eval.study.accuracy import run_classifier
+from eval.study.cell import Refinement, Ruler, draw, run_cell
+from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
+from eval.study.grid import Share, grid
+from eval.study.keys import (
+    Depends,
+    cell_depends,
+    classifier_depends,
+    drawn,
+    reference_depends,
+    training_depends,
+)
+from eval.study.opened import Checkpoint, Inputs
+from eval.study.results import Axes
+from eval.study.store import Place, key_of
+from eval.study.training import CHECKPOINT, run_training, train_config
+from robust_models.images import ImageSet
+from robust_models.metrics import Moments, read_statistics, write_statistics
+from robust_models.runtime.device import pick_precision
+from robust_models.runtime.files import whole_file
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
+class Job:
+    place: Place
+    label: str  # for people
+    depends: Depends
+    work: Callable[[Place], dict[str, Any]]  # writes place.arrays, gives the rest of the result
+
+
+class Study:
+    """One process's view of a study; several processes see the same jobs, and their results, in config.out."""
+
+    def __init__(self, config: StudyConfig, inputs: Inputs, device: torch.device) -> None:
+        """UserError for train recipes that do not fit."""
+        self.config, self.inputs, self.device = config, inputs, device
+        self.precision = pick_precision(config.precision, device)
+        labelled = [name for name, images in inputs.images.items() if images.set.labels is not None]
+        self.cells = grid(config, labelled)
+        self.trainings = {spec.name: self._training(spec) for spec in config.classifiers if spec.train is not None}
+        self._checkpoints = dict(inputs.checkpoints)
+        self._drawn: dict[Path, ImageSet] = {}
+
+    def jobs(self, share: Share = WHOLE) -> list[Job]:
+        """What the share needs and can be done now, done or not; training and references come first.
+
+        A cell can be done once its classifier is trained and the references stand.
+        """
+        classifiers, cells = self.part(share)
+        names = {*classifiers, *(axes.classifier for axes in cells)}
+        first = [*self.references, *(job for name, job in self.trainings.items() if name in names)]
+        ready = [job for name in classifiers if (job := self.classifier_job(name)) is not None]
+        if all(job.place.done.exists() for job in self.references):
+            ready += [job for axes in cells if (job := self.cell_job(axes)) is not None]
+        return [*first, *ready]
+
+    def checkpoint(self, name: str) -> Checkpoint | None:
+        """The classifier; None where it is still to be trained."""
+        training = self.trainings.get(name)
+        if name not in self._checkpoints and training is not None and training.place.done.exists():
+            spec = next(spec for spec in self.config.classifiers if spec.name == name)
+            self._checkpoints[name] = Checkpoint.open(spec, str(training.place.folder / CHECKPOINT))
+        return self._checkpoints.get(name)
+
+    def classifier_job(self, name: str) -> Job | None:
+        """None where the classifier is still to be trained; so with cells."""
+        checkpoint = self.checkpoint(name)
+        if checkpoint is None:
+            return None
+        depends = classifier_depends(self.config, self.inputs, checkpoint, self.device)
+        work = partial(run_classifier, self.config, self.inputs, checkpoint, self.data, self.device)
+        return self._job("classifiers", f"classifier {name}", depends, work)
+
+    def cell_job(self, axes: Axes) -> Job | None:
+        checkpoint = None if axes.classifier is None else self.checkpoint(axes.classifier)
+        if axes.classifier is not None and checkpoint is None:
+            return None
+        depends = cell_depends(self.config, self.inputs, axes, checkpoint, self.device)
+        return self._job("cells", in_words(axes), depends, partial(self._run_cell, axes, checkpoint))
+
+    @cached_property
+    def references(self) -> list[Job]:
+        """Of real images: their statistics, and the features that precision and recall compare with."""
+        jobs = []
+        if self.inputs.reference.images is not None:
+            jobs.append(self._reference_job(self.inputs.reference.images, self.inputs.reference.sha256, "frechet"))
+        if self.inputs.reference_images is not None:
+            jobs.append(
+                self._reference_job(self.inputs.reference_images.set, self.inputs.reference_images.sha256, "rows")
+            )
+        return jobs
+
+    @property
+    def reference(self) -> Path:
+        """The stored statistics, once they stand."""
+        stored = self.inputs.reference.stored
+        return self.inputs.reference.path if stored is not None else self.references[0].place.arrays
+
+    @property
+    def data(self) -> str | None:
+        """The test images as python -m eval robust takes them."""
+        data = self.config.data
+        return str(located(data, "data")) if data is not None and data.startswith(BUNDLED) else data
+
+    def images(self, axes: Axes) -> ImageSet:
+        """What a cell refines."""
+        images = self.inputs.images[axes.images]
+        file = self.config.out / "images" / f"{key_of(drawn(images, axes.seed))}.npz"
+        if file not in self._drawn:
+            self._drawn[file] = draw(images, axes.seed, file)
+        return self._drawn[file]
+
+    @cached_property
+    def _ruler(self) -> Ruler:
+        reference: Moments | None = self.inputs.reference.stored or read_statistics(self.reference)
+        assert reference is not None
+        rows = None
+        if self.inputs.reference_images is not None:
+            with np.load(self.references[-1].place.arrays) as arrays:
+                rows = torch.from_numpy(arrays["features"])
+        return Ruler(self.inputs.judge, reference, rows, self.device, self.config.batch_size)
+
+    def _run_cell(self, axes: Axes, checkpoint: Checkpoint | None, place: Place) -> dict[str, Any]:
+        refinement = Refinement(axes, checkpoint, self.precision)
+        return run_cell(self.images(axes), refinement, self._ruler, place, keep=self.config.keep_images)
+
+    def _training(self, spec: ClassifierSpec) -> Job:
+        anywhere = train_config(spec, self.config.out, str(self.device))
+        depends = training_depends(anywhere)
+        job = self._job("trained", f"training of {spec.name}", depends, lambda place: {})
+        config = replace(anywhere, out=job.place.folder)
+        return replace(job, work=lambda place: run_training(config))
+
+    def _reference_job(self, images: ImageSet, sha256: str, part: str) -> Job:
+        depends = reference_depends(sha256, self.inputs.judge.features, part, self.device)
+        work = partial(self._run_reference, images, part)
+        return self._job("references", f"{part} of {images.path.name}", depends, work)
+
+    def _run_reference(self, images: ImageSet, part: str, place: Place) -> dict[str, Any]:
+        features = self.inputs.judge.features
+        parts = ("frechet",) if part == "frechet" else ("rows",)
+        found = collect(images, features, parts, batch_size=self.config.batch_size)
+        assert found is not None
+        if found.frechet is not None:
+            write_statistics(
+                place.arrays,
+                found.frechet,
+                features=features.name,
+                protocol=features.protocol,
+                sha256=features.source.sha256,
+            )
+        else:
+            assert found.rows is not None
+            with whole_file(place.arrays) as partial_file, partial_file.open("wb") as file:
+                np.savez(file, features=found.rows.numpy())
+        return {"num_images": len(images)}
+
+    def _job(self, kind: str, label: str, depends: Depends, work: Callable[[Place], dict[str, Any]]) -> Job:
+        return Job(Place(self.config.out, kind, key_of({"kind": kind, **depends})), label, depends, work)
+
+    def part(self, share: Share) -> tuple[list[str], list[Axes]]:
+        """The share's part of the classifiers to measure and of the cells."""
+        everything = share.of([*(spec.name for spec in self.config.classifiers), *self.cells])
+        return [one for one in everything if isinstance(one, str)], [one for one in everything if isinstance(one, Axes)]
+
+
+def in_words(axes: Axes) -> str:
+    """ "vae by robust: l2 eps 3, 7 steps, pseudo, ce"; of seeds, 0 goes without saying."""
+    seed = f", seed {axes.seed}" if axes.seed else ""
+    if axes.is_raw:
+        return f"{axes.images} raw{seed}"
+    ball = f"{axes.norm} eps {axes.eps:g}, {axes.steps} steps"
+    return f"{axes.images} by {axes.classifier}: {ball}, {axes.targets}, {axes.loss}{seed}"

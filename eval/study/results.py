@@ -1,0 +1,98 @@
+"""What a study has found: the contract between the cells that measure and the report that tells."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One point of the grid. A raw cell, images as the generator made them, has no classifier and eps 0."""
+
+    images: str  # a name of the study's image sets
+    classifier: str | None = None  # a name of the study's classifiers
+    norm: str = "l2"
+    eps: float = 0.0  # pixels in [0,1]
+    steps: int = 0
+    targets: str = "given"
+    loss: str = "ce"
+    seed: int = 0
+
+    @property
+    def is_raw(self) -> bool:
+        return self.classifier is None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of the test images that are classified correctly under attack (eps 0: without), with a 95 % interval."""
+
+    norm: str
+    eps: float
+    value: float
+    interval: tuple[float, float]
+    attack: str  # in words, "PGD-20, step 0.0625"; "" where there is none
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a figure came from: enough to repeat it."""
+
+    key: str  # sha256 of all that the figure depends on
+    command: str  # repeats it
+    config: dict[str, Any]
+    inputs: dict[str, str]  # what was read -> sha256 ("checkpoint", "images", "data", "judge", "reference")
+    versions: dict[str, str]
+    machine: str
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """One classifier of the study: what it is and what it withstands. `error` is the one line of a failed one."""
+
+    name: str
+    arch: str = ""
+    num_parameters: int = 0
+    image_size: int = 0
+    class_names: tuple[str, ...] = ()
+    threat_model: str = ""  # what it was trained to withstand: "l2 eps 0.5", "none"
+    num_images: int = 0  # test images behind the accuracies
+    accuracies: tuple[Accuracy, ...] = ()  # the clean one (eps 0) first, then by norm and eps
+    panel: Path | None = None  # .npz: x_u8 [K,3,H,W], y [K], gradient [K,3,H,W] float32 (of the loss at x)
+    provenance: Provenance | None = None
+    error: str | None = None
+    pending: bool = False  # nobody has trained or measured it yet; error says so
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell: scores of the image set after refinement, or as it came (raw). `error` is the one line of a failed one.
+
+    scores hold, where they could be measured: frechet, inception_score (of the judge's predictions), precision, recall,
+    judge_agreement (share of images that the judge puts in their target class), target_agreement (share that the
+    refining classifier does), distance (mean norm of the change, pixels in [0,1]).
+    """
+
+    axes: Axes
+    num_images: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    arrays: Path | None = None  # .npz: features [N,D] float32 of the judge, examples_u8 [K,3,H,W] (the set's first K)
+    provenance: Provenance | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole study, as far as it got; `missing` counts cells that nobody has run yet."""
+
+    title: str
+    question: str
+    vary: tuple[str, ...]  # the axes of interest, names of Axes' fields, the first one on the x axis
+    judge: str  # "classifier:cifar10-standard-small"
+    reference: Path  # stored Frechet statistics in the judge's features (robust_models.metrics.read_statistics)
+    reference_words: str  # "50,000 images of ..., Frechet distance in the 128 features of ..."
+    classifiers: tuple[ClassifierResult, ...]
+    cells: tuple[CellResult, ...]  # raw ones first, then in the grid's order
+    command: str
+    missing: int = 0

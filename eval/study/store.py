@@ -1,0 +1,143 @@
+"""A study's folder: finished results under the hash of all they depend on, and who is at work on what.
+
+OUT/cells/KEY.json        a finished cell; written last, so that where it stands the cell is done
+          KEY.npz         its arrays
+          KEY.error.json  why it failed in the last run that tried it
+          KEY/            where it is refined; kept with --keep-images
+    classifiers/, references/, trained/   the same for the other kinds of jobs
+    images/               the sets that a limit draws
+    claims/KEY.lock       held by the process that works on KEY
+    runs.jsonl            a line for each job that ended
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robust_models.errors import UserError
+from robust_models.runtime.files import whole_file
+from robust_models.runtime.run_folder import write_json
+
+LOG = "runs.jsonl"
+
+
+def key_of(depends: dict[str, Any]) -> str:
+    """sha256 of JSON-ready values, whatever their order."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the result of one job goes."""
+
+    out: Path
+    kind: str  # "cells", "classifiers", "references", "trained"
+    key: str
+
+    @property
+    def done(self) -> Path:
+        return self._path(".json")
+
+    @property
+    def arrays(self) -> Path:
+        return self._path(".npz")
+
+    @property
+    def failed(self) -> Path:
+        return self._path(".error.json")
+
+    @property
+    def folder(self) -> Path:
+        """For what a job keeps while it works, or as its result."""
+        return self._path("")
+
+    @property
+    def is_settled(self) -> bool:
+        """Done, or failed in this run: nobody has to work on it any more."""
+        return self.done.exists() or self.failed.exists()
+
+    def read(self) -> dict[str, Any] | None:
+        """What was found; None where the job is not done."""
+        return _read(self.done)
+
+    def error(self) -> str | None:
+        """The line of a failed job."""
+        told = None if self.done.exists() else _read(self.failed)
+        return None if told is None else told["error"]
+
+    def write(self, found: dict[str, Any], seconds: float) -> None:
+        write_json(self.done, found)
+        self.failed.unlink(missing_ok=True)
+        self._log("done", seconds)
+
+    def write_error(self, error: Exception, seconds: float) -> str:
+        """Keeps an error for the report, with its traceback, and gives its one line."""
+        line = one_line(error)
+        write_json(self.failed, {"error": line, "traceback": traceback.format_exception(error)})
+        self._log("failed", seconds)
+        return line
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Whether this process alone works on the job, for as long as the block lasts.
+
+        The kernel lets go of the lock when its process ends, however it ends: no claim outlives a kill. Lock files
+        stay, as a lock on a file that somebody removed holds nobody off.
+        """
+        path = self.out / "claims" / f"{self.key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            yield _locked(file.fileno(), path)
+
+    def _log(self, status: str, seconds: float) -> None:
+        row = {
+            "kind": self.kind,
+            "key": self.key,
+            "status": status,
+            "seconds": round(seconds, 3),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        with (self.out / LOG).open("a") as log:
+            log.write(json.dumps(row) + "\n")  # one write, appended as a whole
+
+    def _path(self, suffix: str) -> Path:
+        return self.out / self.kind / f"{self.key}{suffix}"
+
+
+def make_folder(out: Path) -> None:
+    """UserError where the study's folder cannot be made or written."""
+    with whole_file(out / ".writable"):
+        pass
+    (out / ".writable").unlink(missing_ok=True)
+
+
+def one_line(error: Exception) -> str:
+    """An error for a table: people's mistakes as they are told, others with their type."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def _locked(file: int, path: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(f"out: {path} cannot be locked ({error.strerror}); choose a place on another disk") from error
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

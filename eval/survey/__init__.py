@@ -1,0 +1,1 @@
+"""Opinion survey: people see image pairs blind, say which looks more real, and a report says what they prefer."""

@@ -1,0 +1,89 @@
+"""The class of each pair in words, from whatever knows it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.survey.config import SurveyConfig
+from refine.tables import read_table
+from robust_models.errors import UserError
+from robust_models.images import IMAGE_SUFFIXES, ImageSet, open_images
+
+_NAME_COLUMNS = ("file", "filename", "file_name", "name", "path", "image")
+_LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target")
+
+
+def classes_of(before: ImageSet, after: ImageSet, config: SurveyConfig) -> list[str] | None:
+    """Each image's class name (its number where nothing names it); None where there are no labels.
+
+    UserError where two sources disagree, or the survey needs names and nobody has them.
+    """
+    labels, names = _labels(before, after, config.labels)
+    if labels is None:
+        if config.show_class:
+            raise UserError("show-class: neither set has labels; give them with --labels")
+        return None
+    if config.class_names is not None:
+        names = tuple(name.strip() for name in config.class_names.split(","))
+    if names is None:
+        if config.show_class:
+            raise UserError("show-class: the labels have no names; give --class-names cat,dog,...")
+        return [str(label) for label in labels.tolist()]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(names):
+        raise UserError(f"class-names: labels run from {low} to {high}, but there are {len(names)} names")
+    return [names[int(label)] for label in labels]
+
+
+Labels = tuple[np.ndarray | None, Sequence[str] | None]
+
+
+def _labels(before: ImageSet, after: ImageSet, source: Path | None) -> Labels:
+    """Labels int64 [N], and their names if known."""
+    if source is not None:
+        return _from_table(source, before) if source.suffix in (".csv", ".json") else _from_set(source, before)
+    known = before.class_names or after.class_names
+    if before.labels is None or after.labels is None:
+        return (before.labels if after.labels is None else after.labels), known
+    if not np.array_equal(before.labels, after.labels):
+        first = int((before.labels != after.labels).argmax())
+        raise UserError(
+            f"labels: image {first} is of class {before.labels[first]} in {before.path} and {after.labels[first]} in "
+            f"{after.path}; are the sets in the same order? If so, say whose count: --labels {before.path}"
+        )
+    return before.labels, known
+
+
+def _from_set(source: Path, images: ImageSet) -> Labels:
+    found = open_images(source)
+    if found.labels is None:
+        raise UserError(f"labels: {source} has none; give a labelled image set, or a .csv or .json file")
+    if len(found) != len(images):
+        raise UserError(f"labels: {source} has {len(found)} images, {images.path} {len(images)}")
+    return found.labels, found.class_names or images.class_names
+
+
+def _from_table(source: Path, images: ImageSet) -> Labels:
+    """By name where the file names images, else in order. Labels that are no numbers are class names."""
+    rows = read_table(source, field="labels", names=_NAME_COLUMNS, values=_LABEL_COLUMNS)
+    if rows[0].name is None:
+        values = [str(row.value) for row in rows]
+        if len(values) != len(images):
+            raise UserError(f"labels: {source} has {len(values)} labels for {len(images)} images")
+    else:
+        table = {_stem(row.name or ""): str(row.value) for row in rows}
+        missing = next((name for name in images.names if name not in table), None)
+        if missing is not None:
+            raise UserError(f"labels: {source} has none for {missing} of {images.path}")
+        values = [table[name] for name in images.names]
+    if all(value.isdecimal() for value in values):
+        return np.array([int(value) for value in values]), images.class_names
+    names = sorted(set(values))
+    index = {name: i for i, name in enumerate(names)}
+    return np.array([index[value] for value in values]), names
+
+
+def _stem(name: str) -> str:
+    suffix = Path(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name

@@ -1,0 +1,48 @@
+"""python -m eval survey [report ANSWERS] [--field value ...]"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.survey.config import SurveyConfig, SurveyReportConfig
+from eval.survey.report import run_survey_report
+from eval.survey.serve import run_survey
+from eval.survey.words import tell_survey, tell_survey_report
+from robust_models.runtime.command import Command
+
+EXAMPLES = """\
+  python -m eval survey --before generated.npz --after refined.npz --out answers.db
+  python -m eval survey --before generated/ --after refined/ --out answers.db --pairs 50 --show-class --ties false
+  python -m eval survey report answers.db
+  python -m eval survey report answers.db --min-checks 0.9 --json
+"""
+
+_SERVE = Command(
+    name="python -m eval survey",
+    about="A local page where people say, blind, which of two images looks more real; `survey report` tells.",
+    schema=SurveyConfig,
+    work=run_survey,
+    tell=tell_survey,
+    examples=EXAMPLES,
+)
+_REPORT = Command(
+    name="python -m eval survey report",
+    about="What the raters of a survey prefer, how sure that is, and how far they agree.",
+    schema=SurveyReportConfig,
+    work=run_survey_report,
+    tell=tell_survey_report,
+    examples=EXAMPLES,
+    positionals=("answers",),
+)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Serves the survey or, where the first word is `report`, tells what came of it."""
+
+    about: str = _SERVE.about
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        return _REPORT(argv[1:]) if argv[:1] == ["report"] else _SERVE(argv)
+
+
+SURVEY = Survey()

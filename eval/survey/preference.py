@@ -1,0 +1,61 @@
+"""Shares with their intervals: as if answers were independent, and by resampling what they depend on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Interval = tuple[float, float]
+Clusters = Literal["raters and pairs", "pairs"]
+ENOUGH_RATERS = 5  # to resample them; fewer say nothing about raters who were not asked
+_PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Share:
+    """hits of n, its 95 % interval (Wilson 1927) and the two-sided binomial p against one half; None where n is 0."""
+
+    hits: int
+    n: int
+    share: float | None = None
+    interval: Interval | None = None
+    p: float | None = None
+
+
+def share_of(hits: int, n: int) -> Share:
+    from scipy.stats import binomtest
+
+    if n == 0:
+        return Share(hits, n)
+    test = binomtest(hits, n)
+    interval = test.proportion_ci(method="wilson")
+    return Share(hits, n, hits / n, (float(interval.low), float(interval.high)), float(test.pvalue))
+
+
+def clustered_interval(
+    hits: np.ndarray, decided: np.ndarray, *, resamples: int, seed: int
+) -> tuple[Interval, Clusters] | None:
+    """95 % percentile interval of hits.sum() / decided.sum(), both [raters, pairs] counts, and what was resampled.
+
+    Raters and, independently, pairs are drawn with replacement (Owen 2007, "The pigeonhole bootstrap", section 3), with
+    fewer than five raters only the pairs. None without a decided answer.
+    """
+    if not decided.any():
+        return None
+    num_raters, num_pairs = decided.shape
+    both = num_raters >= ENOUGH_RATERS
+    rng = np.random.default_rng(seed)
+    shares = []
+    for _ in range(resamples):
+        raters = _drawn_with_replacement(rng, num_raters) if both else np.ones(num_raters)
+        pairs = _drawn_with_replacement(rng, num_pairs)
+        n = raters @ decided @ pairs
+        if n:
+            shares.append(raters @ hits @ pairs / n)
+    low, high = np.percentile(shares, _PERCENTILES)
+    return (float(low), float(high)), "raters and pairs" if both else "pairs"
+
+
+def _drawn_with_replacement(rng: np.random.Generator, n: int) -> np.ndarray:
+    """How often each of n is drawn in n draws, float64 [n]."""
+    return rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64)

@@ -1,0 +1,93 @@
+"""The flags that synthesis tasks share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from refine.config import ONE_CLASS, AtLeastOne
+from refine.synthesis.ball import Ball
+from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.errors import UserError
+from robust_models.images import OnError
+from robust_models.runtime.config import STRICT, Number
+from robust_models.runtime.device import PrecisionChoice
+from robust_models.threat import NORMS, check_ball
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class SynthesisConfig(CheckpointFlags):
+    """Every task's."""
+
+    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's")
+    out: Path = Field(
+        description="where the images go: an .npz, .npy, .pt, .tar or .parquet file, or else a folder of classes"
+    )
+    eps: Annotated[Number, Field(ge=0)] | None = Field(
+        default=None, description="radius, pixels in [0,1] (null: the paper's for this task and image size)"
+    )
+    step_size: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None, description="length of a step (null: the paper's)"
+    )
+    steps: AtLeastOne | None = Field(default=None, description="number of steps (null: the paper's)")
+    norm: str = Field(default="l2", description=f"geometry of ball and steps: {', '.join(NORMS)}")
+    seed: int = Field(default=0, ge=0, description="of everything drawn; image k depends on (seed, k) alone")
+    batch_size: AtLeastOne = Field(
+        default=128, description="images at once on a GPU; the CPU takes blocks of its own, so that results are alike"
+    )
+    grid: Path | None = Field(default=None, description="also write a picture of images before and after")
+    grid_images: AtLeastOne = Field(default=32, description="how many images the picture shows")
+    trajectory: Path | None = Field(default=None, description="also write the way of a few images, .gif or .png")
+    trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
+    overwrite: bool = Field(default=False, description="replace what stands at --out")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
+
+    @model_validator(mode="after")
+    def _ball_is_one(self) -> "SynthesisConfig":
+        check_ball(self.norm, self.eps or 0)
+        return self
+
+    def ball(self, defaults: Ball) -> Ball:
+        """The defaults, overridden. UserError where they are of another norm and cannot be converted."""
+        if self.norm != defaults.norm and (self.eps is None or self.step_size is None):
+            missing = "eps" if self.eps is None else "step_size"
+            raise UserError(
+                f"{missing}: the default is for norm={defaults.norm}; with norm={self.norm} give both "
+                "--eps and --step-size"
+            )
+        return Ball(
+            defaults.eps if self.eps is None else self.eps,
+            defaults.step_size if self.step_size is None else self.step_size,
+            defaults.steps if self.steps is None else self.steps,
+            self.norm,
+        )
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class InputConfig(SynthesisConfig):
+    """Of tasks that begin with images."""
+
+    input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
+    targets: str | None = Field(
+        default=None,
+        description="given (the set's labels), pseudo (the classifier's guess), class:NAME, or a .csv or .json file of "
+        "labels; default: given where there are labels, else pseudo",
+    )
+    on_error: OnError = Field(
+        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
+    )
+
+    @model_validator(mode="after")
+    def _targets_are_some(self) -> "InputConfig":
+        if self.targets is not None and not _is_target(self.targets):
+            raise ValueError(
+                f"targets: {self.targets!r} is none of given, pseudo, {ONE_CLASS}NAME, or a .csv or .json file of "
+                "labels"
+            )
+        return self
+
+
+def _is_target(text: str) -> bool:
+    return text in ("given", "pseudo") or text.startswith(ONE_CLASS) or Path(text).suffix in (".csv", ".json")

@@ -1,0 +1,93 @@
+"""inpaint: the missing part of each image, filled in with what the classifier expects of its class."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from refine.synthesis.ball import Ball, by_size
+from refine.synthesis.config import InputConfig
+from refine.synthesis.inputs import find_targets, open_set, read
+from refine.synthesis.masks import Masks, centred, read_masks, rectangle
+from refine.synthesis.network import Network
+from refine.synthesis.objectives import faithful_outside, towards_class
+from refine.synthesis.task import Source, Task, Work
+from robust_models.images import ImageSet, to_u8
+from robust_models.runtime.config import STRICT, Number
+
+# The paper has a hole of 60x60 in 224 px. For one of 16x16 in CIFAR-10 (40 test images, the embedded classifier) eps 2
+# keeps the PSNR of the mean fill, 13.0 dB; eps 6 lowers it to 10.5, as invented detail is seldom that of the original.
+SMALL = Ball(2, 0.1, 40)
+LARGE = Ball(21.6, 0.1, 720)
+
+EXAMPLES = """\
+  python -m refine --task inpaint --ckpt cifar10-l2-small --input photos.npz --hole 16 --out filled.npz
+  python -m refine --task inpaint --ckpt imagenet.pt --input photos/ --mask masks/ --out filled/ --targets class:dog
+"""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class InpaintConfig(InputConfig):
+    mask: Path | None = Field(
+        default=None, description="a mask for all images or an image set with one for each; white is to be filled in"
+    )
+    rectangle: str | None = Field(default=None, description="or top,left,height,width of what is to be, in pixels")
+    hole: int | None = Field(default=None, ge=1, description="or the side of a centred square, in pixels")
+    fidelity: Number = Field(default=10.0, ge=0, description="weight of the squared change of known pixels")
+    paste: bool = Field(default=True, description="put the known pixels back, bit for bit")
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> "InpaintConfig":
+        given = [name for name in ("mask", "rectangle", "hole") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"mask: got {' and '.join(given) or 'none'}; give one of --mask, --rectangle, --hole")
+        return self
+
+
+def filled_with_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """x [N,3,H,W] where mask [N,1,H,W] is 0; where it is 1, the mean of each channel over the image's known pixels."""
+    known = 1 - mask
+    mean = (x * known).sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True)
+    return x * known + mean * mask
+
+
+def open_source(config: InpaintConfig, network: Network) -> Source:
+    images = open_set(config)
+    masks = _masks(config, images)
+
+    def start(rows: Tensor) -> Tensor:
+        return filled_with_mean(read(images, rows), masks(rows))
+
+    targets = find_targets(config, images, network, start)
+
+    def work(rows: Tensor) -> Work:
+        x0, mask = network.here(read(images, rows)), network.here(masks(rows))
+        return Work(
+            start=network.here(start(rows)),
+            y=network.here(targets[rows]),
+            objective=faithful_outside(towards_class, x0, mask, config.fidelity),
+            keep_outside=mask if config.paste else None,
+            original_u8=to_u8(x0),
+        )
+
+    return Source(targets, images.size, work, lambda rows: to_u8(start(rows)), images.names)
+
+
+def _masks(config: InpaintConfig, images: ImageSet) -> Masks:
+    if config.mask is not None:
+        return read_masks(config.mask, images)
+    if config.rectangle is not None:
+        return rectangle(config.rectangle, images.size)
+    assert config.hole is not None
+    return centred(config.hole, images.size)
+
+
+TASK = Task(
+    name="inpaint",
+    about="Fill in the missing part of each image.",
+    schema=InpaintConfig,
+    defaults=by_size(small=SMALL, large=LARGE),
+    open=open_source,
+    examples=EXAMPLES,
+)

@@ -1,0 +1,52 @@
+"""Image sets as tasks begin with them: opened, read by rows, and each image's class."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from refine.assign import known_targets
+from refine.bigroc import pseudo_labels
+from refine.blocks import block_size, filled
+from refine.synthesis.config import InputConfig
+from refine.synthesis.network import Network
+from robust_models.errors import UserError
+from robust_models.images import ImageSet, open_images, to_float
+
+
+def open_set(config: InputConfig) -> ImageSet:
+    """The set at config.input; what was skipped is told on stderr. UserError where the output would lie in it."""
+    source, out = config.input.resolve(), config.out.resolve()
+    if out == source or source in out.parents or out in source.parents:
+        raise UserError(f"out: {config.out} overlaps the input {config.input}; choose a place outside it")
+    images = open_images(config.input, on_error=config.on_error)
+    for problem in images.skipped:
+        print(f"skipped: {problem}", file=sys.stderr)
+    return images
+
+
+def read(images: ImageSet, rows: Tensor) -> Tensor:
+    """The images at these rows, [n,3,H,W] float in [0,1] on the CPU; everything between the first and last is read."""
+    first, last = int(rows.min()), int(rows.max())
+    return to_float(images.read(first, last + 1))[rows - first]
+
+
+def find_targets(
+    config: InputConfig, images: ImageSet, network: Network, seen: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Each image's class as config.targets says, [N] int64 on the CPU.
+
+    Where the classifier is to guess, it sees seen(rows), [n,3,H,W] float (None: the images themselves).
+    """
+    mode = config.targets or ("pseudo" if images.labels is None else "given")
+    known = known_targets(mode, images, network.model)
+    if known is not None:
+        return known
+    look = seen or (lambda rows: read(images, rows))
+    block = min(block_size(network.device, max(network.image_size, *images.size), config.batch_size), len(images))
+    guesses = [
+        pseudo_labels(network, network.here(filled(look(rows), block)))[: len(rows)].cpu()
+        for rows in torch.arange(len(images)).split(block)
+    ]
+    return torch.cat(guesses)

@@ -1,0 +1,79 @@
+"""Pictures of a run for people to look at: some images before and after, and a few on their way."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from refine.synthesis.ball import Ball
+from refine.synthesis.loop import iterates
+from refine.synthesis.network import Network
+from refine.synthesis.task import Source
+from refine.work_folder import Row
+from robust_models.attacks import frozen_eval
+from robust_models.grids import FRAME_MS, LAST_FRAME_MS, save_rows
+from robust_models.images import to_u8
+from robust_models.runtime.files import whole_file
+
+_FRAMES = 12  # a run may have hundreds of steps
+
+
+def spread(n: int, count: int) -> Tensor:
+    """`count` of n numbers, or all of fewer, from the first to the last, int64."""
+    return torch.linspace(0, n - 1, min(n, count)).round().long().unique()
+
+
+class Grid:
+    """Collects, while the blocks pass by, the images that a picture of `count` of n shows."""
+
+    def __init__(self, n: int, count: int) -> None:
+        self.rows = spread(n, count)
+        self.after: list[Tensor] = []
+        self.captions: list[str] = []
+
+    def take(self, rows: Tensor, x_u8: Tensor, told: Sequence[Row]) -> None:
+        """The images x_u8 [n,3,H,W] of these consecutive rows, and what the manifest tells of them."""
+        for i in (self.rows[(self.rows >= rows[0]) & (self.rows <= rows[-1])] - rows[0]).tolist():
+            self.after.append(x_u8[i])
+            row = told[i]
+            self.captions.append(f"{row['class']}\n{row['confidence_before']:.0%} > {row['confidence_after']:.0%}")
+
+    def save(self, path: Path, source: Source) -> None:
+        """What each image was made of above what it became, at the size of the latter."""
+        after = torch.stack(self.after)
+        before = torch.cat([source.before(row) for row in self.rows.split(1)])
+        if before.shape != after.shape:
+            before = F.interpolate(before, after.shape[-2:], mode="nearest-exact")
+        save_rows(path, [("before", before), ("after", after)], self.captions)
+
+
+def save_trajectory(path: Path, network: Network, source: Source, ball: Ball, block: int, count: int) -> None:
+    """Some images at a dozen of their steps: a row for each step, an animation where path ends in .gif."""
+    rows = spread(len(source.names), count)
+    steps = spread(ball.steps + 1, _FRAMES).tolist()
+    parts = [_frames(network, source, ball, part, set(steps)) for part in rows.split(block)]
+    frames = [(f"step {step}", torch.cat(frame)) for step, *frame in zip(steps, *parts, strict=True)]
+    captions = [network.class_names[int(source.targets[row])] for row in rows]
+    if path.suffix.lower() != ".gif":
+        save_rows(path, frames, captions, columns=len(rows))
+        return
+    with tempfile.TemporaryDirectory() as folder, whole_file(path) as partial:
+        for i, frame in enumerate(frames):
+            save_rows(Path(folder, f"{i}.png"), [frame], captions, columns=len(rows))
+        first, *others = (Image.open(Path(folder, f"{i}.png")) for i in range(len(frames)))
+        durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
+        first.save(partial, format="gif", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _frames(network: Network, source: Source, ball: Ball, rows: Tensor, steps: set[int]) -> list[Tensor]:
+    """The images at `rows` after each of the steps, uint8 [n,3,H,W] on the CPU."""
+    frames: list[Tensor] = []
+    with frozen_eval(network):
+        for step, x in enumerate(iterates(network, source.work(rows), ball)):
+            if step in steps:
+                frames.append(to_u8(x).cpu())
+    return frames

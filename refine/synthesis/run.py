@@ -1,0 +1,141 @@
+"""A task on a whole set: work, write, and tell, a block of images at a time.
+
+Blocks have one size (refine/blocks.py), so that an image does not depend on the batch size; memory does not grow with
+the number of images. One process; a run that was killed begins anew, as nothing stands before all is done.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from refine.blocks import block_size, filled
+from refine.synthesis.ball import Ball
+from refine.synthesis.config import SynthesisConfig
+from refine.synthesis.loop import iterates, stored
+from refine.synthesis.network import Network
+from refine.synthesis.new_set import NewSet, check_new_out, write_new_set
+from refine.synthesis.outcome import MEANS, manifest_rows, measure
+from refine.synthesis.pictures import Grid, save_trajectory
+from refine.synthesis.task import Source, Task
+from refine.work_folder import Row, as_line
+from robust_models.attacks import frozen_eval
+from robust_models.errors import UserError
+from robust_models.folding import folded
+from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.device import pick_device, place
+from robust_models.runtime.files import whole_file
+
+
+class Block(NamedTuple):
+    """What became of some consecutive images."""
+
+    rows: Tensor  # their numbers, [n]
+    x_u8: Tensor  # [n,3,H,W] on the CPU
+    told: list[Row]  # of the manifest
+
+
+def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
+    """Makes config.out and OUT.manifest.jsonl, a row per image; gives the summary: N, means over the manifest, rate."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"task: {task.name} runs in one process; call it without torchrun")
+    check_new_out(config.out, overwrite=config.overwrite)
+    network = Network(place(folded(config.load(config.ckpt)), pick_device(config.device), config.precision))
+    source = task.open(config, network)
+    n, ball = len(source.names), config.ball(task.defaults(max(source.size)))
+    block = min(block_size(network.device, max(network.image_size, *source.size), config.batch_size), n)
+    grid = Grid(n, config.grid_images)
+    manifest = config.out.with_name(config.out.name + ".manifest.jsonl")
+    started = time.perf_counter()
+    blocks = synthesize_blocks(network, source, ball, block, label=task.name)
+    means = _write(config.out, manifest, blocks, NewSet.of(source, network.class_names), grid)
+    wall_s = time.perf_counter() - started
+    if config.grid is not None:
+        grid.save(config.grid, source)
+    if config.trajectory is not None:
+        save_trajectory(config.trajectory, network, source, ball, block, config.trajectory_images)
+    return {
+        "out": str(config.out),
+        "manifest": str(manifest),
+        "grid": None if config.grid is None else str(config.grid),
+        "trajectory": None if config.trajectory is None else str(config.trajectory),
+        "task": task.name,
+        "checkpoint": config.ckpt,
+        "n": n,
+        "size": list(source.size),
+        "norm": ball.norm,
+        "eps": ball.eps,
+        "step_size": ball.step_size,
+        "steps": ball.steps,
+        "seed": config.seed,
+        "precision": network.model.precision,
+        **means,
+        "wall_s": round(wall_s, 2),
+        "images_per_s": round(n / wall_s, 2),
+    }
+
+
+def synthesize_blocks(network: Network, source: Source, ball: Ball, block: int, *, label: str) -> Iterator[Block]:
+    """All images of the source, `block` at a time; progress on stderr under `label`."""
+    numbers = torch.arange(len(source.names))
+    parts = numbers.split(block)
+    with frozen_eval(network), tqdm(total=len(parts) * ball.steps, unit="step", desc=label) as bar:
+        for rows in parts:
+            bar.set_postfix_str(f"images {int(rows[0])}-{int(rows[-1])} of {len(numbers)}")
+            work = source.work(filled(rows, block))
+            x = work.start
+            for step, x in enumerate(iterates(network, work, ball)):  # noqa: B007  (only the last one is wanted)
+                bar.update(step > 0)
+            x_u8 = stored(x, work)
+            names = [source.names[int(i)] for i in rows]
+            told = manifest_rows(measure(network, work, x_u8, ball.norm), names, network.class_names)
+            yield Block(rows, x_u8[: len(rows)].cpu(), told)
+
+
+def _write(out: Path, manifest: Path, blocks: Iterator[Block], new: NewSet, grid: Grid) -> dict[str, float]:
+    """Writes set and manifest while the blocks come in; gives the means."""
+    sums: Counter[str] = Counter()
+    with (
+        whole_file(manifest) as unfinished,
+        unfinished.open("w", encoding="utf-8") as lines,
+        write_new_set(out, new) as add,
+    ):
+        for block in blocks:
+            add(block.x_u8)
+            lines.writelines(map(as_line, block.told))
+            grid.take(*block)
+            for row in block.told:
+                sums.update({name: row[name] for name in MEANS})
+    return {name: round(sums[name] / len(new.labels), 4) for name in MEANS}
+
+
+def command_of(task: Task) -> Command:
+    """`python -m refine --task NAME`, from what the task says of itself."""
+    return Command(
+        name=f"python -m refine --task {task.name}",
+        about=task.about,
+        schema=task.schema,
+        work=partial(synthesize_set, task),
+        tell=_tell,
+        examples=task.examples,
+    )
+
+
+def _tell(summary: Summary) -> str:
+    height, width = summary["size"]
+    lines = [
+        f"{summary['out']}: {summary['n']} images of {width}x{height}, {summary['norm']} eps {summary['eps']:g}, "
+        f"{summary['steps']} steps of {summary['step_size']:g}, {summary['images_per_s']} images/s",
+        f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, objective "
+        f"{summary['objective_before']:.3f} -> {summary['objective_after']:.3f}, mean {summary['norm']} distance "
+        f"{summary['distance']:.2f}",
+    ]
+    lines += [f"{name}: {summary[name]}" for name in ("manifest", "grid", "trajectory") if summary[name]]
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""Where generation begins: for each class, what its images look like at low resolution, in a small file."""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refine.synthesis.mixture import Mixture
+from robust_models.errors import UserError
+from robust_models.runtime.files import whole_file
+
+SUFFIX = ".seeds.npz"  # beside a checkpoint, after its name without the suffix
+_ARRAYS = {"weights": 2, "means": 3, "factors": 4, "noise": 2}  # and their dimensions; the first is the class
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A mixture of Gaussians per class over images that were averaged in blocks to 3 x side x side numbers."""
+
+    class_names: tuple[str, ...]
+    mixtures: tuple[Mixture, ...]
+    side: int  # pixels
+    image_size: int  # pixels, a multiple of side
+    source: str  # which images, how many
+
+    def draw(self, label: int, generator: torch.Generator) -> Tensor:
+        """A seed of the class, float32 [3,image_size,image_size] in [0,1], every number as a block."""
+        x = self.mixtures[label].sample(generator).float().clamp(0, 1).view(3, self.side, self.side)
+        factor = self.image_size // self.side
+        return x.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+    def as_gaussians(self) -> "Seeds":
+        """One Gaussian per class, with the mixture's mean and covariance."""
+        mixtures = tuple(mixture.as_one() for mixture in self.mixtures)
+        return Seeds(self.class_names, mixtures, self.side, self.image_size, self.source)
+
+    def save(self, path: Path) -> None:
+        """An .npz; means and factors in float16, of which the error is less than a grey level."""
+        stacked = {name: torch.stack([getattr(mixture, name) for mixture in self.mixtures]) for name in _ARRAYS}
+        arrays = {name: values.numpy().astype(_stored(name)) for name, values in stacked.items()}
+        facts = {"class_names": np.array(self.class_names), "image_size": self.image_size, "source": self.source}
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays, **facts)
+
+    @classmethod
+    def load(cls, path: Path) -> "Seeds":
+        """UserError where the file is none that `save` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: torch.from_numpy(file[name].astype(np.float64)) for name in _ARRAYS}
+                names, size, source = file["class_names"].tolist(), int(file["image_size"]), str(file["source"])
+        except FileNotFoundError:
+            raise UserError(f"seeds: no file {path}; python -m refine --task seeds makes one") from None
+        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise UserError(f"seeds: {path} is no file of seeds ({error}); make one: --task seeds") from error
+        _check(path, arrays, names, size)
+        side = round((arrays["means"].shape[2] / 3) ** 0.5)
+        mixtures = tuple(Mixture(*columns) for columns in zip(*arrays.values(), strict=True))
+        return cls(tuple(names), mixtures, side, size, source)
+
+
+def _stored(name: str) -> type[np.floating]:
+    return np.float16 if name in ("means", "factors") else np.float32
+
+
+def _check(path: Path, arrays: dict[str, Tensor], names: Sequence[str], size: int) -> None:
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    fits = all(array.ndim == _ARRAYS[name] and array.isfinite().all() for name, array in arrays.items())
+    if fits:
+        classes, components, dim = arrays["means"].shape
+        side = round((dim / 3) ** 0.5)
+        fits = (
+            classes == len(names)
+            and all(array.shape[:2] == (classes, components) for array in arrays.values())
+            and arrays["factors"].shape[2] == dim == 3 * side**2
+            and size % side == 0
+            and bool((arrays["weights"] >= 0).all() and (arrays["weights"].sum(1) > 0).all())
+            and bool((arrays["noise"] >= 0).all())
+        )
+    if not fits:
+        raise UserError(f"seeds: {path} holds arrays that do not fit ({shapes}); make it anew: --task seeds")

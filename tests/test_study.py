@@ -1,0 +1,465 @@
+"""Studies: every cell once, found again by the content of what it depends on."""
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval.study.plan as plan_module
+import eval.study.run as run_module
+import refine.cli
+from eval.config import QualityConfig
+from eval.quality import run_quality
+from eval.study.cli import recipe_values
+from eval.study.config import overlaid
+from eval.study.grid import Share
+from eval.study.keys import training_depends
+from eval.study.merge import load_results
+from eval.study.results import Axes
+from eval.study.run import Part
+from eval.study.store import Place, key_of
+from eval.study.work import work
+from robust_models import UserError, load, save, to_float
+from robust_models.metrics import read_statistics
+from robust_models.runtime.config import resolve
+from tests.study import command, config, done, log, pretended, scores, study, values, write_inputs
+from tests.tiny import tiny_classifier, tiny_pixels
+from train.config import TrainConfig
+
+ROBUST = {"eps": {"l2": [0.25], "linf": [0.01]}, "steps": 2, "limit": 16}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, inputs):
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Cells and classifiers that cost nothing, for the tests of bookkeeping."""
+    monkeypatch.setattr(plan_module, "run_cell", pretended)
+    monkeypatch.setattr(plan_module, "run_classifier", lambda *found: {"num_images": 0, "accuracies": []})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, inputs):
+    """A finished study with all that can be measured, and its results."""
+    root = tmp_path_factory.mktemp("finished")
+    shutil.copytree(inputs, root, dirs_exist_ok=True)
+    settings = config(root, data=str(root / "real.npz"), robust=ROBUST, reference_images=str(root / "real.npz"))
+    return root, settings, *study(settings)
+
+
+def test_a_cell_has_the_images_and_scores_of_the_two_commands(finished):
+    root, settings, summary, results = finished
+    assert summary["failed"] == []
+    assert (summary["num_cells"], summary["num_done"], summary["missing"]) == (5, 5, 0)
+    assert [cell.axes for cell in results.cells] == [
+        Axes("made"),
+        *(Axes("made", name, "l2", eps, 1, "given", "ce") for name in ("one", "two") for eps in (0.5, 1.0)),
+    ]
+    out = root / "refined.npz"
+    words = f"--ckpt {root}/two.safetensors --input {root}/made.npz --out {out} --eps 1 --steps 1 --precision fp32"
+    assert refine.cli.main([*words.split(), "--device", "cpu"]) == 0
+    for cell, images in ((results.cells[0], root / "made.npz"), (results.cells[-1], out)):
+        found = run_quality(
+            QualityConfig(
+                images,
+                root / "real.npz",
+                features=settings.judge,
+                metrics="fid,is,prc",
+                device="cpu",
+                cache="none",
+            )
+        )
+        names = ("frechet", "inception_score", "precision", "recall")
+        # The study's reference is stored as moments, the command's is images: equal up to the rounding of a float64.
+        assert [cell.scores[name] for name in names] == pytest.approx([found[name] for name in names], rel=1e-9)
+        with np.load(images) as stored, np.load(cell.arrays) as arrays:
+            assert np.array_equal(arrays["examples_u8"], stored["arr_0"].transpose(0, 3, 1, 2))
+            seen = torch.from_numpy(arrays["features"])
+            y = torch.from_numpy(stored["arr_1"])
+        judge = load(root / "judge.safetensors")
+        x = to_float(torch.from_numpy(np.load(images)["arr_0"].transpose(0, 3, 1, 2).copy()))
+        torch.testing.assert_close(judge.features(x), seen)
+        assert cell.scores["judge_agreement"] == (judge(x).argmax(1) == y).double().mean().item()
+        assert cell.num_images == 12
+    manifest = [json.loads(line) for line in Path(f"{out}.manifest.jsonl").read_text().splitlines()]
+    assert results.cells[-1].scores["distance"] == np.mean([row["distance"] for row in manifest])
+    assert results.cells[-1].scores["target_agreement"] == np.mean([row["on_target_after"] for row in manifest])
+    assert results.cells[0].scores["distance"] == 0
+    assert "target_agreement" not in results.cells[0].scores
+    assert not [path for path in (settings.out / "cells").iterdir() if path.is_dir()]  # nothing big is left
+
+
+def test_classifiers_come_with_accuracies_a_panel_and_what_they_are(finished):
+    root, _, _, results = finished
+    one = results.classifiers[0]
+    assert (one.name, one.arch, one.threat_model, one.num_images) == ("one", "preact_resnet10_w16", "none", 16)
+    assert [(accuracy.norm, accuracy.eps, accuracy.attack) for accuracy in one.accuracies] == [
+        ("", 0.0, ""),
+        ("l2", 0.25, "PGD-2, step 0.3125"),
+        ("linf", 0.01, "PGD-2, step 0.0125"),
+    ]
+    assert all(low <= accuracy.value <= high for accuracy in one.accuracies for low, high in [accuracy.interval])
+    model = load(root / "one.safetensors")
+    with np.load(one.panel) as panel, np.load(root / "real.npz") as real:
+        assert np.array_equal(panel["x_u8"], real["arr_0"][:8].transpose(0, 3, 1, 2))
+        assert np.array_equal(panel["y"], real["arr_1"][:8])
+        x = to_float(torch.from_numpy(panel["x_u8"])).requires_grad_()
+        torch.nn.functional.cross_entropy(model(x), torch.from_numpy(panel["y"]), reduction="sum").backward()
+        torch.testing.assert_close(torch.from_numpy(panel["gradient"]), x.grad)
+
+
+def test_every_figure_says_where_it_came_from(finished):
+    root, settings, _, results = finished
+    told = results.cells[-1].provenance
+    assert told.command.startswith(f"python -m refine --ckpt {root}/two.safetensors --input {root}/made.npz")
+    assert "--eps 1.0 --steps 1 --targets given --loss ce --precision fp32 && python -m eval quality" in told.command
+    assert set(told.inputs) == {"checkpoint", "images", "judge", "reference", "reference_images"}
+    assert {"torch", "numpy", "bigroc", "git_revision"} <= set(told.versions)
+    assert told.config["eps"] == 1.0
+    assert told.key in done(settings.out)
+    assert "python -m eval robust --ckpt" in results.classifiers[0].provenance.command
+    assert "--norm linf --eps 0.01" in results.classifiers[0].provenance.command
+    assert results.reference_words == (
+        f"40 images of real.npz, Frechet distance in the 128 features of classifier:{root}/judge.safetensors"
+    )
+    stored = read_statistics(results.reference)
+    assert stored is not None
+    assert stored.n == 40
+
+
+def test_what_is_done_is_not_done_again_whatever_things_are_called(finished):
+    root, settings, _, results = finished
+    before = log(settings.out)
+    study(settings)
+    names = [replace(one, name=f"new {one.name}") for one in settings.classifiers]
+    moved = root / "moved.safetensors"
+    moved.write_bytes((root / "one.safetensors").read_bytes())
+    names[0] = replace(names[0], ckpt=str(moved))
+    _, renamed = study(replace(settings, title="Other", vary=("classifier",), classifiers=tuple(names)))
+    assert log(settings.out) == before
+    assert len({row["key"] for row in before}) == len(before) == 1 + 1 + 2 + 5  # two references, classifiers, cells
+    assert [cell.scores for cell in renamed.cells] == [cell.scores for cell in results.cells]
+    assert renamed.cells[1].axes.classifier == "new one"
+    assert scores(load_results(settings.out, settings)) == scores(results)
+
+
+def test_changed_content_is_never_found(root, pretend):
+    settings = config(root)
+    study(settings)
+    cells = lambda: sum(row["kind"] == "cells" for row in log(settings.out))  # noqa: E731
+    assert cells() == 5
+    torch.manual_seed(7)
+    save(tiny_classifier(), root / "one.safetensors")
+    study(settings)
+    assert cells() == 5 + 2  # those of one classifier
+    pixels, labels = tiny_pixels(12)
+    np.savez(root / "made.npz", arr_0=pixels, arr_1=(labels + 1) % 3)  # targets only
+    study(settings)
+    assert cells() == 7 + 5
+    np.savez(root / "real.npz", arr_0=tiny_pixels(40, 9)[0])
+    study(settings)
+    assert cells() == 12 + 5
+    torch.manual_seed(8)
+    save(tiny_classifier(), root / "judge.safetensors")
+    study(settings)
+    assert cells() == 17 + 5
+    study(config(root, eps=[0.5, 2]))
+    assert cells() == 22 + 2
+    assert len(set(done(settings.out))) == len(done(settings.out))
+
+
+def test_a_limit_draws_by_the_seed_and_a_whole_set_has_one(root):
+    images = [{"name": "all", "path": f"{root}/made.npz"}, {"name": "some", "path": f"{root}/made.npz", "limit": 6}]
+    settings = config(root, images=images, seeds=[0, 1], eps=1, classifiers=values(root)["classifiers"][:1])
+    _, results = study(settings)
+    assert [(cell.axes.images, cell.axes.seed, cell.axes.is_raw) for cell in results.cells] == [
+        ("all", 0, True),
+        ("some", 0, True),
+        ("some", 1, True),
+        ("all", 0, False),
+        ("some", 0, False),
+        ("some", 1, False),
+    ]
+    whole, first, second = (np.load(cell.arrays)["features"] for cell in results.cells[:3])
+    for part in (first, second):
+        places = [int(np.abs(whole - row).sum(1).argmin()) for row in part]
+        assert len(set(places)) == 6
+        assert places == sorted(places)
+        np.testing.assert_allclose(part, whole[places], rtol=1e-4, atol=1e-4)
+    assert not np.array_equal(first, second)
+
+
+def test_a_failed_cell_stops_no_other_and_is_tried_again(root, pretend, monkeypatch, capsys):
+    settings = config(root)
+    monkeypatch.setattr(run_module, "_written", lambda results, out: {})
+
+    def short_of_memory(images, refinement, *rest, **named):
+        if refinement.axes.eps == 1:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
+        return pretended(images, refinement, *rest, **named)
+
+    monkeypatch.setattr(plan_module, "run_cell", short_of_memory)
+    summary, results = study(settings)
+    line = "RuntimeError: CUDA out of memory. Tried to allocate 20 GiB"
+    assert [failed["error"] for failed in summary["failed"]] == [line, line]
+    assert [cell.error for cell in results.cells] == [None, None, line, None, line]
+    assert "failed: made by one: l2 eps 1, 1 steps, given, ce: RuntimeError" in capsys.readouterr().err
+    assert command(root, "--merge") == 1
+    told = capsys.readouterr().out
+    assert "2 failed; the same command tries them again:" in told
+    assert f"made by two: l2 eps 1, 1 steps, given, ce: {line}" in told
+    error = next((settings.out / "cells").glob("*.error.json"))
+    assert "short_of_memory" in str(json.loads(error.read_text())["traceback"])
+
+    monkeypatch.setattr(plan_module, "run_cell", pretended)
+    before = done(settings.out)
+    summary, results = study(settings)
+    assert summary["failed"] == []
+    assert len(done(settings.out)) == len(before) + 2
+    assert not list((settings.out / "cells").glob("*.error.json"))
+
+
+def test_a_run_that_ends_in_the_middle_goes_on(root, pretend, monkeypatch):
+    settings = config(root)
+    expected = scores(study(replace(settings, out=root / "whole"))[1])
+    write = Place.write
+    for fatal in range(3):
+
+        def killed(self, *found, count=[0], fatal=fatal):  # noqa: B006
+            count[0] += 1
+            if count[0] > fatal:
+                raise KeyboardInterrupt
+            write(self, *found)
+
+        monkeypatch.setattr(Place, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            study(settings)
+    monkeypatch.setattr(Place, "write", write)
+    summary, results = study(settings)
+    assert summary["failed"] == []
+    assert scores(results) == expected
+    assert len(done(settings.out)) == len(set(done(settings.out))) == len(done(root / "whole"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 40])
+def test_shares_part_the_jobs_exactly(n):
+    jobs = list(range(19))
+    shares = [Share.parse(f"{i}/{n}").of(jobs) for i in range(1, n + 1)]
+    assert sorted(itertools.chain(*shares)) == jobs
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_shares_are_merged_to_the_same_table(root, pretend, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "_written", lambda results, out: {})
+    settings = config(root, data=str(root / "real.npz"), robust=ROBUST)
+    expected = scores(study(replace(settings, out=root / "whole"))[1])
+    summary, results = study(settings, Part(merge=True))
+    assert results is None  # nothing to report on
+    assert summary["missing"] == 7
+    for i in (1, 2, 3):
+        summary, results = study(settings, Part(Share(i, 3)))
+        assert results is None
+        assert summary["share"]["jobs"] == (3, 2, 2)[i - 1]
+        if i == 2:
+            summary, results = study(settings, Part(merge=True))
+            assert summary["missing"] == results.missing == 2
+            assert len(results.cells) == 3
+            words = {"data": str(root / "real.npz"), "robust": ROBUST}
+            assert command(root, "--merge", **words) == 1
+            assert "2 jobs are not done yet" in capsys.readouterr().out
+    before = log(settings.out)
+    summary, results = study(settings, Part(merge=True))
+    assert summary["missing"] == 0
+    assert scores(results) == expected
+    assert log(settings.out) == before
+
+
+def test_what_another_process_has_claimed_is_left_to_it(tmp_path, monkeypatch):
+    made = []
+
+    def job(key):
+        place = Place(tmp_path, "cells", key)
+        return plan_module.Job(place, key, {"versions": {}}, lambda place: made.append(place.key) or {})
+
+    jobs = [job(key) for key in "abc"]
+    held = jobs[0].place.claim()
+    assert held.__enter__()
+    with jobs[0].place.claim() as again:
+        assert not again
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        assert made == ["b", "c"]
+        if len(naps) == 1:  # the other process dies, and its claim with it
+            held.__exit__(None, None, None)
+
+    monkeypatch.setattr("eval.study.work.time.sleep", sleep)
+    work(lambda: jobs)
+    assert made == ["b", "c", "a"]
+    assert len(naps) == 1
+
+
+TRAINED = {
+    "arch": "preact_resnet10_w16",
+    "epochs": 1,
+    "batch_size": 16,
+    "device": "cpu",
+    "precision": "fp32",
+    "data": {"validation": 8},
+    "augment": {"crop_padding": 1},
+    "attack": {"eps": 0.5, "steps": 1},
+    "validate": {"steps": 1, "show": 0},
+}
+
+
+def test_a_train_recipe_is_run_once_and_then_is_a_classifier(root, pretend):
+    recipe = root / "train.yaml"
+    recipe.write_text(json.dumps(TRAINED))
+    changes = {"data.path": f"{root}/real.npz", "attack": {"eps": 0}}
+    classifiers = [
+        *values(root)["classifiers"][:1],
+        {"name": "made here", "train": str(recipe), "with": changes},
+        {"name": "broken", "train": str(recipe), "with": {"data.path": f"{root}/none.npz"}},
+    ]
+    settings = config(root, classifiers=classifiers, eps=1)
+    summary, results = study(settings)
+    assert len(summary["failed"]) == 2  # the classifier and its cell
+    assert all("training of broken failed" in failed["error"] for failed in summary["failed"])
+    assert "no such file" in results.classifiers[2].error
+    made = results.classifiers[1]
+    assert (made.arch, made.threat_model, made.error) == ("preact_resnet10_w16", "none", None)
+    checkpoint = results.cells[2].provenance.command.split()[4]
+    assert Path(checkpoint).parent.parent == settings.out / "trained"
+    before = done(settings.out)
+    classifiers[1]["name"] = "renamed"
+    summary, results = study(config(root, classifiers=classifiers[:2], eps=1))
+    assert done(settings.out) == before
+    assert summary["failed"] == []
+
+
+def test_a_training_is_known_by_its_recipe_and_the_content_of_its_data(root):
+    def key(**changed):
+        changes = {**TRAINED, "data": {"path": f"{root}/real.npz"}, **changed}
+        return key_of(training_depends(resolve(TrainConfig, {**changes, "out": "any"}, {})))
+
+    first = key()
+    assert key(device="auto") == first
+    assert key(seed=1) != first
+    assert key(data={"path": f"{root}/made.npz"}) != first
+    np.savez(root / "real.npz", arr_0=tiny_pixels(40, 9)[0])
+    assert key() != first
+
+
+def test_quick_forms_lie_over_the_recipe_and_flags_over_both(root, tmp_path, capsys):
+    assert overlaid({"a": {"b": 1, "c": 2}, "d": [1]}, {"a.b": 3, "a": {"e": 4}, "d": [2]}) == {
+        "a": {"b": 3, "c": 2, "e": 4},
+        "d": [2],
+    }
+    quick = {"images": [{"name": "few", "path": f"{root}/made.npz"}], "eps": [2]}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(json.dumps({"eps": [1, 3], "quick": quick}))
+    assert recipe_values(str(recipe), quick=False) == {"out": "runs/studies/mine", "eps": [1, 3]}
+    assert recipe_values(str(recipe), quick=True) == {"out": "runs/studies/mine-quick", **quick}
+    assert command(root, "--dry-run", "--json", "--quick", "--eps", "0.25,8/255", quick=quick) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"]["images"][0]["name"] == "few"
+    assert told["config"]["eps"] == [0.25, 8 / 255]
+    assert (told["cells"], told["cells_done"], told["classifiers"]) == (5, 0, 2)
+    assert not (root / "out").exists()
+
+
+def test_the_command_tells_the_best_cells_and_nothing_is_written_twice(root, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "_written", lambda results, out: {"html": out / "report.html"})
+    assert command(root) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == ["Frechet", "IS", "agrees", "moved"]
+    assert told[1].startswith("made raw ")
+    distances = [float(line.split()[-4]) for line in told[2:5]]
+    assert distances == sorted(distances)
+    assert told[5].startswith(f"5 of 5 cells in {root}/out; ")
+    assert told[6] == f"html: {root}/out/report.html"
+    assert command(root, "--dry-run") == 0
+    assert "# 5 cells, 5 of them done; 2 classifiers, 2 of them measured, 0 to train" in capsys.readouterr().out
+
+
+MISTAKES = {
+    r"images\.0\.size: unknown key": {"images": [{"name": "a", "path": "a", "size": 3}]},
+    r"classifiers: one stands twice": {"classifiers": [{"name": "one", "ckpt": "one.safetensors"}] * 2},
+    r"ckpt: one has neither of ckpt and train": {"classifiers": [{"name": "one"}]},
+    r"with: one has no train recipe": {"classifiers": [{"name": "one", "ckpt": "a", "with": {"seed": 1}}]},
+    r"classifiers\.one: ckpt: no file none\.pt": {"classifiers": [{"name": "one", "ckpt": "none.pt"}]},
+    r"classifiers\.one: train: no file none": {"classifiers": [{"name": "one", "train": "none"}]},
+    r"classifiers\.one: attack\.epz: unknown key": {
+        "classifiers": [{"name": "one", "train": "cifar_l2.yaml", "with": {"attack.epz": 1}}]
+    },
+    r"images\.a: none\.npz: no such file": {"images": [{"name": "a", "path": "none.npz"}]},
+    r"images\.a: no bundled file none\.npz; there are ": {"images": [{"name": "a", "path": "bundled:none"}]},
+    r"images\.wide: .*wide\.npz: images are 16x8": {"images": [{"name": "wide", "path": "wide.npz"}]},
+    r"images\.deep: .*: images are uint16; scores are of 8-bit": {"images": [{"name": "deep", "path": "deep.npz"}]},
+    r"eps\.1: input should be greater than 0; got 0": {"eps": [1, 0]},
+    r"eps: 3 is outside \[0, 1\] for norm=linf": {"eps": {"linf": [3]}, "norm": "linf"},
+    r"eps: has radii for l2, but norm is l2, linf": {"eps": {"l2": [3]}, "norm": ["l2", "linf"]},
+    r"norm: 'l3' is none of": {"norm": "l3"},
+    r"steps: 7 stands twice": {"steps": [7, 7]},
+    r"targets: 'guessed' is none of": {"targets": ["guessed"]},
+    r"classifiers\.one: targets: class 'dog' is none of the classifier's 3 classes": {"targets": ["class:dog"]},
+    r"loss: 'l2' is none of ce": {"loss": "l2"},
+    r"vary: 'epsilon' is no axis": {"vary": ["epsilon"]},
+    r"seeds: 2 of them, but no image set has a limit": {"seeds": [0, 1]},
+    r"judge: .* is the classifier one too": {"judge": "classifier:one.safetensors"},
+    r"judge: features: 'incept' is none of": {"judge": "incept"},
+    r"reference: none\.npz: no such file": {"reference": "none.npz"},
+    r"reference: .*statistics of classifier:x, but judge is": {"reference": "foreign.npz"},
+    r"data: none\.npz: no such file": {"data": "none.npz"},
+    r"classifiers\.one: .*far\.npz: labels run from 7 to 7": {"data": "far.npz"},
+    r"robust: needs labelled test images": {"robust": {"eps": {"l2": [0.5]}}},
+    r"robust\.eps: 4 is outside": {"data": "real.npz", "robust": {"eps": {"linf": [4]}}},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_told_in_one_line_before_any_work(message, root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    pixels = tiny_pixels(12)[0]
+    np.savez("wide.npz", arr_0=pixels[:, :8])
+    np.savez("deep.npz", arr_0=pixels.astype(np.uint16))
+    np.savez("far.npz", arr_0=pixels, arr_1=np.full(12, 7))
+    np.savez("foreign.npz", mu=np.zeros(128), sigma=np.eye(128), features="classifier:x", sha256="0", n=9)
+    assert command(root, **MISTAKES[message]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        raise UserError(told.removeprefix("error: "))
+    assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cell", "0/3"], "cell: '0/3' is no share; expected I/N"),
+        (["--cell", "4/3"], "cell: '4/3' is no share"),
+        (["--cell", "1/3", "--merge"], "merge: does not go with --cell"),
+        (["--quick"], "has no quick form; run it without"),
+        (["--cel", "1/3"], "--cel: no such flag; did you mean --cell?"),
+    ],
+)
+def test_flags_that_make_no_sense_are_told(words, message, root, capsys):
+    assert command(root, *words) == 2
+    assert message in capsys.readouterr().err
