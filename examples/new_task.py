@@ -40,7 +40,7 @@ def roughness(x: Tensor) -> Tensor:
 
 
 def open_source(config: ColourConfig, network: Network) -> Source:
-    images = open_set(config)
+    images = open_set(config, config.out)
 
     def grey(rows: Tensor) -> Tensor:
         return luma(read(images, rows)).repeat(1, 3, 1, 1)

@@ -18,7 +18,15 @@ class AtClassifierSize(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.fitted(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last linear layer sees in x of any size, [N,D] float32. UserError where there is no such layer."""
+        return self.model.features(self.fitted(x))
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """x at the classifier's size."""
         size = (self.model.image_size, self.model.image_size)
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-        return self.model(x)
+        if x.shape[-2:] == size:
+            return x
+        return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)

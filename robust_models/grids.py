@@ -28,12 +28,15 @@ def save_rows(path: Path, rows: Sequence[Row], captions: Sequence[str], *, colum
     _save(path, [_picture(rows, captions, columns)], "png")
 
 
-def save_trajectory(path: Path, frames: Sequence[Tensor], captions: Sequence[str]) -> None:
-    """The steps of a few images: frames[t] is x_u8 [K,3,H,W] after step t, captions[k] belongs to image k.
+def save_trajectory(
+    path: Path, frames: Sequence[Tensor], captions: Sequence[str], steps: Sequence[int] | None = None
+) -> None:
+    """The way of a few images: frames[i] is x_u8 [K,3,H,W] after steps[i] steps (None: i), captions[k] is image k's.
 
-    A PNG with one row per step; an animation with one frame per step where path ends in .gif.
+    A PNG with one row per frame; an animation where path ends in .gif.
     """
-    rows = [(f"step {t}", frame) for t, frame in enumerate(frames)]
+    numbers = range(len(frames)) if steps is None else steps
+    rows = [(f"step {t}", frame) for t, frame in zip(numbers, frames, strict=True)]
     if path.suffix.lower() == ".gif":
         _save(path, [_picture([row], captions, len(row[1])) for row in rows], "gif")
     else:

@@ -16,17 +16,18 @@ import refine.cli
 from eval.config import QualityConfig
 from eval.quality import run_quality
 from eval.study.cli import recipe_values
-from eval.study.config import overlaid
-from eval.study.grid import Share
+from eval.study.config import StudyConfig, located, overlaid
+from eval.study.grid import Share, grid
 from eval.study.keys import training_depends
 from eval.study.merge import load_results
 from eval.study.results import Axes
 from eval.study.run import Part
 from eval.study.store import Place, key_of
+from eval.study.training import train_config
 from eval.study.work import work
-from robust_models import UserError, load, save, to_float
+from robust_models import UserError, embedded_names, load, save, to_float
 from robust_models.metrics import read_statistics
-from robust_models.runtime.config import resolve
+from robust_models.runtime.config import RECIPES, resolve
 from tests.study import command, config, done, log, pretended, scores, study, values, write_inputs
 from tests.tiny import tiny_classifier, tiny_pixels
 from train.config import TrainConfig
@@ -51,6 +52,7 @@ def root(tmp_path, inputs):
 def pretend(monkeypatch):
     """Cells and classifiers that cost nothing, for the tests of bookkeeping."""
     monkeypatch.setattr(plan_module, "run_cell", pretended)
+    monkeypatch.setattr("eval.study.work._environment", lambda: {"machine": "any"})
     monkeypatch.setattr(plan_module, "run_classifier", lambda *found: {"num_images": 0, "accuracies": []})
 
 
@@ -397,6 +399,38 @@ def test_the_command_tells_the_best_cells_and_nothing_is_written_twice(root, mon
     assert told[6] == f"html: {root}/out/report.html"
     assert command(root, "--dry-run") == 0
     assert "# 5 cells, 5 of them done; 2 classifiers, 2 of them measured, 0 to train" in capsys.readouterr().out
+
+
+SHIPPED = sorted(path.name for path in RECIPES.glob("ablation_*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_a_shipped_study_fits_in_both_forms(recipe):
+    header = [line for line in (RECIPES / recipe).read_text().splitlines() if line.startswith("#")]
+    for word in ("--quick", "Cost", "To expect:"):
+        assert any(word in line for line in header), word
+    for quick, given in ((True, {}), (False, {"images": "[{name: a, path: a.npz}]", "reference": "real.npz"})):
+        found = resolve(StudyConfig, recipe_values(recipe, quick=quick), given)
+        assert found.out == Path("runs/studies") / (recipe.removesuffix(".yaml") + ("-quick" if quick else ""))
+        assert all(train_config(spec, found.out, "cpu") for spec in found.classifiers if spec.train)
+        assert len(grid(found, [])) >= 6
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_what_a_quick_form_names_comes_with_the_package(recipe):
+    found = resolve(StudyConfig, recipe_values(recipe, quick=True), {})
+    named = [found.reference, found.reference_images, found.data, *(images.path for images in found.images)]
+    assert all(located(path, "any").is_file() for path in named)
+    assert {str(spec.ckpt) for spec in found.classifiers} <= set(embedded_names())
+
+
+def test_there_are_four_shipped_studies():
+    assert [name.removesuffix(".yaml").removeprefix("ablation_") for name in SHIPPED] == [
+        "classifier",
+        "eps",
+        "steps",
+        "targets",
+    ]
 
 
 MISTAKES = {

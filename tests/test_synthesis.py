@@ -130,7 +130,7 @@ class BrightenConfig(InputConfig):
 
 
 def open_source(config, network):
-    images = open_set(config)
+    images = open_set(config, config.out)
     targets = find_targets(config, images, network)
 
     def work(rows):

@@ -105,26 +105,7 @@ def swatch(look: Style) -> Markup:
     return svg(figure, "swatch", "")
 
 
-_FOR_PAGE:
-        drawing = re.sub(pattern, replacement.replace("NAME", name), drawing, flags=re.DOTALL)
-    drawing = re.sub(r'<a xlink:href="([^"]*)" target="_blank">', lambda link: _link(link[1], titles), drawing)
-    told = f'role="group" aria-label="{escape(words)}"' if words else 'aria-hidden="true"'
-    return Markup(drawing.replace("<svg", f"<svg {told}", 1))  # matplotlib escapes the text it is given
-
-
-def swatch(look: Style, name: str) -> Markup:
-    """A short piece of a series' line with its marker, for a legend."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    figure = Figure(figsize=(0.42, 0.18))
-    figure.patch.set_visible(False)
-    figure.add_artist(Line2D([0.02, 0.98], [0.5, 0.5], color=look.colour, linestyle=look.line, linewidth=1.6))
-    figure.add_artist(Line2D([0.5], [0.5], color=look.colour, marker=look.marker, markersize=6))
-    return svg(figure, name, "")
-
-
-_FOR_PAGE = (
+_FOR_PAGE = (  # what to find, what to write for it
     (r"^.*?<svg", "<svg"),  # XML's own header
     (r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1"),  # as large as its place; viewBox has the shape
     (r"\s*<defs>\s*<style.*?</style>\s*</defs>", ""),  # would hold for the whole page

@@ -36,6 +36,15 @@ def _seeds(config: StudyConfig, images: ImagesSpec) -> Sequence[int]:
     return config.seeds if images.limit is not None else config.seeds[:1]
 
 
+def in_words(axes: Axes) -> str:
+    """ "vae by robust: l2 eps 3, 7 steps, pseudo, ce"; of seeds, 0 goes without saying."""
+    seed = f", seed {axes.seed}" if axes.seed else ""
+    if axes.is_raw:
+        return f"{axes.images} raw{seed}"
+    ball = f"{axes.norm} eps {axes.eps:g}, {axes.steps} steps"
+    return f"{axes.images} by {axes.classifier}: {ball}, {axes.targets}, {axes.loss}{seed}"
+
+
 @dataclass(frozen=True)
 class Share:
     """The i-th of n shares, i from 1."""

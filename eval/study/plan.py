@@ -13,7 +13,7 @@ from eval.collect import collect
 from eval.study.accuracy import run_classifier
 from eval.study.cell import Refinement, Ruler, draw, run_cell
 from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
-from eval.study.grid import Share, grid
+from eval.study.grid import Share, grid, in_words
 from eval.study.keys import (
     Depends,
     cell_depends,
@@ -176,12 +176,3 @@ class Study:
         """The share's part of the classifiers to measure and of the cells."""
         everything = share.of([*(spec.name for spec in self.config.classifiers), *self.cells])
         return [one for one in everything if isinstance(one, str)], [one for one in everything if isinstance(one, Axes)]
-
-
-def in_words(axes: Axes) -> str:
-    """ "vae by robust: l2 eps 3, 7 steps, pseudo, ce"; of seeds, 0 goes without saying."""
-    seed = f", seed {axes.seed}" if axes.seed else ""
-    if axes.is_raw:
-        return f"{axes.images} raw{seed}"
-    ball = f"{axes.norm} eps {axes.eps:g}, {axes.steps} steps"
-    return f"{axes.images} by {axes.classifier}: {ball}, {axes.targets}, {axes.loss}{seed}"

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from eval.study.plan import in_words
+from eval.study.grid import in_words
 from eval.study.results import Axes, CellResult, Results
 
 BEST = 3  # cells of each image set

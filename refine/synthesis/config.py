@@ -66,17 +66,23 @@ class SynthesisConfig(CheckpointFlags):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class InputConfig(SynthesisConfig):
-    """Of tasks that begin with images."""
+class SetFlags:
+    """Which images to begin with."""
 
     input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
+    on_error: OnError = Field(
+        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
+    )
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class InputConfig(SynthesisConfig, SetFlags):
+    """Of tasks that take images towards a class each."""
+
     targets: str | None = Field(
         default=None,
         description="given (the set's labels), pseudo (the classifier's guess), class:NAME, or a .csv or .json file of "
         "labels; default: given where there are labels, else pseudo",
-    )
-    on_error: OnError = Field(
-        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
     )
 
     @model_validator(mode="after")

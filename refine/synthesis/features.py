@@ -3,7 +3,6 @@
 What `--task paint` raises is one of these features.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +14,16 @@ from tqdm import tqdm
 
 from refine.blocks import block_size, filled
 from refine.config import AtLeastOne
+from refine.synthesis.config import SetFlags
 from refine.synthesis.feature_statistics import FeatureStatistics
+from refine.synthesis.inputs import open_set
 from refine.synthesis.network import Network
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.grids import save_rows
-from robust_models.images import ImageSet, OnError, open_images, to_float, to_u8
+from robust_models.images import ImageSet, to_float, to_u8
 from robust_models.labels import fit_labels
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT
@@ -37,9 +38,8 @@ EXAMPLES = """\
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class FeaturesConfig(CheckpointFlags):
+class FeaturesConfig(CheckpointFlags, SetFlags):
     ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's")
-    input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
     out: Path = Field(description="the picture, .png; the numbers go beside it, .json")
     feature: str | None = Field(default=None, description="indices of the features to list, with commas: 3,17")
     top: AtLeastOne = Field(
@@ -51,9 +51,6 @@ class FeaturesConfig(CheckpointFlags):
         default=None,
         description="the classes that features are compared with: the set's labels, or what the classifier sees "
         "(null: labels where there are some)",
-    )
-    on_error: OnError = Field(
-        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
     )
     batch_size: AtLeastOne = Field(default=128, description="images at once on a GPU")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
@@ -74,9 +71,7 @@ def list_features(config: FeaturesConfig) -> Summary:
         raise UserError(f"out: {config.out} is a picture; let its name end in .png")
     classifier = place(folded(config.load(config.ckpt)), pick_device(config.device), config.precision)
     asked = None if config.feature is None else [check_feature(classifier, k) for k in _indices(config.feature)]
-    images = open_images(config.input, on_error=config.on_error)
-    for problem in images.skipped:
-        print(f"skipped: {problem}", file=sys.stderr)
+    images = open_set(config, config.out)
     statistics = _count(config, images, Network(classifier))
     listed = _most_tied(statistics, config.top) if asked is None else asked
     summary: Summary = {

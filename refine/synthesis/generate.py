@@ -24,9 +24,8 @@ from robust_models.images import to_u8
 from robust_models.images.image_set import Numbered
 from robust_models.labels import class_indices
 from robust_models.runtime.config import STRICT
-from robust_models.runtime.seeds import generator
+from robust_models.runtime.seeds import DRAW, generator
 
-DRAW = 3  # a purpose beside those of runtime/seeds.py
 EMBEDDED = PRETRAINED / "cifar10-seeds.npz"
 
 EXAMPLES = """\

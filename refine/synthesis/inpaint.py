@@ -53,7 +53,7 @@ def filled_with_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def open_source(config: InpaintConfig, network: Network) -> Source:
-    images = open_set(config)
+    images = open_set(config, config.out)
     masks = _masks(config, images)
 
     def start(rows: Tensor) -> Tensor:

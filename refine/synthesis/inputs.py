@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,17 +10,17 @@ from torch import Tensor
 from refine.assign import known_targets
 from refine.bigroc import pseudo_labels
 from refine.blocks import block_size, filled
-from refine.synthesis.config import InputConfig
+from refine.synthesis.config import InputConfig, SetFlags
 from refine.synthesis.network import Network
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, to_float
 
 
-def open_set(config: InputConfig) -> ImageSet:
-    """The set at config.input; what was skipped is told on stderr. UserError where the output would lie in it."""
-    source, out = config.input.resolve(), config.out.resolve()
-    if out == source or source in out.parents or out in source.parents:
-        raise UserError(f"out: {config.out} overlaps the input {config.input}; choose a place outside it")
+def open_set(config: SetFlags, out: Path) -> ImageSet:
+    """The set at config.input; what was skipped is told on stderr. UserError where `out` would lie in it."""
+    source, place = config.input.resolve(), out.resolve()
+    if place == source or source in place.parents or place in source.parents:
+        raise UserError(f"out: {out} overlaps the input {config.input}; choose a place outside it")
     images = open_images(config.input, on_error=config.on_error)
     for problem in images.skipped:
         print(f"skipped: {problem}", file=sys.stderr)

@@ -53,7 +53,7 @@ def relative_distance(features: Tensor, wanted: Tensor) -> Tensor:
 
 
 def open_source(config: InvertConfig, network: Network) -> Source:
-    images = open_set(config)
+    images = open_set(config, config.out)
     _ = network.model.head  # UserError where there are no features
     start = find_start(config.start, config.seed, images, network.model)
     targets = find_targets(config, images, network)

@@ -61,7 +61,7 @@ def raising(feature: int, strength: float) -> Objective:
 
 def open_source(config: PaintConfig, network: Network) -> Source:
     feature = check_feature(network.model, config.feature)
-    images = open_set(config)
+    images = open_set(config, config.out)
     if config.mask is not None:
         masks = read_masks(config.mask, images)
     else:

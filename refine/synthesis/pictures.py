@@ -1,12 +1,10 @@
 """Pictures of a run for people to look at: some images before and after, and a few on their way."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from refine.synthesis.ball import Ball
@@ -15,9 +13,9 @@ from refine.synthesis.network import Network
 from refine.synthesis.task import Source
 from refine.work_folder import Row
 from robust_models.attacks import frozen_eval
-from robust_models.grids import FRAME_MS, LAST_FRAME_MS, save_rows
+from robust_models.grids import save_rows
+from robust_models.grids import save_trajectory as save_frames
 from robust_models.images import to_u8
-from robust_models.runtime.files import whole_file
 
 _FRAMES = 12  # a run may have hundreds of steps
 
@@ -56,17 +54,8 @@ def save_trajectory(path: Path, network: Network, source: Source, ball: Ball, bl
     rows = spread(len(source.names), count)
     steps = spread(ball.steps + 1, _FRAMES).tolist()
     parts = [_frames(network, source, ball, part, set(steps)) for part in rows.split(block)]
-    frames = [(f"step {step}", torch.cat(frame)) for step, *frame in zip(steps, *parts, strict=True)]
-    captions = [network.class_names[int(source.targets[row])] for row in rows]
-    if path.suffix.lower() != ".gif":
-        save_rows(path, frames, captions, columns=len(rows))
-        return
-    with tempfile.TemporaryDirectory() as folder, whole_file(path) as partial:
-        for i, frame in enumerate(frames):
-            save_rows(Path(folder, f"{i}.png"), [frame], captions, columns=len(rows))
-        first, *others = (Image.open(Path(folder, f"{i}.png")) for i in range(len(frames)))
-        durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
-        first.save(partial, format="gif", save_all=True, append_images=others, duration=durations, loop=0)
+    frames = [torch.cat(frame) for frame in zip(*parts, strict=True)]
+    save_frames(path, frames, [network.class_names[int(source.targets[row])] for row in rows], steps)
 
 
 def _frames(network: Network, source: Source, ball: Ball, rows: Tensor, steps: set[int]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from robust_models.errors import UserError
 from robust_models.images import to_float
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT
-from robust_models.runtime.seeds import EVALUATION, generator
+from robust_models.runtime.seeds import DRAW, generator
 
 MOST = 16  # side of the low resolution unless asked for: the covariances of 3 * 16 * 16 numbers are still cheap
 _READ_AT_ONCE = 256  # images
@@ -62,7 +62,7 @@ def fit_seeds(config: SeedsConfig) -> Summary:
             raise UserError(
                 f"data: class {name} has {len(x)} images; {config.components} components need {2 * config.components}"
             )
-        draw = generator("cpu", config.seed, EVALUATION, label)
+        draw = generator("cpu", config.seed, DRAW, label)
         mixtures.append(fit(x, config.components, rank=min(config.rank, x.shape[1]), generator=draw))
         used += len(x)
     seeds = Seeds(data.class_names, tuple(mixtures), side, data.image_size, f"{data.source}, {used} images")

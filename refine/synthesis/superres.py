@@ -41,7 +41,7 @@ def enlarge(x: Tensor, factor: int, how: str) -> Tensor:
 
 
 def open_source(config: SuperresConfig, network: Network) -> Source:
-    images = open_set(config)
+    images = open_set(config, config.out)
 
     def start(rows: Tensor) -> Tensor:
         return enlarge(read(images, rows), config.factor, config.start)

@@ -7,7 +7,7 @@ A new task is a module with a `TASK` in it, and its name in registry.py. Complet
         weight: float = Field(default=1.0, description="how much brightness counts against the class")
 
     def open_source(config: BrightenConfig, network: Network) -> Source:
-        images = open_set(config)
+        images = open_set(config, config.out)
         targets = find_targets(config, images, network)
 
         def work(rows: Tensor) -> Work:

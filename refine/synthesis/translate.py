@@ -4,22 +4,19 @@ Santurkar et al. 2019, arXiv:1906.09453. Theirs is a network of two domains, hor
 finetune_folder.yaml makes one from a folder with two subfolders. Any classifier with the wanted class does.
 """
 
-import sys
-from pathlib import Path
-
 import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from refine.synthesis.ball import Ball, by_size
-from refine.synthesis.config import SynthesisConfig
-from refine.synthesis.inputs import read
+from refine.synthesis.config import SetFlags, SynthesisConfig
+from refine.synthesis.inputs import open_set, read
 from refine.synthesis.network import Network
 from refine.synthesis.objectives import towards_class
 from refine.synthesis.task import Source, Task, Work
 from robust_models.errors import UserError
-from robust_models.images import ImageSet, OnError, open_images, to_u8
+from robust_models.images import ImageSet, to_u8
 from robust_models.labels import class_index, fit_labels
 from robust_models.runtime.config import STRICT
 
@@ -35,16 +32,12 @@ EXAMPLES = """\
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class TranslateConfig(SynthesisConfig):
-    input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
+class TranslateConfig(SynthesisConfig, SetFlags):
     source_class: str | None = Field(
         default=None, description="take the images of this class, by the set's labels if it has some (null: all images)"
     )
     target_class: str | None = Field(
         default=None, description="turn them into this class (null: of two classes, the one that an image is not of)"
-    )
-    on_error: OnError = Field(
-        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
     )
 
     @model_validator(mode="after")
@@ -93,9 +86,7 @@ def _other_domain(own: Tensor | None, images: ImageSet, class_names: tuple[str, 
 
 
 def open_source(config: TranslateConfig, network: Network) -> Source:
-    images = open_images(config.input, on_error=config.on_error)
-    for problem in images.skipped:
-        print(f"skipped: {problem}", file=sys.stderr)
+    images = open_set(config, config.out)
     chosen, targets = choose(config, images, network.class_names)
 
     def work(rows: Tensor) -> Work:
