@@ -1,4 +1,4 @@
-"""A small class-conditional DCGAN on 32x32 images: a generator that fails in another way than the VAE, sharp and odd.
+"""A small class-conditional DCGAN on 32x32 images: a weak generator of another family than the VAE.
 
     python -m benchmarks.generators.dcgan --data cifar10 --out dcgan10k.npz --num-images 10000
 

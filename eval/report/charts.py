@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -24,7 +24,10 @@ INK, FAINT, GRID = "#010203", "#010204", "#010205"
 NUM_COLOURS = 7
 _SERIES = tuple(f"#0102{16 + i:02x}" for i in range(NUM_COLOURS))
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(_SERIES)}
-_SETTINGS = {"svg.fonttype": "none", "text.parse_math": False}  # text stays text; names may hold a dollar sign
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+}  # text stays text; names may hold a dollar sign
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -35,7 +38,7 @@ class Style:
 
     colour: str
     marker: str
-    line: str | tuple
+    line: Any  # as matplotlib takes it
 
 
 def style(colour: int, variant: int = 0) -> Style:
@@ -50,7 +53,7 @@ def panel() -> Iterator[tuple["Figure", "Axes"]]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({**_SETTINGS, "font.size": FONT_SIZE, "text.color": INK, "axes.labelcolor": INK}):
+    with rc_context(_SETTINGS | {"font.size": FONT_SIZE, "text.color": INK, "axes.labelcolor": INK}):
         figure = Figure(figsize=(WIDTH, HEIGHT))
         figure.subplots_adjust(**_MARGINS)  # the same for all, so that panels below each other line up
         figure.patch.set_visible(False)
@@ -74,7 +77,7 @@ def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = Map
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file = io.StringIO()
-    with rc_context({**_SETTINGS, "svg.hashsalt": name}):  # ids would else be drawn by chance
+    with rc_context(_SETTINGS | {"svg.hashsalt": name}):  # ids would else be drawn by chance
         FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = file.getvalue()
     for colour, variable in _VARIABLES.items():

@@ -142,7 +142,7 @@ def _set(
             if raw is not None and raw != cell_anchor:
                 from_raw = comparison.difference(cell_anchor, raw)
         elif cell.error is None and math.isfinite(cell.scores.get("frechet", math.nan)):
-            distance = Estimate(cell.scores["frechet"])
+            distance = Estimate(cell.scores["frechet"], None)
         label = cell_words(cell.axes, axes)
         rows.append(Row(cell, cell_anchor, label, distance, from_raw, marks.get(cell_anchor, "")))
     return SetDigest(name, anchor, tuple(rows), comparison)

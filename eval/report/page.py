@@ -13,7 +13,7 @@ from eval.report.figures import figures
 from eval.report.pictures import before_after, detail_strips, gradients
 from eval.report.summary import standing, summary
 from eval.report.tables import MARKS, cells_table, classifiers_table
-from eval.report.words import axis_words, counted, listed
+from eval.report.words import AXES, axis_words, counted, listed
 from eval.study.results import Provenance
 
 
@@ -73,7 +73,7 @@ def settings(digest: Digest) -> list[tuple[str, str]]:
     """What all numbers of the page have in common, as (name, words)."""
     results = digest.results
     refined = [row for row in digest.rows if not row.cell.axes.is_raw]
-    constants = [axis for axis in ("norm", "steps", "targets", "loss", "seed") if axis not in digest.axes]
+    constants = [axis for axis in AXES if axis not in digest.axes]
     found = [
         ("Images", "; ".join(f"{one.name}, {_num_images(one.rows)}" for one in digest.sets)),
         ("Judge", results.judge),

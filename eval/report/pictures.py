@@ -107,7 +107,7 @@ def _read(path: Path, name: str) -> np.ndarray | None:
 def _classes(y: np.ndarray | None, names: Sequence[str]) -> str:
     if y is None or not len(y) or len(names) <= int(y.max()):
         return ""
-    return " of " + ", ".join(names[label] for label in y)
+    return " of " + ", ".join(names[int(label)] for label in y)
 
 
 def _strip(label: str, target: str, x_u8: np.ndarray, side: int, alt: str) -> Strip:

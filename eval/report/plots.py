@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes as Plot
 
 NUMERIC = ("eps", "steps", "seed")
-_DODGE = 0.012  # of the axis: intervals at the same place stand side by side
 _CATEGORY_CHARS = 40  # that fit below each other's places without turning
-_CATEGORY_DODGE = 0.08  # of a category
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,15 @@ class Scale:
             return cls(axis, label, (), max(values, default=1) - min([0, *values]) or 1)
         return cls(axis, label, tuple(dict.fromkeys(axis_words(row.cell.axes, axis) for row in rows)), 0)
 
-    def place(self, row: Row, series: int, num_series: int) -> float:
-        """Where a cell of the i-th series stands."""
-        shift = series - (num_series - 1) / 2
+    def place(self, row: Row) -> float:
         if self.categories:
-            return self.categories.index(axis_words(row.cell.axes, self.axis)) + shift * _CATEGORY_DODGE
-        return getattr(row.cell.axes, self.axis) + shift * _DODGE * self.span
+            return float(self.categories.index(axis_words(row.cell.axes, self.axis)))
+        return float(getattr(row.cell.axes, self.axis))
+
+    def shift(self, i: int, n: int) -> float:
+        """How far the i-th of n cells of the same place stands from it, so that their intervals can be told apart."""
+        step = min(0.08, 0.8 / n) if self.categories else min(0.012, 0.08 / n) * self.span
+        return (i - (n - 1) / 2) * step
 
     def draw(self, plot: "Plot") -> None:
         plot.set_xlabel(self.label)
@@ -82,15 +83,19 @@ class Scale:
 def against_axis(one: SetDigest, series: Sequence[Series], scale: Scale, score: Score, name: str) -> Markup:
     """A score of every series with its intervals; numbers are joined, and those of eps begin at the raw images."""
     raw = _raw(one, score)
+    crowd: dict[float, list[Row]] = {}  # who shares a place
+    for row in (row for one_series in series for row in one_series.rows if score.of(row) is not None):
+        crowd.setdefault(scale.place(row), []).append(row)
+
+    def x_of(row: Row) -> float:
+        there = crowd[scale.place(row)]
+        return scale.place(row) + scale.shift(there.index(row), len(there))
+
     with panel() as (figure, plot):
         if raw is not None:
             _raw_line(plot, raw, score.factor)
-        for i, one_series in enumerate(series):
-            points = [
-                (scale.place(row, i, len(series)), estimate, row)
-                for row in one_series.rows
-                if (estimate := score.of(row)) is not None
-            ]
+        for one_series in series:
+            points = [(x_of(row), estimate, row) for row in one_series.rows if (estimate := score.of(row)) is not None]
             points.sort(key=lambda point: point[0])
             if not scale.categories:
                 start = [(0.0, raw.value)] if raw is not None and scale.axis == "eps" and points else []
@@ -151,7 +156,7 @@ def _raw(one: SetDigest, score: Score) -> Estimate | None:
     """Where the raw images stand."""
     if one.raw is None:
         return None
-    return Estimate(0.0) if score.from_raw else score.of(one.raw)
+    return Estimate(0.0, None) if score.from_raw else score.of(one.raw)
 
 
 def _precision(row: Row) -> Estimate | None:

@@ -13,9 +13,9 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def varied(cells: Iterable[CellResult]) -> tuple[str, ...]:
-    """The axes that take more than one value among refined cells; eps always."""
+    """The axes that take more than one value among refined cells."""
     refined = [cell.axes for cell in cells if not cell.axes.is_raw]
-    return tuple(name for name in AXES if name == "eps" or len({getattr(axes, name) for axes in refined}) > 1)
+    return tuple(name for name in AXES if len({getattr(axes, name) for axes in refined}) > 1)
 
 
 def axis_words(axes: Axes, name: str) -> str:

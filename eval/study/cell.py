@@ -18,6 +18,7 @@ from eval.study.store import Place
 from refine.config import RefineConfig
 from refine.pipeline import refine_set
 from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.classifier import Precision
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, write_npz
 from robust_models.labels import class_indices, fit_labels
@@ -46,7 +47,7 @@ class Refinement:
 
     axes: Axes
     checkpoint: Checkpoint | None
-    precision: str
+    precision: Precision
 
 
 def run_cell(images: ImageSet, refinement: Refinement, ruler: Ruler, place: Place, *, keep: bool) -> dict[str, Any]:

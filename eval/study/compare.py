@@ -17,7 +17,7 @@ class Estimate:
     """A number and its 95 % interval, where it has one."""
 
     value: float
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
