@@ -28,6 +28,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
 }  # text stays text; names may hold a dollar sign
+_COLOURS: dict[Any, Any] = {"text.color": INK, "axes.labelcolor": INK, "font.size": FONT_SIZE}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -53,7 +54,7 @@ def panel() -> Iterator[tuple["Figure", "Axes"]]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_SETTINGS | {"font.size": FONT_SIZE, "text.color": INK, "axes.labelcolor": INK}):
+    with rc_context(_SETTINGS | _COLOURS):
         figure = Figure(figsize=(WIDTH, HEIGHT))
         figure.subplots_adjust(**_MARGINS)  # the same for all, so that panels below each other line up
         figure.patch.set_visible(False)
@@ -77,7 +78,8 @@ def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = Map
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file = io.StringIO()
-    with rc_context(_SETTINGS | {"svg.hashsalt": name}):  # ids would else be drawn by chance
+    salt: dict[Any, Any] = {"svg.hashsalt": name}  # ids would else be drawn by chance
+    with rc_context(_SETTINGS | salt):
         FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = file.getvalue()
     for colour, variable in _VARIABLES.items():
