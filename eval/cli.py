@@ -1,7 +1,6 @@
 """python -m eval robust|quality|statistics|study|survey [--field value ...]"""
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.config import QualityConfig, RobustConfig, StatisticsConfig
 from eval.quality import run_quality, run_statistics
@@ -9,7 +8,7 @@ from eval.quality_words import tell_quality, tell_statistics
 from eval.robust import run_robust
 from eval.study.cli import STUDY
 from eval.survey.cli import SURVEY
-from robust_models.runtime.command import Command, OneOf, Summary, run
+from robust_models.runtime.command import Command, OneOf, Summary, Worded, run
 
 EXAMPLES = """\
   python -m eval robust --ckpt cifar10-l2-small --data test.npz --norm l2 --eps 0.5 --attack pgd --steps 20 --json
@@ -68,7 +67,7 @@ def _percent(share: float, interval: Sequence[float]) -> str:
     return f"{100 * share:.2f} % (95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
 
 
-COMMANDS: dict[str, Any] = {  # of eval.study and eval.survey, commands that are more than a config and its work
+COMMANDS: dict[str, Worded] = {
     "robust": Command(
         name="python -m eval robust",
         about="Clean and robust accuracy of a classifier.",

@@ -26,6 +26,7 @@ from eval.study.opened import Checkpoint, Inputs
 from eval.study.results import Axes
 from eval.study.store import Place, key_of
 from eval.study.training import CHECKPOINT, run_training, train_config
+from robust_models.classifier import Precision
 from robust_models.images import ImageSet
 from robust_models.metrics import Moments, read_statistics, write_statistics
 from robust_models.runtime.device import pick_precision
@@ -48,7 +49,7 @@ class Study:
     def __init__(self, config: StudyConfig, inputs: Inputs, device: torch.device) -> None:
         """UserError for train recipes that do not fit."""
         self.config, self.inputs, self.device = config, inputs, device
-        self.precision = pick_precision(config.precision, device)
+        self.precision: Precision = pick_precision(config.precision, device)
         labelled = [name for name, images in inputs.images.items() if images.set.labels is not None]
         self.cells = grid(config, labelled)
         self.trainings = {spec.name: self._training(spec) for spec in config.classifiers if spec.train is not None}

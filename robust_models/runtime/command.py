@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -53,6 +53,15 @@ class Command:
         return 0
 
 
+class Worded(Protocol):
+    """What OneOf chooses among: a Command, or whatever else takes the words behind its own."""
+
+    @property
+    def about(self) -> str: ...
+
+    def __call__(self, argv: Sequence[str]) -> int: ...
+
+
 @dataclass(frozen=True)
 class OneOf:
     """A command line whose first word chooses among commands, as in `python -m eval robust ...`."""
@@ -60,7 +69,7 @@ class OneOf:
     name: str
     about: str
     noun: str  # what the commands are: "measurement"
-    commands: Mapping[str, Command]
+    commands: Mapping[str, Worded]
     examples: str = ""
 
     def __call__(self, argv: Sequence[str]) -> int:
