@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from refine.synthesis import generate, inpaint, superres
+from refine.synthesis.fill import filled_smoothly, filled_with_mean
 from refine.synthesis.masks import centred
 from refine.synthesis.run import synthesize_set
 from refine.synthesis.superres import enlarge
@@ -84,7 +85,7 @@ def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Ite
     real, y = _test_images(args)
     write_npz(folder / "real.npz", real, y.numpy())
     mask = centred(HOLE, (32, 32))(torch.zeros(1, dtype=torch.int64))
-    blank = inpaint.filled_with_mean(to_float(real), mask)
+    blank = filled_with_mean(to_float(real), mask)
     cv_mask = (mask[0, 0].numpy() * 255).astype(np.uint8)
     telea = [
         cv2.inpaint(image, cv_mask, 3, cv2.INPAINT_TELEA) for image in real.permute(0, 2, 3, 1).contiguous().numpy()
@@ -92,6 +93,7 @@ def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Ite
     plain = {
         "original": real,
         "mean fill": to_u8(blank),
+        "smooth fill": to_u8(filled_smoothly(to_float(real), mask.expand(len(real), -1, -1, -1))),
         "Telea": torch.from_numpy(np.stack(telea)).permute(0, 3, 1, 2),
     }
     for name, x in plain.items():
@@ -104,13 +106,13 @@ def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Ite
         }
     for targets in ("given", "pseudo"):
         config = inpaint.InpaintConfig(
-            ckpt=CKPT, input=folder / "real.npz", out=folder / "filled.npz", hole=HOLE, targets=targets, seed=args.seed,
-            steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
+            ckpt=CKPT, input=folder / "real.npz", out=folder / "filled.npz", hole=HOLE, targets=targets, fill=args.fill,
+            seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
             grid=args.grids and args.grids / f"inpaint-{targets}.png",
         )  # fmt: skip
         x, _, told = _made(inpaint.TASK, config)
         outside = (mask == 0).expand_as(x)
-        row = {"task": "inpaint", "way": targets, **told, "agreement": judge.agreement(x, y)}
+        row = {"task": "inpaint", "way": f"{targets}, {args.fill} fill", **told, "agreement": judge.agreement(x, y)}
         yield {**row, "psnr": psnr(x, real, mask), "known_pixels_equal": bool((x[outside] == real[outside]).all())}
 
 
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, default=Path("data/cifar10_test_exact.npz"))
     parser.add_argument("--seeds", type=Path, help="another file of seeds than the embedded one")
     parser.add_argument("--start", choices=("nearest", "bicubic"), default="nearest", help="of superres")
+    parser.add_argument("--fill", choices=("mean", "smooth"), default="mean", help="of inpaint")
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("--eps", float), ("--step-size", float), ("--steps", int)):
         parser.add_argument(name, type=kind, help="instead of the tasks' defaults")

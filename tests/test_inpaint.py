@@ -5,7 +5,8 @@ from PIL import Image
 
 from refine.cli import main
 from refine.synthesis import Ball, Network, Work, synthesize
-from refine.synthesis.inpaint import TASK, filled_with_mean
+from refine.synthesis.fill import filled_smoothly, filled_with_mean
+from refine.synthesis.inpaint import TASK
 from refine.synthesis.masks import centred, read_masks, rectangle
 from refine.synthesis.objectives import faithful_outside, towards_class
 from robust_models import UserError, open_images, to_float, to_u8
@@ -48,6 +49,27 @@ def test_the_hole_is_filled_with_the_mean_of_what_is_known():
     torch.testing.assert_close(filled[1, :, :, :2], x[1, :, :, 2:].mean((1, 2)).view(3, 1, 1).expand(3, 8, 2))
     assert torch.equal(filled[0, :, 4:], x[0, :, 4:])
     assert torch.equal(filled[1, :, :, 2:], x[1, :, :, 2:])
+
+
+def test_a_smooth_fill_is_harmonic():
+    down, across = torch.meshgrid(torch.arange(12.0), torch.arange(9.0), indexing="ij")
+    ramp = torch.stack([down, across, 3 * down - across]).unsqueeze(0) / 40
+    mask = torch.zeros(1, 1, 12, 9)
+    mask[..., 2:9, 3:8] = 1
+    torch.testing.assert_close(filled_smoothly(torch.where(mask.bool(), torch.rand(()), ramp), mask), ramp)
+
+
+def test_a_smooth_fill_at_the_edge_leaves_the_known_and_stays_between_them():
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, :, :5, 4:] = 1
+    filled = filled_smoothly(x, mask)
+    assert torch.equal(filled[1], x[1])
+    known = ~mask[0, 0].bool()
+    assert torch.equal(filled[0][:, known], x[0][:, known])
+    assert (filled[0].flatten(1).amax(1) <= x[0][:, known].amax(1)).all()
+    corner = filled[0, :, 0, 7]
+    torch.testing.assert_close(corner, (filled[0, :, 0, 6] + filled[0, :, 1, 7]) / 2)
 
 
 def test_masks_by_place():

@@ -1,6 +1,7 @@
 """inpaint: the missing part of each image, filled in with what the classifier expects of its class."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from refine.synthesis.ball import Ball, by_size
 from refine.synthesis.config import InputConfig
+from refine.synthesis.fill import filled_smoothly, filled_with_mean
 from refine.synthesis.inputs import find_targets, open_set, read
 from refine.synthesis.masks import Masks, centred, read_masks, rectangle
 from refine.synthesis.network import Network
@@ -20,6 +22,7 @@ from robust_models.runtime.config import STRICT, Number
 # keeps the PSNR of the mean fill, 13.0 dB; eps 6 lowers it to 10.5, as invented detail is seldom that of the original.
 SMALL = Ball(2, 0.1, 40)
 LARGE = Ball(21.6, 0.1, 720)
+FILLS = {"mean": filled_with_mean, "smooth": filled_smoothly}
 
 EXAMPLES = """\
   python -m refine --task inpaint --ckpt cifar10-l2-small --input photos.npz --hole 16 --out filled.npz
@@ -34,6 +37,9 @@ class InpaintConfig(InputConfig):
     )
     rectangle: str | None = Field(default=None, description="or top,left,height,width of what is to be, in pixels")
     hole: int | None = Field(default=None, ge=1, description="or the side of a centred square, in pixels")
+    fill: Literal["mean", "smooth"] = Field(
+        default="mean", description="what the hole begins as: the image's mean colour (the paper's), or a smooth blend"
+    )
     fidelity: Number = Field(default=10.0, ge=0, description="weight of the squared change of known pixels")
     paste: bool = Field(default=True, description="put the known pixels back, bit for bit")
 
@@ -45,19 +51,12 @@ class InpaintConfig(InputConfig):
         return self
 
 
-def filled_with_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """x [N,3,H,W] where mask [N,1,H,W] is 0; where it is 1, the mean of each channel over the image's known pixels."""
-    known = 1 - mask
-    mean = (x * known).sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True)
-    return x * known + mean * mask
-
-
 def open_source(config: InpaintConfig, network: Network) -> Source:
     images = open_set(config, config.out)
-    masks = _masks(config, images)
+    masks, fill = _masks(config, images), FILLS[config.fill]
 
     def start(rows: Tensor) -> Tensor:
-        return filled_with_mean(read(images, rows), masks(rows))
+        return fill(read(images, rows), masks(rows))
 
     targets = find_targets(config, images, network, start)
 
