@@ -9,15 +9,24 @@ from eval.study.config import ClassifierSpec, StudyConfig
 from eval.study.opened import Checkpoint
 from eval.study.results import Axes
 from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.features import FeatureExtractor
 
 
 def refinement(
-    axes: Axes, checkpoint: Checkpoint | None, precision: str, images: Path, features: str, reference: Path
+    config: StudyConfig,
+    axes: Axes,
+    checkpoint: Checkpoint | None,
+    precision: str,
+    images: Path,
+    judge: FeatureExtractor,
+    reference: Path,
 ) -> str:
     """Makes a cell's images and their distance and score again."""
     judged = images if checkpoint is None else Path("refined.npz")
-    measured = {"images": judged, "reference": reference, "features": features, "metrics": "fid,is"}
-    quality = _shell("python -m eval quality", measured)
+    metrics = "fid" if judge.num_classes is None else "fid,is"
+    measured = {"images": judged, "reference": reference, "features": judge.name, "metrics": metrics}
+    network = {"weights": config.weights, "protocol": config.protocol}
+    quality = _shell("python -m eval quality", {**measured, **network})
     if checkpoint is None:
         return quality
     settings = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from eval.config import Protocol
 from eval.study.results import Axes
 from refine.config import RefineConfig
 from refine.losses import find_loss
@@ -107,6 +108,11 @@ class StudyConfig:
     )
     data: str | None = Field(default=None, description="labelled test images, to measure the classifiers' accuracy on")
     robust: RobustSpec = Field(default_factory=RobustSpec)
+    weights: str | None = Field(
+        default=None,
+        description="judge inception: file or URL of the network (null: torch's hub cache, or a download)",
+    )
+    protocol: Protocol | None = Field(default=None, description="judge inception: as eval quality has it")
     keep_images: bool = Field(default=False, description="leave the refined sets in OUT/cells/KEY/")
     batch_size: AtLeastOne = Field(default=50, description="images the judge sees at a time; no result depends on it")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")

@@ -59,7 +59,7 @@ def _cell(study: Study, axes: Axes) -> CellResult | None:
     inputs, checkpoint = study.inputs, study.checkpoint(axes.classifier) if axes.classifier else None
     images = study.images(axes)
     command = commands.refinement(
-        axes, checkpoint, study.precision, images.path, inputs.judge.features.name, study.reference
+        study.config, axes, checkpoint, study.precision, images.path, inputs.judge.features, study.reference
     )
     read = {
         "checkpoint": checkpoint and checkpoint.sha256,

@@ -78,7 +78,7 @@ class Inputs:
 
 def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     """UserError for whatever does not fit: it names the field and the one of its members."""
-    judge = _open_judge(config.judge, device)
+    judge = _open_judge(config, device)
     images = {
         spec.name: _open_images(spec.path, spec.limit, judge.features, f"images.{spec.name}") for spec in config.images
     }
@@ -126,12 +126,12 @@ def _check_data(data: Dataset, description: Description) -> None:
     fit_labels(data.y.numpy(), data.class_names, description.class_names, source=data.source)
 
 
-def _open_judge(name: str, device: torch.device) -> Judge:
+def _open_judge(config: StudyConfig, device: torch.device) -> Judge:
     try:
-        features = open_features(name, device=device)
+        features = open_features(config.judge, weights=config.weights, protocol=config.protocol, device=device)
     except UserError as error:
         raise UserError(f"judge: {error}") from error
-    kind, _, checkpoint = name.partition(":")
+    kind, _, checkpoint = config.judge.partition(":")
     classes = load_classifier(checkpoint)[0].class_names if kind == "classifier" else None
     return Judge(features, classes)
 
