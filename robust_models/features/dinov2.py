@@ -3,7 +3,10 @@
 Stein et al. 2023, arXiv:2306.04675. The network comes from timm, its weights from torch's or Hugging Face's cache.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +42,7 @@ class DINOv2Features:
             raise UserError(f'features: dinov2 needs timm ({error}); pip install "bigroc[zoo]"') from error
         path = weights or _find(model)
         self.source = Source(path.name, sha256_of(path))
-        network = timm.create_model(model.partition(".")[0], img_size=SIDE, num_classes=0, checkpoint_path=str(path))
+        network = _load(timm.create_model, model, path)
         self._network = network.eval().requires_grad_(False).to(device)
         self.dim = int(network.num_features)  # type: ignore[arg-type]
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in IMAGENET)
@@ -56,6 +59,16 @@ class DINOv2Features:
 
     def logits(self, features: Tensor) -> Tensor | None:
         return None
+
+
+def _load(create: Callable[..., Any], model: str, path: Path) -> Any:
+    """As weights that timm itself would have fetched: then it fits Meta's file, made for 518 px, to the network."""
+    cfg = {"file": str(path)}
+    try:
+        return create(model, pretrained=True, pretrained_cfg_overlay=cfg, img_size=SIDE, num_classes=0)
+    except (RuntimeError, KeyError, UnpicklingError, EOFError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"features: {path} holds no weights of DINOv2 ({first}); download {URL}") from error
 
 
 def _find(model: str) -> Path:
