@@ -123,7 +123,7 @@ PICTURES = {
         "default eps, 2, invents less and is nearer to the original on average.",
         (
             f"python -m refine --task inpaint --ckpt {CKPT} --input real.npz --hole 16 "
-            "--eps 3.5 --step-size 0.15 --steps 60 --out out.npz",
+            "--eps 3 --step-size 0.15 --steps 60 --out out.npz",
         ),
         filled_in,
     ),

@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, default=Path("data/cifar10_test_exact.npz"))
     parser.add_argument("--seeds", type=Path, help="another file of seeds than the embedded one")
     parser.add_argument("--start", choices=("nearest", "bicubic"), default="nearest", help="of superres")
-    parser.add_argument("--fill", choices=("mean", "smooth"), default="mean", help="of inpaint")
+    parser.add_argument("--fill", choices=("mean", "smooth"), default="smooth", help="of inpaint")
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("--eps", float), ("--step-size", float), ("--steps", int)):
         parser.add_argument(name, type=kind, help="instead of the tasks' defaults")

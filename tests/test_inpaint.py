@@ -107,7 +107,7 @@ def test_known_pixels_come_back_bit_for_bit_and_the_hole_is_the_loops(
     outside = ~mask.bool().expand_as(given)
     assert torch.equal(given[outside], made[outside]) == paste
     x0, y = to_float(given), torch.from_numpy(open_images(images).labels)
-    work = Work(filled_with_mean(x0, mask), y, faithful_outside(towards_class, x0, mask, 10))
+    work = Work(filled_smoothly(x0, mask), y, faithful_outside(towards_class, x0, mask, 10))
     expected = to_u8(synthesize(Network(classifier), work, Ball(3, 0.5, 4)))
     compared = ~outside if paste else torch.ones_like(outside)
     assert (made[compared].int() - expected[compared].int()).abs().max() <= 1  # the command folds the batch norms
@@ -163,3 +163,13 @@ def test_masks_that_do_not_fit_are_told(images, tmp_path):
         read_masks(tmp_path / "six.npz", given)
     with pytest.raises(UserError, match="no such file or folder"):
         read_masks(tmp_path / "nothing", given)
+
+
+@pytest.mark.parametrize(("flags", "fill"), [("", filled_smoothly), ("--fill mean", filled_with_mean)])
+def test_what_the_hole_begins_as(images, tmp_path, capsys, flags, fill):
+    out = tmp_path / "filled.npz"
+    words = ["--ckpt", "cifar10-l2-small", "--input", images, "--out", out, "--hole", "6", "--eps", "0", "--steps", "1"]
+    assert run(*words, "--targets", "class:cat", *flags.split(), capsys=capsys)[0] == 0
+    x = to_float(open_images(images).read(0, 6))
+    mask = centred(6, (16, 16))(torch.arange(6))
+    assert torch.equal(open_images(out).read(0, 6), to_u8(fill(x, mask)))
