@@ -119,6 +119,7 @@ def several(args: argparse.Namespace) -> dict:
         for seed, side in enumerate(("a", "b")):
             _write_sets(folder / side, n, seed)
         wishes = [*every, ",".join(every)]
+        _ours(folder, weights, "fid", "tf")  # the first call pays for what all need
         found = {m: seconds(lambda m=m: _ours(folder, weights, m, "tf"), 1) for m in wishes}
     dearest = max(found[m] for m in every)
     for m, wall_s in found.items():
