@@ -407,7 +407,7 @@ SHIPPED = sorted(path.name for path in RECIPES.glob("ablation_*.yaml"))
 @pytest.mark.parametrize("recipe", SHIPPED)
 def test_a_shipped_study_fits_in_both_forms(recipe):
     header = [line for line in (RECIPES / recipe).read_text().splitlines() if line.startswith("#")]
-    for word in ("--quick", "Cost", "To expect:"):
+    for word in (f"--config {recipe} --quick", "Cost", "To expect:"):
         assert any(word in line for line in header), word
     for quick, given in ((True, {}), (False, {"images": "[{name: a, path: a.npz}]", "reference": "real.npz"})):
         found = resolve(StudyConfig, recipe_values(recipe, quick=quick), given)
