@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.metrics import FrechetStatistics, StoredStatistics, frechet_distance, read_statistics
 from refine import bigroc
 from refine.balance import balanced
 from refine.targets import debiased, pseudo
 from robust_models import PGD, RobustClassifier, load, open_images, to_float, to_u8
 from robust_models.features import FeatureExtractor, open_features
+from robust_models.metrics import FrechetStatistics, StoredStatistics, frechet_distance, read_statistics
 from robust_models.runtime.device import pick_device, place
 from robust_models.runtime.run_folder import environment
 

@@ -11,8 +11,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from eval.config import QualityConfig
-from eval.quality import run_quality
+from eval.quality.config import QualityConfig
+from eval.quality.run import run_quality
 from refine.config import RefineConfig
 from refine.pipeline import refine_set
 from robust_models.runtime.run_folder import environment

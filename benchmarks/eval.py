@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from scipy.linalg import sqrtm
 
-from eval.config import QualityConfig
-from eval.quality import run_quality
+from eval.quality.config import QualityConfig
+from eval.quality.run import run_quality
 from robust_models.features import inception_weights
 from robust_models.metrics import FrechetReference, FrechetStatistics, Moments, StoredStatistics, frechet_distance
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 from robust_models.runtime.run_folder import environment
 
 DIM = 2048

@@ -28,7 +28,7 @@ from benchmarks.drawings import DRAWINGS, draw
 from examples import new_task
 from refine.cli import main as refine
 from refine.synthesis.drawings import open_drawings
-from refine.synthesis.paint import STRENGTH
+from refine.synthesis.tasks.paint import STRENGTH
 from robust_models import ImageSet, open_images, to_float, to_u8
 from robust_models.errors import UserError
 from robust_models.grids import save_rows

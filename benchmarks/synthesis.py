@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.synthesis import generate, inpaint, superres
-from refine.synthesis.fill import filled_smoothly, filled_with_mean
 from refine.synthesis.masks import centred
 from refine.synthesis.run import synthesize_set
-from refine.synthesis.superres import enlarge
+from refine.synthesis.tasks import generate, inpaint, superres
+from refine.synthesis.tasks.inpaint import filled_smoothly, filled_with_mean
+from refine.synthesis.tasks.superres import enlarge
 from robust_models import open_images, to_float, to_u8
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.features import open_features

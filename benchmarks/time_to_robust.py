@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from eval.config import RobustConfig
-from eval.robust import run_robust
+from eval.robust.config import RobustConfig
+from eval.robust.run import run_robust
 from robust_models.runtime.config import add_config_flags, read_recipe, resolve
 from robust_models.runtime.run_folder import environment
 from train.config import TrainConfig

@@ -1,7 +1,7 @@
 """Measures classifiers and image sets: robust accuracy, Frechet distances."""
 
-from eval.robustness import Robustness, binomial_interval, measure_robustness
-from eval.seeded_pgd import SeededPGD
+from eval.robust.seeded_pgd import SeededPGD
+from eval.robust.stages import Robustness, binomial_interval, measure_robustness
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.statistics import image_statistics
 from robust_models.metrics import FrechetStatistics, frechet_distance

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from eval.config import QualityConfig, RobustConfig, StatisticsConfig
-from eval.quality import run_quality, run_statistics
-from eval.quality_words import tell_quality, tell_statistics
-from eval.robust import run_robust
+from eval.quality.config import QualityConfig, StatisticsConfig
+from eval.quality.run import run_quality, run_statistics
+from eval.quality.summary import tell_quality, tell_statistics
+from eval.robust.config import RobustConfig
+from eval.robust.run import run_robust
 from eval.study.cli import STUDY
 from eval.survey.cli import SURVEY
 from robust_models.runtime.command import Command, OneOf, Summary, Worded, run

@@ -1,29 +1,78 @@
-"""--eps auto: the search of eps_search.py on an image set, and what it is worth on the images that took no part."""
+"""--eps auto: refine a part of the set at growing eps until the Frechet distance turns back up.
+
+The images and the half of the reference that choose are not those that judge the choice. Distances are to the
+reference in the features of a judge that takes no part in refining.
+"""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from refine.config import RefineConfig
-from refine.eps_search import Curve, halves, search, tell
-from refine.outcome import Refinery
+from refine.refinery import Refinery
 from robust_models.attacks import PGD
 from robust_models.checkpoints import find
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.statistics import check_images
 from robust_models.images import ImageSet, open_images, to_float, to_u8
-from robust_models.metrics import FrechetStatistics, frechet_distance
-from robust_models.runtime.hashes import sha256_of
+from robust_models.metrics import (
+    FrechetReference,
+    FrechetStatistics,
+    Resampler,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
+from robust_models.runtime.files import sha256_of
 
 MAX_REFERENCE = 10_000  # images of the reference, spread evenly
 JUDGE_BATCH = 100
+STARTS = {"l2": 0.25, "linf": 1 / 255}  # the smallest eps tried, pixels in [0,1]; each next one is twice as large
+LARGEST = {"l2": 64.0, "linf": 32 / 255}
+WORSE_IN_A_ROW = 2  # so many tries past the minimum end the climb
+RESAMPLES = 100
+RESAMPLES_WIDE, WIDE = 10, 512  # above so many features a distance takes a second
+
+Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # x_u8 -> features [n,D], and logits [n,C] where it has some
+RefineAt = Callable[[float], Tensor]  # eps -> the chosen part of the set, refined, uint8
 
 Pixels = Callable[[int], Tensor]  # index of an image -> [1,3,H,W] in the set's depth
+
+
+@dataclass(frozen=True)
+class Point:
+    """One eps and how the images refined with it score; intervals are 95 % bootstraps over the images."""
+
+    eps: float
+    frechet: float
+    interval: tuple[float, float]
+    inception_score: float | None  # the judge's own
+    precision: float | None
+    recall: float | None
+    chosen_in: float = 0.0  # share of the resamples in which this eps has the smallest distance
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores by eps, ascending from 0 (the images as they came)."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def best(self) -> Point:
+        return min(self.points, key=lambda point: point.frechet)
+
+    @property
+    def plausible(self) -> tuple[float, float]:
+        """The smallest and largest eps that is the best in at least 5 % of the resamples."""
+        likely = [point.eps for point in self.points if point.chosen_in >= 0.05]
+        return min(likely), max(likely)
 
 
 @dataclass(frozen=True)
@@ -71,14 +120,109 @@ class EpsSearch:
         """Frechet distances of images that did not choose to the reference's other half, before and after."""
         before = _features(self.judge, lambda i: self.images.read(i, i + 1), self.rest)
         after = _features(self.judge, refined, self.rest)
-        reference = _statistics(self.judging)
+        reference = FrechetStatistics.of(self.judging)
         return {
-            "frechet_before": round(frechet_distance(_statistics(before), reference), 4),
-            "frechet_after": round(frechet_distance(_statistics(after), reference), 4),
+            "frechet_before": round(frechet_distance(FrechetStatistics.of(before), reference), 4),
+            "frechet_after": round(frechet_distance(FrechetStatistics.of(after), reference), 4),
             "n_held_apart": len(self.rest),
             "n_reference": len(self.judging),
             "judge": self.judge.name,
         }
+
+
+def search(refine_at: RefineAt, judge: Judge, reference: Tensor, *, norm: str, seed: int = 0) -> Curve:
+    """The curve of refine_at over eps against reference features [M,D].
+
+    eps doubles from STARTS until the distance has risen WORSE_IN_A_ROW times, then the gaps beside the minimum are
+    halved once. UserError where a set has fewer than 2 images.
+    """
+    if norm not in STARTS:
+        raise UserError(f"eps: auto knows where to begin for {', '.join(STARTS)}; give a number for norm={norm}")
+    reference_statistics = FrechetStatistics.of(reference)
+    seen: dict[float, tuple[Tensor, Tensor | None]] = {}
+
+    def distance(eps: float) -> float:
+        if eps not in seen:
+            features, logits = judge(refine_at(eps))
+            seen[eps] = features.cpu(), None if logits is None else logits.cpu()
+        return frechet_distance(FrechetStatistics.of(seen[eps][0]), reference_statistics)
+
+    tried = {0.0: distance(0.0)}
+    eps, worse = STARTS[norm], 0
+    while eps <= LARGEST[norm] and worse < WORSE_IN_A_ROW:
+        tried[eps] = distance(eps)
+        worse = 0 if tried[eps] == min(tried.values()) else worse + 1
+        eps *= 2
+    for middle in _beside_minimum(tried):
+        tried[middle] = distance(middle)
+    return _curve({eps: seen[eps] for eps in sorted(tried)}, tried, reference, seed)
+
+
+def _beside_minimum(tried: dict[float, float]) -> list[float]:
+    """The middles of the gaps to the left and right of the best eps."""
+    order = sorted(tried)
+    best = order.index(min(tried, key=tried.__getitem__))
+    beside = [(order[i], order[i + 1]) for i in (best - 1, best) if 0 <= i and i + 1 < len(order)]
+    return [(low + high) / 2 for low, high in beside]
+
+
+def _curve(
+    seen: dict[float, tuple[Tensor, Tensor | None]], tried: dict[float, float], reference: Tensor, seed: int
+) -> Curve:
+    resampled = _bootstrap([features for features, _ in seen.values()], FrechetStatistics.of(reference), seed)
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    chosen = np.bincount(resampled.argmin(axis=1), minlength=len(seen)) / len(resampled)
+    points: list[Point] = []
+    for i, (eps, (features, logits)) in enumerate(seen.items()):
+        precision, recall = (
+            precision_recall(features, reference) if min(len(features), len(reference)) > 3 else (None,) * 2
+        )
+        score = None if logits is None else inception_score(logits)
+        interval = (float(low[i]), float(high[i]))
+        points.append(Point(eps, tried[eps], interval, score, precision, recall, float(chosen[i])))
+    return Curve(tuple(points))
+
+
+def _bootstrap(columns: Sequence[Tensor], reference: FrechetStatistics, seed: int) -> np.ndarray:
+    """Distances [resamples, eps]; every eps is resampled with the same images, so that columns compare in pairs.
+
+    A resample holds fewer distinct images than the set, which lifts every distance alike; the excess over the set's own
+    distance is taken off, so that intervals lie about it.
+    """
+    n, dim = columns[0].shape
+    rng = np.random.default_rng(seed)
+    draws = [
+        np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES if dim <= WIDE else RESAMPLES_WIDE)
+    ]
+    against = FrechetReference(reference)
+    resamplers = [Resampler(features, against) for features in columns]
+    distances = np.array([[resampler.distance(counts) for resampler in resamplers] for counts in draws])
+    whole = np.array([resampler.distance(np.ones(n, dtype=np.int64)) for resampler in resamplers])
+    return (distances - (distances.mean(axis=0) - whole)).clip(min=0)
+
+
+def halves(n: int, count: int) -> tuple[Tensor, Tensor]:
+    """(indices that choose, indices that judge) of n images: `count` at most to choose, spread evenly, half at most."""
+    chosen = torch.linspace(0, n - 1, max(2, min(count, n // 2))).round().long().unique()
+    rest = torch.ones(n, dtype=torch.bool)
+    rest[chosen] = False
+    return chosen, rest.nonzero().squeeze(1)
+
+
+def tell(curve: Curve) -> str:
+    """The curve as a table, and what it says."""
+    rows = [f"{'eps':>8} {'Frechet':>10} {'95 %':>17} {'IS':>7} {'prec.':>6} {'recall':>6} {'best in':>8}"]
+    for point in curve.points:
+        low, high = point.interval
+        figures = (point.inception_score, point.precision, point.recall)
+        score, precision, recall = (f"{figure:.3f}" if figure is not None else "-" for figure in figures)
+        mark = " <" if point is curve.best else ""
+        rows.append(
+            f"{point.eps:8.4g} {point.frechet:10.4f} {f'{low:.3f} - {high:.3f}':>17} {score:>7} {precision:>6} "
+            f"{recall:>6} {point.chosen_in:8.0%}{mark}"
+        )
+    low, high = curve.plausible
+    return "\n".join([*rows, f"eps {curve.best.eps:g} (from {low:g} to {high:g} in 95 % of the resamples)"])
 
 
 def as_plain(curve: Curve) -> dict[str, Any]:
@@ -117,9 +261,3 @@ def _features(judge: FeatureExtractor, pixels: Pixels, index: Tensor) -> Tensor:
     """[n,D] on the CPU of the images at `index`."""
     batches = (torch.cat([pixels(i) for i in rows.tolist()]) for rows in index.split(JUDGE_BATCH))
     return torch.cat([judge(to_u8(to_float(batch))).cpu() for batch in batches])
-
-
-def _statistics(features: Tensor) -> FrechetStatistics:
-    statistics = FrechetStatistics(features.shape[1])
-    statistics.update(features)
-    return statistics

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.tables import read_table
+from refine.label_files import read_table
 from refine.transport import chunks, transport
 from robust_models.errors import UserError
 from robust_models.labels import class_index
@@ -60,7 +60,7 @@ def class_counts(n: int, prior: Tensor, *, first: np.ndarray | None = None) -> n
 def parse_prior(text: str, class_names: Sequence[str]) -> Tensor:
     """ "uniform", or a CSV or JSON file of class (name or index) and weight (or count) -> weights [C] that sum to 1.
 
-    Classes that the file does not name get none. See refine.tables.read_table for the layouts; weights without class
+    Classes that the file does not name get none. See read_table for the layouts; weights without class
     names are those of all classes, in order.
     """
     if text == "uniform":

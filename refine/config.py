@@ -8,11 +8,10 @@ from pydantic.dataclasses import dataclass
 
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.images import OnError
-from robust_models.runtime.config import STRICT, Number
+from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number
 from robust_models.runtime.device import PrecisionChoice
 from robust_models.threat import NORMS, check_ball
 
-AtLeastOne = Annotated[int, Field(ge=1)]
 GUESSES = ("pseudo", "debiased", "balanced")  # targets that come from the classifier itself
 ONE_CLASS = "class:"
 
@@ -65,7 +64,7 @@ class RefineConfig(CheckpointFlags):
     overwrite: bool = Field(
         default=False, description="replace what stands at --out, and another run's unfinished work"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
 
     @property

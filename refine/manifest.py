@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from refine.outcome import Outcome
+from refine.refinery import Outcome
 from refine.work_folder import Row
 
 DIGITS = 6

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refine.bigroc import trajectory
 from refine.config import RefineConfig
-from refine.outcome import Refinery
+from refine.refinery import Refinery
 from refine.work_folder import Row, Shards, WorkFolder
 from robust_models.grids import difference_row, save_rows, save_trajectory
 from robust_models.images import ImageSet, to_float, to_u8

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from refine.bigroc import bigroc, pseudo_labels
-from refine.ensemble import together
+from refine.network import together
 from robust_models.attacks import Loss
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError

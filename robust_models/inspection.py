@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 from robust_models.checkpoints import find, save
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.published import known_by_hash
-from robust_models.checkpoints.telling import correct_mask, summary, tell
 from robust_models.classifier import RobustClassifier
 from robust_models.datasets import Dataset, load_dataset
 from robust_models.errors import UserError
+from robust_models.inspection_by_accuracy import correct_mask, summary, tell
 from robust_models.labels import fit_labels
-from robust_models.runtime.config import STRICT
+from robust_models.runtime.config import DEVICE, STRICT
 from robust_models.runtime.device import pick_device
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 
 _DATA = "labelled images that show whether the load is right: cifar10, cifar10:DIR, an .npz or a folder of classes"
 
@@ -28,7 +28,7 @@ class InspectConfig(CheckpointFlags):
     file: str = Field(description="a checkpoint: a file, a Hugging Face folder or a name")
     data: str | None = Field(default=None, description=_DATA)
     limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="only the first so many images of the data")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description=DEVICE)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

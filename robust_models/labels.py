@@ -73,3 +73,6 @@ def _no_class(name: str, class_names: Sequence[str], source: str) -> UserError:
         f"{source}: class {name!r} is none of the classifier's {len(class_names)} classes"
         + (f"; did you mean {meant[0]}?" if meant else f" ({shown})")
     )
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

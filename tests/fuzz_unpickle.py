@@ -92,7 +92,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["robust_models.checkpoints", "pickletools"]):
-        from robust_models.checkpoints.torch_file import read_torch_file
+        from robust_models.checkpoints.torch_format.torch_file import read_torch_file
     watch()
     path = Path(tempfile.mkdtemp()) / "file.pt"
     atheris.Setup(sys.argv, lambda data: check(as_file(data), path, read_torch_file))

@@ -38,7 +38,7 @@ def _peak_mb() -> float:
 
 def main() -> None:
     from robust_models.checkpoints.layouts import find_layout
-    from robust_models.checkpoints.torch_file import read_torch_file
+    from robust_models.checkpoints.torch_format.torch_file import read_torch_file
 
     def read_network(path: Path) -> None:
         find_layout(read_torch_file(path), ema=False, where=f"ckpt: {path}")

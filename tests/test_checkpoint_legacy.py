@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from robust_models import UserError
-from robust_models.checkpoints.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL
 from robust_models.checkpoints.pickled_module import state_of_module
-from robust_models.checkpoints.records import BrokenPickle, Record
-from robust_models.checkpoints.torch_file import read_torch_file
+from robust_models.checkpoints.torch_format.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL
+from robust_models.checkpoints.torch_format.records import BrokenPickle, Record
+from robust_models.checkpoints.torch_format.torch_file import read_torch_file
 from tests.fuzz_unpickle import as_tar
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust_models import RobustClassifier, UserError
 from robust_models.checkpoints.programs import kind_of, load_program
-from robust_models.checkpoints.programs.onnx_graph import open_onnx
+from robust_models.checkpoints.programs.onnx.graph import open_onnx
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust_models import UserError, load
-from robust_models.checkpoints.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL
-from robust_models.checkpoints.torch_file import read_torch_file
-from robust_models.checkpoints.unpickle import MAX_OPCODES
+from robust_models.checkpoints.torch_format.legacy_stream import LEGACY_MAGIC, LEGACY_PROTOCOL
+from robust_models.checkpoints.torch_format.torch_file import read_torch_file
+from robust_models.checkpoints.torch_format.unpickle import MAX_OPCODES
 from tests.hostile_pickles import name, tensor, text
 
 EXTENSION = 240

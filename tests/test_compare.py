@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.study.compare import Comparison, Difference
+from eval.study.report.compare import Comparison, Difference
 from robust_models import UserError
 from robust_models.metrics import FrechetReference, FrechetStatistics, Resampler, frechet_distance
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.eps_search import halves, search, tell
+from refine.auto_eps import halves, search, tell
 from robust_models import UserError
 
 REFERENCE = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from eval.attacks import Budget, plan_attack
-from eval.attacks.advertorch import NORMS as ADVERTORCH
-from eval.attacks.advertorch_compat import import_advertorch
-from eval.attacks.library import PlainLayout, global_randomness
-from eval.attacks.torchattacks import NORMS as TORCHATTACKS
 from eval.cli import main
-from eval.config import RobustConfig
-from eval.progress import StoredProgress
-from eval.robustness import Ball, Stage, run_stages
+from eval.robust.attacks import Budget, plan_attack
+from eval.robust.attacks.advertorch import NORMS as ADVERTORCH
+from eval.robust.attacks.advertorch_compat import import_advertorch
+from eval.robust.attacks.library import PlainLayout, global_randomness
+from eval.robust.attacks.torchattacks import NORMS as TORCHATTACKS
+from eval.robust.config import RobustConfig
+from eval.robust.progress import StoredProgress
+from eval.robust.stages import Ball, Stage, run_stages
 from robust_models import NORMS, Description, RobustClassifier, UserError, load, open_images, save, to_float
 from robust_models.attacks import frozen_eval
 from robust_models.runtime.device import place

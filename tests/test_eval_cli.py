@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from eval.cli import main
-from eval.metrics import frechet_distance, read_statistics
 from robust_models import Description, RobustClassifier, open_images, save
 from robust_models.checkpoints.provenance import Source
+from robust_models.metrics import frechet_distance, read_statistics
 
 CLASSES = ("airplane", "cat", "dog", "ship")
 
@@ -136,7 +136,7 @@ def test_the_fid_is_called_fid(folder, capsys, monkeypatch):
         def with_spatial(self, x_u8: torch.Tensor) -> tuple[torch.Tensor, None]:
             return self(x_u8), None
 
-    monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: BrightestPixels())
+    monkeypatch.setattr("eval.quality.run.open_features", lambda *_, **__: BrightestPixels())
     _, out, _ = run(capsys, *quality(folder, "--json"))
     result = json.loads(out)
     assert result["fid"] == result["frechet"] > 0

@@ -19,7 +19,7 @@ from robust_models.metrics import (
     read_statistics,
     write_statistics,
 )
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 
 PARTIAL = Path(__file__).parents[2] / "shared" / "data" / "inception" / "inception2015_upto_mixed7a.pth"
 

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 from eval import SeededPGD, binomial_interval, measure_robustness
-from eval.seeded_pgd import random_start
+from eval.robust.seeded_pgd import random_start
 from robust_models import NORMS, PGD, Description, RobustClassifier, to_float
 from robust_models.attacks import frozen_eval
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.sanity import check_sanity, everywhere
+from eval.robust.sanity import check_sanity, everywhere
 from robust_models import NORMS
 
 SIZE = 8  # pixels

@@ -6,10 +6,10 @@ import torch
 
 from refine.cli import main
 from refine.synthesis import Ball
-from refine.synthesis.generate import EMBEDDED, TASK
 from refine.synthesis.mixture import RIDGE, Mixture, fit, log_likelihood
 from refine.synthesis.seed_file import Seeds
-from refine.synthesis.seeds import block_average
+from refine.synthesis.tasks.generate import EMBEDDED, TASK
+from refine.synthesis.tasks.seeds import block_average
 from robust_models import UserError, open_images
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.runtime.seeds import generator

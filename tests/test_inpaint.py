@@ -5,10 +5,9 @@ from PIL import Image
 
 from refine.cli import main
 from refine.synthesis import Ball, Network, Work, synthesize
-from refine.synthesis.fill import filled_smoothly, filled_with_mean
-from refine.synthesis.inpaint import TASK
+from refine.synthesis.loop import faithful_outside, towards_class
 from refine.synthesis.masks import centred, read_masks, rectangle
-from refine.synthesis.objectives import faithful_outside, towards_class
+from refine.synthesis.tasks.inpaint import TASK, filled_smoothly, filled_with_mean
 from robust_models import UserError, open_images, to_float, to_u8
 from tests.tiny import tiny_pixels
 

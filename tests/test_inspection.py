@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from robust_models import Description, RobustClassifier, embedded_names, load
-from robust_models.checkpoints.telling import tell
 from robust_models.cli import main
 from robust_models.images import to_float
+from robust_models.inspection_by_accuracy import tell
 from tests.tiny import tiny_pixels
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refine.cli import main
-from refine.synthesis.invert import GREY, NOISE_STD, TASK, find_start, relative_distance
+from refine.synthesis.tasks.invert import GREY, NOISE_STD, TASK, find_start, relative_distance
 from robust_models import Description, RobustClassifier, UserError, open_images, to_float
 from tests.tiny import SIZE, tiny_pixels
 

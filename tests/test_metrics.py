@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.metrics import inception_score, precision_recall
+from robust_models.metrics import inception_score, precision_recall
 
 
 def test_uniform_predictions_score_1_and_confident_balanced_ones_the_number_of_classes():

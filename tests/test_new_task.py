@@ -31,7 +31,7 @@ def test_the_page_names_defaults_that_are_there():
     ]
     assert len(rows) == 7
     for name, _, _, large, small in rows:
-        task = import_module(f"refine.synthesis.{name.strip(' `')}").TASK
+        task = import_module(f"refine.synthesis.tasks.{name.strip(' `')}").TASK
         of_large, of_small = task.defaults(224), task.defaults(32)
         assert large.split("(")[0].split() == f"{of_large.eps:g} / {of_large.step_size:g} / {of_large.steps}".split()
         assert small.split("(")[0].split() == f"{of_small.eps:g} / {of_small.step_size:g} / {of_small.steps}".split()

@@ -16,10 +16,16 @@ import torch
 from torch import Tensor
 
 from eval.cli import main
-from eval.metrics import FrechetStatistics, ScoreStatistics, frechet_distance, kernel_distance, precision_recall
 from robust_models.features import inception_weights, open_features, protocols
+from robust_models.metrics import (
+    FrechetStatistics,
+    ScoreStatistics,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 from robust_models.metrics.inception_score import blocks, shuffled_splits
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 from tests.inception import write_random_weights
 
 ORACLES = Path(__file__).parents[1] / ".venv" / "oracles" / "quality"

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from refine.cli import main
-from refine.synthesis.features import check_feature
-from refine.synthesis.network import Network
-from refine.synthesis.objectives import faithful_outside
-from refine.synthesis.paint import TASK, raising
+from refine.network import Network
+from refine.synthesis.loop import faithful_outside
+from refine.synthesis.tasks.features import check_feature
+from refine.synthesis.tasks.paint import TASK, raising
 from robust_models import UserError, open_images, to_float
 from tests.tiny import tiny_pixels
 

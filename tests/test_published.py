@@ -12,7 +12,7 @@ from robust_models.architectures import build
 from robust_models.checkpoints import published as module
 from robust_models.checkpoints.load import find
 from robust_models.checkpoints.published import known_by_hash, published
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 from tests.tiny import tiny_classifier
 
 

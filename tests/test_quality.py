@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval import collect as collecting
 from eval.cli import main
-from eval.metrics import (
+from eval.quality import collect as collecting
+from robust_models import UserError, open_images
+from robust_models.checkpoints.provenance import Source
+from robust_models.features import open_features
+from robust_models.metrics import (
     FrechetReference,
     FrechetStatistics,
     Resampler,
@@ -21,9 +24,6 @@ from eval.metrics import (
     precision_recall,
     read_statistics,
 )
-from robust_models import UserError, open_images
-from robust_models.checkpoints.provenance import Source
-from robust_models.features import open_features
 from tests.test_distributed import finish, start
 from tests.tiny import tiny_pixels
 
@@ -53,7 +53,7 @@ class Pooled:
 @pytest.fixture
 def pooled(monkeypatch) -> Pooled:
     made = Pooled()
-    monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: made)
+    monkeypatch.setattr("eval.quality.run.open_features", lambda *_, **__: made)
     return made
 
 
@@ -131,7 +131,7 @@ def test_the_inception_score_needs_no_reference(pooled, capsys):
 
 def test_adm_splits_in_blocks_and_takes_its_reference_batch_apart(monkeypatch, capsys, sets):
     adm = Pooled("adm")
-    monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: adm)
+    monkeypatch.setattr("eval.quality.run.open_features", lambda *_, **__: adm)
     x, _ = tiny_pixels(80, 1)
     mu, mu_s = np.zeros(12), np.ones(3)
     batch = {"mu": mu, "sigma": np.eye(12), "mu_s": mu_s, "sigma_s": np.eye(3)}
@@ -160,9 +160,9 @@ def test_our_statistics_hold_the_sfids_and_fit_protocols_of_the_same_pixels(pool
     stored = run(capsys, "quality --images a.npz --reference stats.npz --metrics fid,sfid")[1]
     for key in ("fid", "sfid"):
         assert stored[key] == pytest.approx(direct[key], rel=1e-9)
-    monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: Pooled("adm"))
+    monkeypatch.setattr("eval.quality.run.open_features", lambda *_, **__: Pooled("adm"))
     assert run(capsys, "quality --images a.npz --reference stats.npz")[1]["fid"] == pytest.approx(direct["fid"])
-    monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: Pooled("clean"))
+    monkeypatch.setattr("eval.quality.run.open_features", lambda *_, **__: Pooled("clean"))
     status, _, err = run(capsys, "quality --images a.npz --reference stats.npz")
     assert (status, "statistics of protocol tf, but this is clean" in err) == (2, True)
 
@@ -276,7 +276,7 @@ def test_the_cache_spares_the_network_and_a_changed_pixel_never_hits_it(pooled, 
 
 def test_the_cache_knows_the_network_and_the_protocol(monkeypatch, capsys):
     for other in (Pooled(), Pooled(sha256="68"), Pooled(protocol="clean")):
-        monkeypatch.setattr("eval.quality.open_features", lambda *_, made=other, **__: made)
+        monkeypatch.setattr("eval.quality.run.open_features", lambda *_, made=other, **__: made)
         run(capsys, f"{QUALITY} --cache kept")
         assert other.seen == 140
 
@@ -388,6 +388,6 @@ def test_features_that_are_not_finite_name_the_image(monkeypatch, capsys):
             features[3] = torch.nan
             return features, spatial
 
-    monkeypatch.setattr("eval.quality.open_features", lambda *_, **__: Broken())
+    monkeypatch.setattr("eval.quality.run.open_features", lambda *_, **__: Broken())
     status, _, err = run(capsys, f"{QUALITY} --cache none")
     assert (status, "features of image 3 are not finite" in err) == (2, True)

@@ -19,11 +19,10 @@ import torch
 from PIL import Image
 
 import refine.cli
-from refine.blocks import block_size
-from refine.outcome import Refinery
-from refine.settings import fingerprint
+from refine.refinery import Refinery, block_size
 from refine.work_folder import Shards
 from robust_models import load, open_images, save
+from robust_models.images.patterns import fingerprint
 from tests.tiny import CLASSES, tiny_classifier, tiny_pixels
 
 N, SHARD = 20, 8

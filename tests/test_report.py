@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import write_report
-from eval.report.digest import BEST, TIED, Digest, digested
-from eval.report.figures import figures
-from eval.report.latex import latex, latex_text
-from eval.report.pictures import SHOWN, around_grey
-from eval.report.summary import standing, summary
-from eval.report.words import cell_words, eps_words, listed, number_words, places, varied
-from eval.study.compare import Difference, Estimate
+from eval.study.report import write_report
+from eval.study.report.compare import Difference, Estimate
+from eval.study.report.digest import BEST, TIED, Digest, digested
+from eval.study.report.figures import figures
+from eval.study.report.latex import latex, latex_text
+from eval.study.report.pictures import SHOWN, around_grey
+from eval.study.report.summary import standing, summary
+from eval.study.report.words import cell_words, eps_words, listed, number_words, places, varied
 from eval.study.results import Accuracy, Axes, CellResult, ClassifierResult, Provenance, Results
 from robust_models import UserError
 

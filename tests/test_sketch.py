@@ -9,7 +9,7 @@ from PIL import Image
 
 from refine.cli import main
 from refine.synthesis.drawings import fitted, open_drawings
-from refine.synthesis.sketch import TASK
+from refine.synthesis.tasks.sketch import TASK
 from robust_models import UserError, open_images
 from tests.tiny import tiny_pixels
 

@@ -13,18 +13,17 @@ import torch
 import eval.study.plan as plan_module
 import eval.study.run as run_module
 import refine.cli
-from eval.config import QualityConfig
-from eval.quality import run_quality
+from eval.quality.config import QualityConfig
+from eval.quality.run import run_quality
 from eval.study.cli import recipe_values
 from eval.study.config import StudyConfig, located, overlaid
+from eval.study.gather import load_results
 from eval.study.grid import Share, grid
 from eval.study.keys import training_depends
-from eval.study.merge import load_results
+from eval.study.plan import train_config
 from eval.study.results import Axes
-from eval.study.run import Part
+from eval.study.run import Part, work
 from eval.study.store import Place, key_of
-from eval.study.training import train_config
-from eval.study.work import work
 from robust_models import UserError, embedded_names, load, save, to_float
 from robust_models.metrics import read_statistics
 from robust_models.runtime.config import RECIPES, resolve
@@ -52,7 +51,7 @@ def root(tmp_path, inputs):
 def pretend(monkeypatch):
     """Cells and classifiers that cost nothing, for the tests of bookkeeping."""
     monkeypatch.setattr(plan_module, "run_cell", pretended)
-    monkeypatch.setattr("eval.study.work._environment", lambda: {"machine": "any"})
+    monkeypatch.setattr("eval.study.run._environment", lambda: {"machine": "any"})
     monkeypatch.setattr(plan_module, "run_classifier", lambda *found: {"num_images": 0, "accuracies": []})
 
 
@@ -312,7 +311,7 @@ def test_what_another_process_has_claimed_is_left_to_it(tmp_path, monkeypatch):
         if len(naps) == 1:  # the other process dies, and its claim with it
             held.__exit__(None, None, None)
 
-    monkeypatch.setattr("eval.study.work.time.sleep", sleep)
+    monkeypatch.setattr("eval.study.run.time.sleep", sleep)
     work(lambda: jobs)
     assert made == ["b", "c", "a"]
     assert len(naps) == 1

@@ -19,7 +19,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 RANK = """
 import os, sys, time
 from pathlib import Path
-import eval.study.plan, eval.study.work
+import eval.study.plan, eval.study.run
 from eval.study.run import run_study
 from robust_models.errors import UserError
 from tests.study import config, pretended
@@ -34,7 +34,7 @@ def both(*args, **named):
     return pretended(*args, **named)
 
 eval.study.plan.run_cell = both
-eval.study.work._environment = lambda: {"machine": "any"}  # whose imports take longer than all the rest
+eval.study.run._environment = lambda: {"machine": "any"}  # whose imports take longer than all the rest
 settings = config(root, eps=[0.25, 0.5, 1, 2])
 print(bool(run_study(settings, write_report=lambda results, out: {})))
 try:

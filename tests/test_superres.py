@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from refine.cli import main
 from refine.synthesis import Ball, Network, Work, synthesize
-from refine.synthesis.objectives import towards_class
-from refine.synthesis.superres import TASK, enlarge
+from refine.synthesis.loop import towards_class
+from refine.synthesis.tasks.superres import TASK, enlarge
 from robust_models import open_images, to_float, to_u8
 from tests.tiny import tiny_pixels
 

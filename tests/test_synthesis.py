@@ -13,14 +13,13 @@ from refine.cli import main
 from refine.synthesis import Ball, Network, Source, Task, Work, synthesize
 from refine.synthesis.config import InputConfig
 from refine.synthesis.inputs import find_targets, open_set, read
-from refine.synthesis.loop import iterates, stored
-from refine.synthesis.new_set import NewSet, write_new_set
-from refine.synthesis.objectives import faithful_outside, towards_class
+from refine.synthesis.loop import faithful_outside, iterates, stored, towards_class
 from refine.synthesis.registry import TASKS, find_task
 from refine.synthesis.run import synthesize_set
 from robust_models import Description, RobustClassifier, UserError, open_images, to_float, to_u8
 from robust_models.attacks import PGD, frozen_eval
 from robust_models.images.image_set import Numbered
+from robust_models.images.new_set import NewSet, write_new_set
 from robust_models.runtime.config import STRICT
 from tests.tiny import CLASSES, tiny_pixels
 

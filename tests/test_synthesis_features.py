@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 
 from refine.cli import main
-from refine.synthesis import features as listing
+from refine.network import Network
 from refine.synthesis.feature_statistics import FeatureStatistics
-from refine.synthesis.features import check_feature
-from refine.synthesis.network import Network
+from refine.synthesis.tasks import features as listing
+from refine.synthesis.tasks.features import check_feature
 from robust_models import Description, RobustClassifier, UserError, open_images, to_float
 from tests.tiny import CLASSES, tiny_pixels
 

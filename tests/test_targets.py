@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from refine.targets import debiased, labels_from_file, one_class, pseudo, uncertain
+from refine.label_files import labels_from_file
+from refine.targets import debiased, one_class, pseudo, uncertain
 from robust_models import UserError
 from robust_models.labels import class_indices
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refine.cli import main
-from refine.synthesis.translate import TASK, TranslateConfig, choose
+from refine.synthesis.tasks.translate import TASK, TranslateConfig, choose
 from robust_models import Description, RobustClassifier, UserError, open_images, save, to_float
 from tests.tiny import CLASSES, SIZE, tiny_pixels
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
-from robust_models.runtime.config import STRICT, Number
+from robust_models.runtime.config import DEVICE, STRICT, Number
 from robust_models.runtime.device import PrecisionChoice
 from robust_models.threat import NORMS, check_ball
 from train.schedule import at
@@ -175,7 +175,7 @@ class TrainConfig:
         default=0.0, description="per step; 0 keeps the last weights"
     )
     seed: Count = Field(default=0)
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
     compile: bool = Field(default=False, description="torch.compile the network")
     save_minutes: NonNegative = Field(

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.collect import Collected, collect
-from eval.measures import NEIGHBOURS, Options, Side, measure
-from eval.study.opened import Checkpoint, Images, Judge
+from eval.quality.collect import Collected, collect
+from eval.quality.measures import NEIGHBOURS, Options, Side, measure
+from eval.study.inputs import Checkpoint, Images, Judge
 from eval.study.results import Axes
 from eval.study.store import Place
 from refine.config import RefineConfig

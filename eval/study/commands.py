@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.study.config import ClassifierSpec, StudyConfig
-from eval.study.opened import Checkpoint
+from eval.study.inputs import Checkpoint
 from eval.study.results import Axes
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.features import FeatureExtractor

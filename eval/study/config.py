@@ -7,21 +7,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from eval.config import Protocol
+from eval.quality.config import Protocol
 from eval.study.results import Axes
+from refine.bigroc import find_loss
 from refine.config import RefineConfig
-from refine.losses import find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
-from robust_models.runtime.config import STRICT, Number, resolve
+from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number, resolve
 from robust_models.runtime.device import PrecisionChoice
 from robust_models.threat import check_ball
 
 BUNDLED = "bundled:"
 AXES = tuple(name for name in Axes.__dataclass_fields__)
 BY_EITHER_NAME = ConfigDict(extra="forbid", populate_by_name=True)  # a resolved config is valid again
-AtLeastOne = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Radius = Annotated[Number, Field(gt=0)]
 
@@ -115,7 +114,7 @@ class StudyConfig:
     protocol: Protocol | None = Field(default=None, description="judge inception: as eval quality has it")
     keep_images: bool = Field(default=False, description="leave the refined sets in OUT/cells/KEY/")
     batch_size: AtLeastOne = Field(default=50, description="images the judge sees at a time; no result depends on it")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(
         default="auto", description="of refining; auto is bf16 where the hardware multiplies it"
     )

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from eval.study.config import StudyConfig
-from eval.study.opened import Checkpoint, Images, Inputs
+from eval.study.inputs import Checkpoint, Images, Inputs
 from eval.study.results import Axes
-from refine.settings import fingerprint
 from robust_models.checkpoints import find
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.features import FeatureExtractor
+from robust_models.images.patterns import fingerprint
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.device import pick_precision
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 from train.config import TrainConfig
 from train.state import FREE_TO_CHANGE
 
@@ -73,7 +73,7 @@ def classifier_depends(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoi
 
 
 def reference_depends(sha256: str, features: FeatureExtractor, part: str, device: torch.device) -> Depends:
-    """part: what is taken of the reference, as eval.collect calls it."""
+    """part: what is taken of the reference, as eval.quality.collect calls it."""
     return {
         "format": FORMAT,
         "reference": sha256,

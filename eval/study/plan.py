@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.collect import collect
-from eval.study.accuracy import run_classifier
+from eval.quality.collect import collect
 from eval.study.cell import Refinement, Ruler, draw, run_cell
-from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
+from eval.study.classifier import run_classifier
+from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located, overlaid
 from eval.study.grid import Share, grid, in_words
+from eval.study.inputs import Checkpoint, Inputs
 from eval.study.keys import (
     Depends,
     cell_depends,
@@ -22,15 +23,16 @@ from eval.study.keys import (
     reference_depends,
     training_depends,
 )
-from eval.study.opened import Checkpoint, Inputs
 from eval.study.results import Axes
 from eval.study.store import Place, key_of
-from eval.study.training import CHECKPOINT, run_training, train_config
 from robust_models.classifier import Precision
+from robust_models.errors import UserError
 from robust_models.images import ImageSet
 from robust_models.metrics import Moments, read_statistics, write_statistics
+from robust_models.runtime.config import read_recipe, resolve
 from robust_models.runtime.device import pick_precision
 from robust_models.runtime.files import whole_file
+from train.config import TrainConfig
 
 WHOLE = Share()
 
@@ -177,3 +179,25 @@ class Study:
         """The share's part of the classifiers to measure and of the cells."""
         everything = share.of([*(spec.name for spec in self.config.classifiers), *self.cells])
         return [one for one in everything if isinstance(one, str)], [one for one in everything if isinstance(one, Axes)]
+
+
+CHECKPOINT = "classifier.safetensors"
+
+
+def train_config(spec: ClassifierSpec, out: Path, device: str) -> TrainConfig:
+    """The recipe with the study's changes. UserError, naming the classifier, where they do not fit."""
+    assert spec.train is not None
+    try:
+        values = overlaid(read_recipe(spec.train), spec.changes)
+        return resolve(TrainConfig, {"device": device, **values, "out": str(out)})
+    except UserError as error:
+        raise UserError(f"classifiers.{spec.name}: {str(error).replace('--config', 'train', 1)}") from error
+
+
+def run_training(config: TrainConfig) -> dict[str, Any]:
+    """Trains, or goes on where a killed run stopped; gives train's summary."""
+    from train.loop import train
+
+    summary = train(config)
+    assert summary is not None
+    return summary

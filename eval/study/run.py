@@ -1,28 +1,31 @@
 """The `study` measurement: all jobs of this process, then, where it is to, the results and the report."""
 
+import functools
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.study.config import StudyConfig
+from eval.study.gather import collect_results
 from eval.study.grid import Share
-from eval.study.merge import collect_results
-from eval.study.opened import open_inputs
-from eval.study.plan import Study
+from eval.study.inputs import open_inputs
+from eval.study.plan import Job, Study
 from eval.study.results import Results
 from eval.study.store import make_folder
 from eval.study.tell import best_cells, failures
-from eval.study.work import clear_failures, work
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.run_folder import environment, write_json
 
 WriteReport = Callable[[Results, Path], Mapping[str, Path | str]]  # gives kind -> path
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+POLL_S = 1.0  # between looks at what others are doing
+_environment = functools.cache(environment)  # it asks git, which takes longer than a small job
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,46 @@ def by_itself() -> Iterator[None]:
 
 
 def _written(results: Results, out: Path) -> Mapping[str, str]:
-    from eval.report import write_report  # brings matplotlib
+    from eval.study.report import write_report
 
     return write_report(results, out)
+
+
+def work(jobs: Callable[[], Sequence[Job]]) -> None:
+    """Until each of jobs(), which may grow as results come in, is done or has failed.
+
+    A job that another process has claimed is left to it, and taken over should it die.
+    """
+    while pending := [job for job in jobs() if not job.place.is_settled]:
+        if not any(_attempt(job, len(pending)) for job in pending):
+            time.sleep(POLL_S)
+
+
+def clear_failures(jobs: Sequence[Job]) -> None:
+    """What failed in an earlier run is tried again."""
+    for job in jobs:
+        job.place.failed.unlink(missing_ok=True)
+
+
+def _attempt(job: Job, pending: int) -> bool:
+    """Does the job; False where another process has it."""
+    with job.place.claim() as mine:
+        if not mine:
+            return False
+        if not job.place.is_settled:  # it may have been, by the last holder of the claim
+            print(f"{pending} to do: {job.label}", file=sys.stderr)
+            _do(job)
+        return True
+
+
+def _do(job: Job) -> None:
+    started = time.perf_counter()
+    try:
+        found = job.work(job.place)
+    except Exception as error:  # whatever it is, it is this job's; the others go on
+        line = job.place.write_error(error, time.perf_counter() - started)
+        print(f"failed: {job.label}: {line}", file=sys.stderr)
+        return
+    seconds = time.perf_counter() - started
+    told = {"depends": job.depends, "environment": _environment(), "wall_s": round(seconds, 3)}
+    job.place.write({**found, **told}, seconds)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.survey.config import SurveyConfig
-from refine.tables import read_table
+from refine.label_files import read_table
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, ImageSet, open_images
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from eval.survey.config import SurveyConfig, SurveyReportConfig
 from eval.survey.report import run_survey_report
 from eval.survey.serve import run_survey
-from eval.survey.words import tell_survey, tell_survey_report
+from eval.survey.summary import tell_survey, tell_survey_report
 from robust_models.runtime.command import Command
 
 EXAMPLES = """\

@@ -3,9 +3,9 @@
 Santurkar et al. 2019, arXiv:1906.09453. task.py says what a task is; loop.py runs it on tensors, run.py on image sets.
 """
 
-from refine.synthesis.ball import Ball
+from refine.network import Network
+from refine.synthesis.config import Ball
 from refine.synthesis.loop import iterates, synthesize
-from refine.synthesis.network import Network
 from refine.synthesis.task import Objective, Source, Task, Work
 
 __all__ = ["Ball", "Network", "Objective", "Source", "Task", "Work", "iterates", "synthesize"]

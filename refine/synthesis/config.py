@@ -1,24 +1,41 @@
-"""The flags that synthesis tasks share."""
+"""The flags that synthesis tasks share, and the ball of their steps."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from refine.config import ONE_CLASS, AtLeastOne
-from refine.synthesis.ball import Ball
+from refine.config import ONE_CLASS
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.errors import UserError
 from robust_models.images import OnError
-from robust_models.runtime.config import STRICT, Number
+from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number
 from robust_models.runtime.device import PrecisionChoice
 from robust_models.threat import NORMS, check_ball
+
+SMALL = 64  # pixels: images up to this side get the values that the paper has for CIFAR-10, larger ones those for 224
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ball:
+    """A ball around each image, and the steps inside it; pixels in [0,1]."""
+
+    eps: float
+    step_size: float
+    steps: int
+    norm: str = "l2"
+
+
+def by_size(small: Ball, large: Ball) -> Callable[[int], Ball]:
+    """Defaults of a task: `small` for images up to SMALL pixels, else `large`."""
+    return lambda side: small if side <= SMALL else large
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class SynthesisConfig(CheckpointFlags):
-    """Every task's."""
+    """Options shared by all tasks."""
 
     ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's")
     out: Path = Field(
@@ -41,7 +58,7 @@ class SynthesisConfig(CheckpointFlags):
     trajectory: Path | None = Field(default=None, description="also write the way of a few images, .gif or .png")
     trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
     overwrite: bool = Field(default=False, description="replace what stands at --out")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
 
     @model_validator(mode="after")

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refine.assign import known_targets
 from refine.bigroc import pseudo_labels
-from refine.blocks import block_size, filled
+from refine.network import Network
+from refine.refinery import block_size, filled
 from refine.synthesis.config import InputConfig, SetFlags
-from refine.synthesis.network import Network
+from refine.targets import known_targets
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, to_float
 

@@ -1,13 +1,13 @@
-"""The loop of every task: the foundation's PGD, on an objective of the task's own."""
+"""The loop of every task: the foundation's PGD, on an objective of the task's own; and objectives that tasks share."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from refine.synthesis.ball import Ball
+from refine.synthesis.config import Ball
 from refine.synthesis.task import Objective, Work
-from robust_models.attacks import PGD, Gradient, Loss, frozen_eval
+from robust_models.attacks import PGD, Gradient, Loss, cross_entropy, frozen_eval
 from robust_models.images import to_u8
 
 
@@ -51,3 +51,22 @@ def stored(x: Tensor, work: Work) -> Tensor:
     if work.keep_outside is None or work.original_u8 is None:
         return x_u8
     return torch.where(work.keep_outside.bool(), x_u8, work.original_u8)
+
+
+def towards_class(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy to the target class, [N]."""
+    return cross_entropy(model(x), y)
+
+
+def faithful_outside(objective: Objective, x0: Tensor, mask: Tensor, weight: float) -> Objective:
+    """objective + weight * MSE outside the mask; mask [N,1,H,W] is 1 where x may change.
+
+    The mean of ((x0 - x) (1 - mask))^2 is over all numbers of the image, those inside the mask among them
+    (arXiv:1906.09453, inpainting).
+    """
+
+    def both(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        change = ((x0 - x) * (1 - mask)).square().flatten(1).mean(dim=1)
+        return objective(model, x, y) + weight * change
+
+    return both

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from refine.manifest import DIGITS
-from refine.synthesis.network import Network
+from refine.network import Network
 from refine.synthesis.task import Work
 from refine.work_folder import Row
 from robust_models.images import to_float

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refine.synthesis.ball import Ball
+from refine.network import Network
+from refine.synthesis.config import Ball
 from refine.synthesis.loop import iterates
-from refine.synthesis.network import Network
 from refine.synthesis.task import Source
 from refine.work_folder import Row
 from robust_models.attacks import frozen_eval

@@ -16,5 +16,5 @@ def find_task(name: str) -> Command:
         near = difflib.get_close_matches(name, ("refine", *TASKS), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are refine, {', '.join(TASKS)}"
         raise UserError(f"task: {name!r} is none; {hint}")
-    module = import_module(f"refine.synthesis.{name}")
+    module = import_module(f"refine.synthesis.tasks.{name}")
     return module.COMMAND if hasattr(module, "COMMAND") else command_of(module.TASK)

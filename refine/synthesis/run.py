@@ -1,6 +1,6 @@
 """A task on a whole set: work, write, and tell, a block of images at a time.
 
-Blocks have one size (refine/blocks.py), so that an image does not depend on the batch size; memory does not grow with
+Blocks have one size (refine/refinery.py), so that an image does not depend on the batch size; memory does not grow with
 the number of images. One process; a run that was killed begins anew, as nothing stands before all is done.
 """
 
@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.blocks import block_size, filled
-from refine.synthesis.ball import Ball
-from refine.synthesis.config import SynthesisConfig
+from refine.network import Network
+from refine.refinery import block_size, filled
+from refine.synthesis.config import Ball, SynthesisConfig
 from refine.synthesis.loop import iterates, stored
-from refine.synthesis.network import Network
-from refine.synthesis.new_set import NewSet, check_new_out, write_new_set
 from refine.synthesis.outcome import MEANS, manifest_rows, measure
 from refine.synthesis.pictures import Grid, save_trajectory
 from refine.synthesis.task import Source, Task
@@ -29,6 +27,7 @@ from refine.work_folder import Row, as_line
 from robust_models.attacks import frozen_eval
 from robust_models.errors import UserError
 from robust_models.folding import folded
+from robust_models.images.new_set import NewSet, check_new_out, write_new_set
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.device import pick_device, place
 from robust_models.runtime.files import whole_file
@@ -53,9 +52,10 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
     block = min(block_size(network.device, max(network.image_size, *source.size), config.batch_size), n)
     grid = Grid(n, config.grid_images)
     manifest = config.out.with_name(config.out.name + ".manifest.jsonl")
+    new = NewSet(source.targets.numpy(), network.class_names, source.names, source.size)
     started = time.perf_counter()
     blocks = synthesize_blocks(network, source, ball, block, label=task.name)
-    means = _write(config.out, manifest, blocks, NewSet.of(source, network.class_names), grid)
+    means = _write(config.out, manifest, blocks, new, grid)
     wall_s = time.perf_counter() - started
     if config.grid is not None:
         grid.save(config.grid, source)

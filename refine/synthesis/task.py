@@ -1,6 +1,6 @@
 """What a synthesis task is: images to begin with and something to lower. All tasks share the loop (loop.py).
 
-A new task is a module with a `TASK` in it, and its name in registry.py. Complete, in refine/synthesis/brighten.py:
+A new task is a module with a `TASK` in it, and its name in registry.py. Complete, in refine/synthesis/tasks/brighten.py:
 
     @dataclass(frozen=True, config=STRICT, kw_only=True)
     class BrightenConfig(InputConfig):  # --ckpt, --input, --out, --targets, --eps, ... are there
@@ -27,9 +27,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from refine.synthesis.ball import Ball
-from refine.synthesis.config import SynthesisConfig
-from refine.synthesis.network import Network
+from refine.network import Network
+from refine.synthesis.config import Ball, SynthesisConfig
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, x [N,3,H,W] in [0,1], y [N]) -> [N], lower is better. x may require grad; the model, for x of any size, is a

@@ -25,7 +25,7 @@ from robust_models.checkpoints.ours import (
 from robust_models.checkpoints.outline import outline
 from robust_models.checkpoints.preprocessing import image_size_of, normalizer_of, normalizer_of_processor
 from robust_models.checkpoints.subtrees import find_network
-from robust_models.checkpoints.torch_file import read_torch_file
+from robust_models.checkpoints.torch_format.torch_file import read_torch_file
 from robust_models.errors import UserError
 
 MAX_JSON_BYTES = 16 << 20

@@ -11,7 +11,7 @@ from robust_models.checkpoints.hugging_face import folder_of, read_folder
 from robust_models.checkpoints.layouts import Found, State, find_layout
 from robust_models.checkpoints.ours import is_safetensors, read_description, read_safetensors
 from robust_models.checkpoints.published import fetch, published
-from robust_models.checkpoints.torch_file import read_torch_file
+from robust_models.checkpoints.torch_format.torch_file import read_torch_file
 from robust_models.classifier import Normalizer, RobustClassifier
 from robust_models.errors import UserError
 

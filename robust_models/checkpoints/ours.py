@@ -2,18 +2,21 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from robust_models.checkpoints.save import FORMAT_VERSION
-from robust_models.classifier import Description, Normalizer
+from robust_models.checkpoints.programs.program import Program
+from robust_models.classifier import Description, Normalizer, RobustClassifier
 from robust_models.errors import UserError
+from robust_models.runtime.files import whole_file
 from robust_models.threat import ThreatModel
 
+FORMAT_VERSION = 1
 MAX_CLASSES = 50_000  # ImageNet-21k has 21,843
 MAX_PIXELS = 2048  # of a side; some networks prepare tables that grow with its fourth power
 MAX_OPTION = 1 << 17  # widths fit; lists as long as a huge depth do not
@@ -116,3 +119,13 @@ def _check(description: Description) -> None:
     numbers = (*description.normalizer.mean, *description.normalizer.std)
     if not all(isinstance(n, int | float) and abs(n) <= 1e6 for n in numbers) or min(description.normalizer.std) <= 0:
         raise ValueError("the normalizer is not finite means and standard deviations above zero")
+
+
+def save(model: RobustClassifier, path: Path | str) -> None:
+    """Writes network tensors and description to `path` (safetensors), whole or not at all. UserError for a program."""
+    if isinstance(model.network, Program):
+        raise UserError(f"save: {model.description.arch} is code, not only tensors; keep the file it came from")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    metadata = {"bigroc": json.dumps({"version": FORMAT_VERSION, **asdict(model.description)}), "format": "pt"}
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(as_bytes(state, metadata))  # safetensors' own writing does not say that a disk is full

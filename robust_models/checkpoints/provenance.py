@@ -6,7 +6,7 @@ from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import find
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import yaml
 
 from robust_models.classifier import Normalizer
 from robust_models.errors import UserError
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 from robust_models.threat import ThreatModel
 
 

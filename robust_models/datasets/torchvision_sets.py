@@ -5,8 +5,7 @@ import torch
 from robust_models.datasets.dataset import Dataset
 from robust_models.datasets.folders import Split
 from robust_models.errors import UserError
-
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from robust_models.labels import CIFAR10_CLASSES
 
 
 def cifar(name: str, root: str, split: Split) -> Dataset:

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from robust_models.checkpoints.provenance import load_classifier
 from robust_models.images import to_float
-from robust_models.runtime.device import place
-from robust_models.runtime.exact import exact_fp32
+from robust_models.runtime.device import exact_fp32, place
 
 
 class ClassifierFeatures:

@@ -14,8 +14,8 @@ from torch import Tensor
 from robust_models.checkpoints.provenance import Source
 from robust_models.errors import UserError
 from robust_models.features.protocols import bicubic
-from robust_models.runtime.exact import exact_fp32
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.device import exact_fp32
+from robust_models.runtime.files import sha256_of
 
 MODEL = "vit_large_patch14_dinov2.lvd142m"
 HUB_NAME = "dinov2_vitl14_pretrain.pth"  # as torch.hub.load("facebookresearch/dinov2", "dinov2_vitl14") leaves it

@@ -9,7 +9,7 @@ from robust_models.errors import UserError
 from robust_models.features.inception_network import DEPTHS, build, fill, fold, missing_blocks
 from robust_models.features.inception_weights import find_weights, read_weights
 from robust_models.features.protocols import PROTOCOLS
-from robust_models.runtime.exact import exact_fp32
+from robust_models.runtime.device import exact_fp32
 
 # guided-diffusion's evaluator takes the first 7 channels of "mixed_6/conv" for its sFID (Nash et al. 2021,
 # arXiv:2103.03841): the first convolution of the block that pytorch-fid calls Mixed_6d, and of its output.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust_models.checkpoints.provenance import Source
 from robust_models.errors import UserError
-from robust_models.runtime.hashes import sha256_of
+from robust_models.runtime.files import sha256_of
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 WHOLE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -100,7 +100,7 @@ class _Whole:
 
 def _read_whole(path: Path) -> Any:
     # Here, because checkpoints lead to datasets, which lead here.
-    from robust_models.checkpoints.torch_file import read_torch_file
+    from robust_models.checkpoints.torch_format.torch_file import read_torch_file
 
     try:
         content = read_torch_file(path)

@@ -54,7 +54,7 @@ class _Storage:
 def read_places(path: Path) -> Any:
     """What torch.save wrote to the zip at `path`, each tensor as its Place; other objects are inert records."""
     # Here, because checkpoints lead to datasets, which lead here.
-    from robust_models.checkpoints.unpickle import read_pickle
+    from robust_models.checkpoints.torch_format.unpickle import read_pickle
 
     with _named_failures(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
         entries = {info.filename: info for info in archive.infolist()}

@@ -44,6 +44,13 @@ class FrechetStatistics:
         self._kept: list[np.ndarray] = []  # each [n,D]; fewer than a block in all, or exactly one and nothing summed
         self._block = max(dim, BLOCK)
 
+    @classmethod
+    def of(cls, features: np.ndarray | Tensor) -> "FrechetStatistics":
+        """Those of features [n,D]."""
+        found = cls(features.shape[1])
+        found.update(features)
+        return found
+
     @property
     def n(self) -> int:
         return self._summed + self._num_kept

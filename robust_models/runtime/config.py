@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from robust_models.errors import UserError
@@ -35,6 +35,9 @@ def _fraction(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_fraction)]
+Positive = Annotated[Number, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+DEVICE = "auto, cpu, cuda, cuda:1, ..."  # the description of every `device` field
 
 
 class OneLineParser(argparse.ArgumentParser):

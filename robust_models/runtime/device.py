@@ -1,5 +1,7 @@
 """Where the work runs and in which precision, decided once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -41,3 +43,14 @@ def place(model: RobustClassifier, device: torch.device, precision: PrecisionCho
     model.precision = pick_precision(precision, device)
     model.to(device)
     return model.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """No TF32 inside: by default torch convolves float32 on CUDA with 10 bits of mantissa. Settings return as found."""
+    found = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = found

@@ -7,7 +7,7 @@ from pathlib import Path
 from robust_models.checkpoints.programs.exported import open_exported
 from robust_models.checkpoints.programs.fit import Unfit, fit
 from robust_models.checkpoints.programs.kinds import Kind
-from robust_models.checkpoints.programs.onnx_graph import open_onnx
+from robust_models.checkpoints.programs.onnx.graph import open_onnx
 from robust_models.checkpoints.programs.program import Opened, reason
 from robust_models.checkpoints.programs.torchscript import open_torchscript
 from robust_models.classifier import Description, Normalizer, RobustClassifier

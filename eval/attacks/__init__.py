@@ -1,6 +1,0 @@
-"""Attacks by name: ours, AutoAttack, and the classes of three libraries."""
-
-from eval.attacks.budget import Attempt, Budget, Plan
-from eval.attacks.catalogue import check_attack_name, plan_attack
-
-__all__ = ["Attempt", "Budget", "Plan", "check_attack_name", "plan_attack"]

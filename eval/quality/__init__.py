@@ -1,0 +1,1 @@
+"""How good images are: distances to real images, and scores of their own."""

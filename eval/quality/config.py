@@ -1,0 +1,71 @@
+"""What `bigroc eval quality` and `bigroc eval statistics` take: every field, with its range."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
+
+_FEATURES = "classifier:NAME_OR_FILE, inception (2048-d, the FID's), inception-768, -192 or -64, or dinov2"
+_WEIGHTS = "file or URL of the Inception network (null: the copy in torch's hub cache, else a download)"
+_PROTOCOL = "how pixels reach Inception: pytorch-fid, tf (torch-fidelity), clean or adm (null: pytorch-fid)"
+_CACHE = "folder where statistics are kept; auto: the user's cache, none: nowhere"
+METRICS = ("fid", "is", "kid", "prc", "sfid", "fd-dinov2")
+Protocol = Literal["pytorch-fid", "tf", "clean", "adm"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class QualityConfig:
+    images: Path = Field(description="image set to judge, of any kind; or an .npz of stored statistics")
+    reference: Path | None = Field(
+        None, description="image set to compare with, likewise; the Inception Score has none"
+    )
+    features: str = Field("inception", description=_FEATURES)
+    metrics: str = Field("fid", description=f"with commas: {', '.join(METRICS)}; fid is the Frechet distance")
+    protocol: Protocol | None = Field(None, description=_PROTOCOL)
+    weights: str | None = Field(None, description=_WEIGHTS)
+    per_class: bool = Field(False, description="also the Frechet distance of each class; both sets need labels")
+    bootstrap: Annotated[int, Field(ge=0)] = Field(0, description="resamples for a 95 % interval of the distance")
+    infinite: bool = Field(False, description="also the Frechet distance extrapolated to infinitely many images")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of --bootstrap and --infinite")
+    cache: str = Field("auto", description=_CACHE)
+    batch_size: AtLeastOne = Field(50, description="images at a time; the result does not depend on it")
+    device: str = Field("auto", description=DEVICE)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Each metric once, in the order given."""
+        return tuple(dict.fromkeys(name.strip() for name in self.metrics.split(",")))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "QualityConfig":
+        for name in self.metric_names:
+            if name not in METRICS:
+                near = difflib.get_close_matches(name, METRICS, n=1)
+                raise ValueError(
+                    f"metrics: {name!r} is none of {', '.join(METRICS)}"
+                    + (f"; did you mean {near[0]}?" if near else "")
+                )
+        if self.reference is None and self.metric_names != ("is",):
+            raise ValueError("reference: needed by every metric but is; give an image set or stored statistics")
+        extras = [name for name in ("per_class", "bootstrap", "infinite") if getattr(self, name)]
+        if extras and "fid" not in self.metric_names:
+            raise ValueError(f"{extras[0]}: is of the Frechet distance; add fid to --metrics")
+        if self.bootstrap == 1:
+            raise ValueError("bootstrap: 1 resample has no spread; give 100 or more")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class StatisticsConfig:
+    images: Path = Field(description="image set, of any kind")
+    out: Path = Field(description=".npz to write: mu, sigma, n and what they are statistics of")
+    features: str = Field("inception", description=_FEATURES)
+    protocol: Protocol | None = Field(None, description=_PROTOCOL)
+    weights: str | None = Field(None, description=_WEIGHTS)
+    cache: str = Field("auto", description=_CACHE)
+    batch_size: AtLeastOne = Field(50, description="images at a time; the result does not depend on it")
+    device: str = Field("auto", description=DEVICE)

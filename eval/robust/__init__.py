@@ -1,0 +1,1 @@
+"""Clean and robust accuracy of classifiers."""

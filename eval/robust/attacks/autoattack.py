@@ -1,0 +1,97 @@
+"""AutoAttack's members, as pyautoattack has them. Croce & Hein 2020, arXiv:2003.01690.
+
+Its own loop is left aside for ours: same images in the same batches, so the same result to the bit, but with a state
+that can be resumed (pyautoattack 0.2.0 writes one that it then refuses to read) and several radii in one chain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.robust.attacks.budget import Attempt, Budget, Plan
+from eval.robust.attacks.library import PlainLayout, global_randomness, import_library
+from robust_models import UserError
+
+DEVELOPMENT = ("apgd-ce", "apgd-t")
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+NORMS = {"l2": "L2", "linf": "Linf"}
+TARGETS = 9  # the standard's number of target classes, on data with at least 10
+LEAST_CLASSES = 4  # the targeted DLR loss looks at the four largest logits
+
+
+def plan_development(budget: Budget) -> Plan:
+    """apgd-ce and apgd-t: fab-t and square cost most of the time and rarely change the number."""
+    return _plan("apgd", DEVELOPMENT, budget)
+
+
+def plan_standard(budget: Budget) -> Plan:
+    """The standard ensemble."""
+    return _plan("autoattack", STANDARD, budget)
+
+
+def _plan(name: str, members: Sequence[str], budget: Budget) -> Plan:
+    for field, value, default in (
+        ("steps", budget.steps, None),
+        ("step_size", budget.step_size, None),
+        ("restarts", budget.restarts, 1),
+        ("random_start", budget.random_start, True),
+    ):
+        if value != default:
+            raise UserError(f"{field}: {value} does not fit attack {name}, whose settings are fixed; leave it out")
+    if budget.norm not in NORMS:
+        raise UserError(f"attack: {name} is an attack in {' or '.join(NORMS)}, but norm is {budget.norm}")
+    if budget.num_classes < LEAST_CLASSES:
+        raise UserError(
+            f"attack: {name} needs at least {LEAST_CLASSES} classes for its targeted loss; the classifier has "
+            f"{budget.num_classes} (pgd, or foolbox:L2PGD, take any number)"
+        )
+    import_library("pyautoattack", 'pip install "bigroc[attacks]"')
+    attempts: dict[str, Attempt] = {member: Member(member, budget) for member in members}
+    settings = {
+        "members": list(members),
+        "target_classes": min(TARGETS, budget.num_classes - 1),
+        "library": f"pyautoattack {version('pyautoattack')}",
+    }
+    return Plan(attempts, settings)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One attack of the ensemble with the standard's settings; it seeds itself anew for each batch."""
+
+    name: str
+    budget: Budget
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        with global_randomness((self.budget.seed,), x.device), torch.no_grad():
+            return self._attack(PlainLayout(model), x.device).perturb(x.clone(), y.clone())
+
+    def _attack(self, model: nn.Module, device: torch.device) -> Any:
+        from pyautoattack import AutoAttack
+
+        ensemble = AutoAttack(
+            model,
+            norm=NORMS[self.budget.norm],  # type: ignore[arg-type]  (a literal there)
+            eps=self.budget.eps,
+            seed=self.budget.seed,
+            version="standard",
+            device=device,
+        )
+        targets = min(TARGETS, self.budget.num_classes - 1)
+        match self.name:
+            case "apgd-ce":
+                ensemble.apgd.loss = "ce"
+                return ensemble.apgd
+            case "apgd-t":
+                ensemble.apgd_targeted.n_target_classes = targets
+                return ensemble.apgd_targeted
+            case "fab-t":
+                ensemble.fab.targeted = True
+                ensemble.fab.n_target_classes = targets
+                return ensemble.fab
+            case _:
+                return ensemble.square

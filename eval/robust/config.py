@@ -1,0 +1,60 @@
+"""What `bigroc eval robust` takes: every field, with its range."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from eval.robust.attacks import Budget, check_attack_name
+from eval.robust.radii import Radii
+from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Positive
+from robust_models.runtime.device import PrecisionChoice
+from robust_models.threat import NORMS, check_ball
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RobustConfig(CheckpointFlags):
+    ckpt: str = Field(description="a classifier: an embedded name or a checkpoint file, anyone's")
+    data: str = Field(description='labelled images: "cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
+    eps: Radii = Field(description="radius of the ball, pixels in [0,1]; 8/255 is a number here; several: 0.25,0.5,1")
+    norm: str = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
+    attack: str = Field(
+        "pgd", description="pgd, apgd, autoattack, or LIBRARY:CLASS with advertorch, foolbox or torchattacks"
+    )
+    steps: AtLeastOne | None = Field(
+        None, description="gradient steps of each run (null: 20 where there is a step size, else the attack's own)"
+    )
+    step_size: Positive | None = Field(None, description="length of a step (null: 2.5 * eps / steps)")
+    restarts: AtLeastOne = Field(1, description="runs for each image; it counts as robust if it withstands all")
+    random_start: bool = Field(True, description="start where the attack does: pgd anywhere in the ball (false: at x)")
+    early_stop: bool = Field(True, description="pgd: any point of a run may break the image (false: only its last)")
+    limit: AtLeastOne | None = Field(None, description="only the first so many images (null: all)")
+    batch_size: AtLeastOne = Field(250, description="images at a time; the result of pgd does not depend on it")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of all that is drawn")
+    state: Path | None = Field(None, description="file kept after each batch; the same command goes on from it")
+    sanity: bool = Field(False, description="also look for signs of masked gradients, on a few images")
+    device: str = Field("auto", description=DEVICE)
+    precision: PrecisionChoice = Field("fp32", description="fp32 for figures to quote; bf16 for a quick look")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RobustConfig":
+        if not self.radii:
+            raise ValueError("eps: no radius given")
+        for eps in self.radii:
+            check_ball(self.norm, eps)
+        check_attack_name(self.attack)
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"restarts: {self.restarts} runs without a random start would all be the same")
+        return self
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Each radius once, growing."""
+        return tuple(sorted(set(self.eps))) if isinstance(self.eps, tuple) else (self.eps,)
+
+    def budget(self, eps: float, num_classes: int) -> Budget:
+        """What the attack may spend at one radius."""
+        own = ("norm", "steps", "step_size", "random_start", "restarts", "seed", "early_stop")
+        return Budget(eps=eps, num_classes=num_classes, **{name: getattr(self, name) for name in own})

@@ -1,0 +1,139 @@
+"""Robust accuracy: the share of images classified rightly, and still so under every attempt of an attack."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.special import ndtri
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from eval.robust.attacks.budget import Attempt
+from eval.robust.progress import Progress, StageProgress
+from robust_models import NORMS, to_float
+from robust_models.attacks import frozen_eval
+
+RELATIVE_TOLERANCE = 1e-4  # of eps, and
+ABSOLUTE_TOLERANCE = 1e-6  # the float32 rounding of a pixel, many times
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Per image, in the order of the set: bool [N] on the CPU."""
+
+    correct: Tensor  # as it is
+    robust: Tensor  # and under every attempt: the worst case over restarts
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Where an adversarial image counts."""
+
+    norm: str
+    eps: float
+
+    def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """bool [N]: x_adv is within eps of x, up to 1e-4 of eps and 1e-6. False where a pixel is not a number."""
+        return NORMS[self.norm].length(x_adv - x) <= self.eps * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass over the images that are still rightly classified."""
+
+    title: str
+    attempt: Attempt | None = None  # None: the images as they are
+    ball: Ball | None = None  # None: whatever the attempt returns counts
+
+
+def measure_robustness(
+    model: nn.Module, x_u8: Tensor, y: Tensor, attempts: Sequence[Attempt], *, batch_size: int = 250
+) -> Robustness:
+    """Clean and worst-case correctness of model (pixels [0,1] -> logits) on x_u8 uint8 [N,3,H,W], y int64 [N].
+
+    Only the images that every earlier attempt left rightly classified meet the next one. Runs in eval mode on the
+    device of the model's parameters, which are left as found; progress on stderr.
+    """
+    stages = [Stage("clean"), *(Stage(f"attack {i}/{len(attempts)}", attempt) for i, attempt in enumerate(attempts, 1))]
+    passed = run_stages(model, x_u8, y, stages, batch_size=batch_size)
+    return Robustness(passed[0].survived, passed[-1].survived)
+
+
+def run_stages(
+    model: nn.Module,
+    x_u8: Tensor,
+    y: Tensor,
+    stages: Sequence[Stage],
+    *,
+    batch_size: int = 250,
+    progress: Progress | None = None,
+) -> list[StageProgress]:
+    """What each stage left rightly classified; each begins with the survivors of the one before.
+
+    Growing radii of one norm are one such chain: an image broken inside a ball is broken inside every larger one.
+    A progress that has been under way goes on where it was, with the batches that an uninterrupted run would have.
+    """
+    progress = Progress() if progress is None else progress
+    alive = torch.ones(len(y), dtype=torch.bool)
+    with frozen_eval(model):
+        for number, stage in enumerate(stages):
+            alive = _pass(model, x_u8, y, alive, stage, batch_size, progress, number)
+    return progress.stages
+
+
+def _pass(
+    model: nn.Module,
+    x_u8: Tensor,
+    y: Tensor,
+    alive: Tensor,
+    stage: Stage,
+    batch_size: int,
+    progress: Progress,
+    number: int,
+) -> Tensor:
+    """The survivors, bool [N], of one stage among those alive."""
+    if number == len(progress.stages):
+        progress.stages.append(StageProgress(torch.zeros_like(alive)))
+    so_far = progress.stages[number]
+    device = next(model.parameters()).device
+    index = alive.nonzero().squeeze(1)
+    with tqdm(total=len(index), initial=so_far.done, desc=stage.title, unit="img", mininterval=0.5) as bar:
+        for part in index[so_far.done :].split(batch_size) if so_far.done < len(index) else ():
+            started = time.perf_counter()
+            x, labels = to_float(x_u8[part].to(device)), y[part].to(device)
+            right, outside = _judge(model, x, labels, part, stage)
+            so_far.survived[part] = right.cpu()
+            so_far.outside += outside
+            so_far.done += len(part)
+            so_far.wall_s += time.perf_counter() - started
+            progress.save()
+            bar.update(len(part))
+    return so_far.survived
+
+
+def _judge(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, stage: Stage) -> tuple[Tensor, int]:
+    """Right after the stage, bool [n]; and how many were fooled by an image outside the ball, which does not count.
+
+    An attacked image is clipped to [0,1] first: x lies in the box, so no pixel moves away from it.
+    """
+    x_adv = x if stage.attempt is None else stage.attempt(model, x, y, index).clamp(0, 1)
+    with torch.no_grad():
+        fooled = model(x_adv).argmax(1) != y
+    if stage.ball is None:
+        return ~fooled, 0
+    counts = fooled & stage.ball.holds(x_adv, x)
+    return ~counts, int((fooled & ~counts).sum())
+
+
+def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a fraction: sampling error of N images, not of the attack's randomness.
+
+    Wilson 1927; inside [0,1] and not empty at 0 or n successes, as the normal approximation is.
+    """
+    z = float(ndtri(0.5 + confidence / 2))
+    share = successes / n
+    centre = share + z**2 / (2 * n)
+    reach = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    scale = 1 + z**2 / n
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)

@@ -1,0 +1,198 @@
+"""What a study reads: opened, hashed and checked once, before any work."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
+from refine.targets import known_targets
+from robust_models.checkpoints.provenance import load_classifier
+from robust_models.classifier import Description, RobustClassifier
+from robust_models.datasets import Dataset, open_dataset
+from robust_models.errors import UserError
+from robust_models.features import FeatureExtractor, open_features
+from robust_models.features.statistics import check_images, check_stored
+from robust_models.images import ImageSet, open_images
+from robust_models.images.patterns import expand
+from robust_models.labels import fit_labels
+from robust_models.metrics import StoredStatistics, read_statistics
+from robust_models.runtime.files import sha256_of
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier of the study that is there, and what its file says."""
+
+    spec: ClassifierSpec
+    ckpt: str
+    sha256: str
+    description: Description
+    num_parameters: int
+
+    @classmethod
+    def open(cls, spec: ClassifierSpec, ckpt: str) -> "Checkpoint":
+        model, source = load_classifier(ckpt, spec)
+        return cls(spec, ckpt, source.sha256, model.description, sum(p.numel() for p in model.network.parameters()))
+
+
+@dataclass(frozen=True)
+class Images:
+    """An image set of the study; a limit of all its images or more is none."""
+
+    set: ImageSet
+    sha256: str  # of its files
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Stored statistics in the judge's features, or the images of which they are to be taken."""
+
+    path: Path
+    sha256: str
+    stored: StoredStatistics | None
+    images: ImageSet | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The features that score, and (of a classifier) its classes, by which it can tell what an image shows."""
+
+    features: FeatureExtractor
+    class_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    judge: Judge
+    reference: Reference
+    reference_images: Images | None
+    images: dict[str, Images]
+    checkpoints: dict[str, Checkpoint]  # of the classifiers that need no training
+    data: Dataset | None
+    data_sha256: str | None  # of the pixels and labels that are taken of it
+
+
+def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
+    """UserError for whatever does not fit: it names the field and the one of its members."""
+    judge = _open_judge(config, device)
+    images = {
+        spec.name: _open_images(spec.path, spec.limit, judge.features, f"images.{spec.name}") for spec in config.images
+    }
+    checkpoints = {spec.name: _open_checkpoint(spec) for spec in config.classifiers if spec.ckpt is not None}
+    for checkpoint in checkpoints.values():
+        if checkpoint.sha256 == judge.features.source.sha256:
+            raise UserError(
+                f"judge: {config.judge} is the classifier {checkpoint.spec.name} too, which would flatter its own "
+                "work; take another"
+            )
+    data = _open_data(config)
+    inputs = Inputs(
+        judge,
+        _open_reference(config, judge.features),
+        _open_reference_images(config, judge.features),
+        images,
+        checkpoints,
+        data,
+        None if data is None else _sha256_of_data(data),
+    )
+    for checkpoint in checkpoints.values():
+        check_classes(config, inputs, checkpoint)
+    return inputs
+
+
+def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -> None:
+    """UserError where a classifier's classes or image size do not fit what it is to refine or to be tested on."""
+    without_network = RobustClassifier(nn.Identity(), checkpoint.description)
+    try:
+        for images in inputs.images.values():
+            modes = config.targets or (("given",) if images.set.labels is not None else ())
+            for mode in modes:
+                known_targets(mode, images.set, without_network)
+        if inputs.data is not None:
+            _check_data(inputs.data, checkpoint.description)
+    except UserError as error:
+        raise UserError(f"classifiers.{checkpoint.spec.name}: {error}") from error
+
+
+def _check_data(data: Dataset, description: Description) -> None:
+    if data.image_size != description.image_size:
+        raise UserError(
+            f"takes images of {description.image_size} px; those of data ({data.source}) have {data.image_size} px"
+        )
+    fit_labels(data.y.numpy(), data.class_names, description.class_names, source=data.source)
+
+
+def _open_judge(config: StudyConfig, device: torch.device) -> Judge:
+    try:
+        features = open_features(config.judge, weights=config.weights, protocol=config.protocol, device=device)
+    except UserError as error:
+        raise UserError(f"judge: {error}") from error
+    kind, _, checkpoint = config.judge.partition(":")
+    classes = load_classifier(checkpoint)[0].class_names if kind == "classifier" else None
+    return Judge(features, classes)
+
+
+def _open_images(path: Path, limit: int | None, judge: FeatureExtractor, field: str) -> Images:
+    path = located(path, field)
+    try:
+        images = open_images(path)
+        if images.depth != "uint8":
+            raise UserError(f"{path}: images are {images.depth}; scores are of 8-bit images: save them as uint8 first")
+        check_images(images, judge)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    return Images(images, sha256_of_files(path), None if limit is None or limit >= len(images) else limit)
+
+
+def _open_checkpoint(spec: ClassifierSpec) -> Checkpoint:
+    assert spec.ckpt is not None
+    try:
+        return Checkpoint.open(spec, spec.ckpt)
+    except UserError as error:
+        raise UserError(f"classifiers.{spec.name}: {error}") from error
+
+
+def _open_reference(config: StudyConfig, judge: FeatureExtractor) -> Reference:
+    path = located(config.reference, "reference")
+    if path.is_file() and (stored := read_statistics(path)) is not None:
+        try:
+            check_stored(stored, judge)
+        except UserError as error:
+            raise UserError(f"reference: {str(error).replace('--features', 'judge')}") from error
+        return Reference(path, sha256_of(path), stored, None)
+    images = _open_images(path, None, judge, "reference")
+    return Reference(path, images.sha256, None, images.set)
+
+
+def _open_reference_images(config: StudyConfig, judge: FeatureExtractor) -> Images | None:
+    if config.reference_images is None:
+        return None
+    return _open_images(config.reference_images, None, judge, "reference_images")
+
+
+def _open_data(config: StudyConfig) -> Dataset | None:
+    if config.data is None:
+        return None
+    source = str(located(config.data, "data")) if config.data.startswith(BUNDLED) else config.data
+    try:
+        return open_dataset(source, "test")[: config.robust.limit].in_memory()
+    except UserError as error:
+        raise UserError(f"data: {error}") from error
+
+
+def _sha256_of_data(data: Dataset) -> str:
+    digest = hashlib.sha256(repr((tuple(data.x_u8.shape), data.class_names)).encode())
+    digest.update(data.x_u8.numpy().tobytes())
+    digest.update(data.y.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of_files(path: Path) -> str:
+    """Of a file, a folder, or all files that a pattern names."""
+    if path.exists():
+        return sha256_of(path)
+    return hashlib.sha256("\n".join(map(sha256_of, expand(path))).encode()).hexdigest()

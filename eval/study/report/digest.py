@@ -1,0 +1,187 @@
+"""What the report tells, drawn from the results once: cells with names, intervals and marks, grouped by image set."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from eval.robust.stages import binomial_interval
+from eval.study.report.compare import RESAMPLES, Comparison, Difference, Estimate
+from eval.study.report.words import cell_words, varied
+from eval.study.results import Accuracy, CellResult, ClassifierResult, Results
+from robust_models.errors import UserError
+from robust_models.metrics import FrechetReference, read_statistics
+
+BEST, TIED = "best", "tied"
+_SHARES = ("judge_agreement", "target_agreement")  # of the set's images: binomial
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell as the report tells it."""
+
+    cell: CellResult
+    anchor: str  # of its details on the page
+    label: str
+    distance: Estimate | None = None  # Frechet
+    from_raw: Difference | None = None  # its distance less that of the raw images
+    mark: str = ""  # BEST: significantly lower than all others of the set; TIED: not told apart from the lowest
+
+    def score(self, name: str) -> Estimate | None:
+        """A finite score, with an interval where it is a share of images."""
+        value = self.cell.scores.get(name, math.nan)
+        if not math.isfinite(value):
+            return None
+        n = self.cell.num_images
+        return Estimate(value, binomial_interval(round(value * n), n) if name in _SHARES and n else None)
+
+
+@dataclass(frozen=True)
+class SetDigest:
+    """The cells of one image set."""
+
+    name: str
+    anchor: str
+    rows: tuple[Row, ...]
+    comparison: Comparison
+
+    @cached_property
+    def scored(self) -> tuple[Row, ...]:
+        """Rows with a distance."""
+        return tuple(row for row in self.rows if row.distance is not None)
+
+    @cached_property
+    def raw(self) -> Row | None:
+        return next((row for row in self.scored if row.cell.axes.is_raw), None)
+
+    @cached_property
+    def refined(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.scored if not row.cell.axes.is_raw)
+
+    @cached_property
+    def tied(self) -> tuple[Row, ...]:
+        """Marked as TIED, the lowest first."""
+        return tuple(sorted((row for row in self.rows if row.mark == TIED), key=_distance))
+
+    def best(self, classifiers: Sequence[str] | None = None) -> Row | None:
+        """The refined row of the lowest distance, among these classifiers."""
+        rows = [row for row in self.refined if classifiers is None or row.cell.axes.classifier in classifiers]
+        return min(rows, key=_distance, default=None)
+
+    def difference(self, row: Row, other: Row) -> Difference | None:
+        """Of their distances; None where the features of one are not at hand."""
+        if row.anchor not in self.comparison or other.anchor not in self.comparison:
+            return None
+        return self.comparison.difference(row.anchor, other.anchor)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """The whole study as the report tells it."""
+
+    results: Results
+    axes: tuple[str, ...]  # that refined cells differ in
+    sets: tuple[SetDigest, ...]
+    resamples: int
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Of every cell, in the order of the results."""
+        rows = {row.anchor: row for one in self.sets for row in one.rows}
+        return tuple(rows[anchor] for anchor, _ in _numbered(self.results))
+
+    @cached_property
+    def classifiers(self) -> tuple[str, ...]:
+        """Names of all that cells were refined with, in the order of the results."""
+        named = [one.name for one in self.results.classifiers]
+        used = [cell.axes.classifier for cell in self.results.cells if cell.axes.classifier is not None]
+        return tuple(dict.fromkeys([*named, *used]))
+
+    def classifier(self, name: str | None) -> ClassifierResult | None:
+        return next((one for one in self.results.classifiers if one.name == name), None)
+
+    def anchor(self, name: str) -> str:
+        """Of a classifier's details on the page."""
+        return f"classifier-{self.classifiers.index(name) + 1}"
+
+    @cached_property
+    def num_done(self) -> int:
+        return sum(cell.error is None for cell in self.results.cells)
+
+    @cached_property
+    def num_cells(self) -> int:
+        return len(self.results.cells) + self.results.missing
+
+
+def digested(results: Results, *, resamples: int = RESAMPLES) -> Digest:
+    """Reads the cells' features and compares them. UserError for a reference or features that do not fit."""
+    stored = read_statistics(results.reference)
+    if stored is None:
+        raise UserError(f"reference: {results.reference} holds no statistics (mu, sigma); give an .npz of them")
+    reference = FrechetReference(stored)
+    axes = varied(results.cells)
+    names = dict.fromkeys(cell.axes.images for cell in results.cells)
+    sets = [_set(results, name, f"images-{i}", axes, reference, resamples) for i, name in enumerate(names, 1)]
+    return Digest(results, axes, tuple(sets), resamples)
+
+
+def _set(
+    results: Results, name: str, anchor: str, axes: Sequence[str], reference: FrechetReference, resamples: int
+) -> SetDigest:
+    cells = [(anchor, cell) for anchor, cell in _numbered(results) if cell.axes.images == name]
+    comparison = Comparison(_features(cells), reference, resamples=resamples)
+    raw = next((anchor for anchor, cell in cells if cell.axes.is_raw and anchor in comparison), None)
+    marks = _marks(comparison)
+    rows = []
+    for cell_anchor, cell in cells:
+        distance, from_raw = None, None
+        if cell_anchor in comparison:
+            distance = comparison.distance(cell_anchor)
+            if raw is not None and raw != cell_anchor:
+                from_raw = comparison.difference(cell_anchor, raw)
+        elif cell.error is None and math.isfinite(cell.scores.get("frechet", math.nan)):
+            distance = Estimate(cell.scores["frechet"], None)
+        label = cell_words(cell.axes, axes)
+        rows.append(Row(cell, cell_anchor, label, distance, from_raw, marks.get(cell_anchor, "")))
+    return SetDigest(name, anchor, tuple(rows), comparison)
+
+
+def _marks(comparison: Comparison) -> dict[str, str]:
+    """None at all where nothing stands apart."""
+    if len(comparison.names) < 2:
+        return {}
+    tied = comparison.tied()
+    if len(tied) == len(comparison.names):
+        return {}
+    return {tied[0]: BEST} if len(tied) == 1 else dict.fromkeys(tied, TIED)
+
+
+def _numbered(results: Results) -> Iterator[tuple[str, CellResult]]:
+    return ((f"cell-{number}", cell) for number, cell in enumerate(results.cells, 1))
+
+
+def _features(cells: Sequence[tuple[str, CellResult]]) -> Iterator[tuple[str, np.ndarray]]:
+    for anchor, cell in cells:
+        if cell.error is None and cell.arrays is not None:
+            with np.load(cell.arrays, allow_pickle=False) as arrays:
+                yield anchor, arrays["features"]
+
+
+def _distance(row: Row) -> float:
+    assert row.distance is not None
+    return row.distance.value
+
+
+def radii(digest: Digest) -> list[tuple[str, float]]:
+    """(norm, eps) of every accuracy, the clean one first."""
+    found = {(a.norm, a.eps) for one in digest.results.classifiers for a in one.accuracies if a.eps > 0}
+    return sorted(found)
+
+
+def accuracy_at(classifier: ClassifierResult | None, norm: str, eps: float) -> Accuracy | None:
+    """Under attack at eps; the clean one, of whatever norm, at 0."""
+    if classifier is None:
+        return None
+    return next((a for a in classifier.accuracies if a.eps == eps and (eps == 0 or a.norm == norm)), None)

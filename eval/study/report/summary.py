@@ -1,0 +1,113 @@
+"""The answer in sentences, computed from the numbers and no stronger than their intervals."""
+
+from collections.abc import Sequence
+
+from eval.study.report.compare import Difference, Estimate
+from eval.study.report.digest import BEST, Digest, Row, SetDigest
+from eval.study.report.words import counted, listed, number_words, places
+
+STANDARD = "none"  # the threat model of a classifier that was not trained to withstand anything
+
+
+def summary(digest: Digest) -> dict[str, str]:
+    """A few sentences for each image set, by its name."""
+    return {one.name: " ".join(_sentences(digest, one)) for one in digest.sets}
+
+
+def standing(digest: Digest) -> str:
+    """How much of the study there is: "18 of 24 cells: 2 failed, 4 have not been run"."""
+    failed = len(digest.results.cells) - digest.num_done
+    parts = [counted(failed, "cell") + " failed"] if failed else []
+    if digest.results.missing:
+        parts.append(f"{counted(digest.results.missing, 'cell')} not run yet")
+    return f"{digest.num_done} of {counted(digest.num_cells, 'cell')}" + (f": {', '.join(parts)}" if parts else "")
+
+
+def _sentences(digest: Digest, one: SetDigest) -> list[str]:
+    best = one.best()
+    if best is None:
+        return ["No refined cell has a distance."]
+    return [_effect(one, best), *_alike(one, best), *_by_classifier(digest, one), *_robust_or_standard(digest, one)]
+
+
+def _effect(one: SetDigest, best: Row) -> str:
+    """What the best refinement does to the raw images."""
+    decimals = places(row.distance for row in one.scored)
+    lowest = f"{number_words(best.distance, decimals)} with {best.label}"
+    if one.raw is None:
+        return f"The lowest Fréchet distance is {lowest}; the raw images' is not known."
+    raw = number_words(one.raw.distance, decimals)
+    change = best.from_raw
+    if change is None:
+        return f"The lowest Fréchet distance is {lowest}, that of the raw images {raw}; not compared."
+    if change.is_lower:
+        return f"Refinement lowers the Fréchet distance from {raw} to {lowest}, by {_size(change)}."
+    if change.is_higher:
+        return (
+            f"No refinement lowers the Fréchet distance of the raw images, {raw}; the lowest after it is "
+            f"{lowest}, higher by {_size(change)}."
+        )
+    return (
+        f"No refinement lowers the Fréchet distance of the raw images, {raw}, significantly; the lowest after it is "
+        f"{lowest}, a difference of {number_words(change, places([change]), signed=True)}."
+    )
+
+
+def _alike(one: SetDigest, best: Row) -> list[str]:
+    """Which others are not told apart from the lowest."""
+    if best.mark == BEST:
+        return ["It is significantly lower than that of every other cell measured."] if len(one.refined) > 1 else []
+    others = [row.label for row in one.tied if row is not best]
+    return [f"Not told apart from the lowest: {listed(others)}."] if best in one.tied and others else []
+
+
+def _by_classifier(digest: Digest, one: SetDigest) -> list[str]:
+    """What each classifier does at its best; nothing where there is only one."""
+    found: dict[str, list[str]] = {"lower": [], "same": [], "higher": []}
+    for name in digest.classifiers:
+        row = one.best([name])
+        if row is not None and row.from_raw is not None:
+            found[_direction(row.from_raw)].append(name)
+    if sum(map(len, found.values())) < 2:
+        return []
+    parts = [
+        f"{listed(names)} {words if len(names) > 1 else singular}"
+        for names, words, singular in (
+            (found["lower"], "lower it significantly", "lowers it significantly"),
+            (found["same"], "do not change it significantly", "does not change it significantly"),
+            (found["higher"], "raise it significantly", "raises it significantly"),
+        )
+        if names
+    ]
+    return [f"Each at its best setting, {'; '.join(parts)}."]
+
+
+def _robust_or_standard(digest: Digest, one: SetDigest) -> list[str]:
+    """The best of the classifiers trained to withstand something against the best of those that were not."""
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for classifier in digest.results.classifiers:
+        if classifier.threat_model:
+            kinds[classifier.threat_model == STANDARD].append(classifier.name)
+    robust, standard = one.best(kinds[False]), one.best(kinds[True])
+    if robust is None or standard is None:
+        return []
+    difference = one.difference(robust, standard)
+    if difference is None:
+        return []
+    pair = f"The best robust classifier ({robust.label})", f"the best standard one ({standard.label})"
+    if not difference.is_significant:
+        interval = number_words(difference, places([difference]), signed=True)
+        return [f"{pair[0]} is not told apart from {pair[1]}: {interval}."]
+    way = "lower" if difference.is_lower else "higher"
+    return [f"{pair[0]} ends at a distance {way} by {_size(difference)} than {pair[1]}."]
+
+
+def _direction(difference: Difference) -> str:
+    return "lower" if difference.is_lower else "higher" if difference.is_higher else "same"
+
+
+def _size(difference: Difference) -> str:
+    """Without its sign: "10.9 [9.8, 12.0]"."""
+    ends: Sequence[float] = sorted(map(abs, difference.interval))
+    size = Estimate(abs(difference.value), (ends[0], ends[1]))
+    return number_words(size, places([size]))

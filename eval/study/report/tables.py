@@ -1,0 +1,175 @@
+"""The tables, once: columns of text that the page and LaTeX share, and flat records for CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from eval.study.report.compare import Difference, Estimate
+from eval.study.report.digest import BEST, TIED, Digest, Row, accuracy_at, radii
+from eval.study.report.summary import standing, summary
+from eval.study.report.words import axis_words, eps_words, interval_words, norm_words, places, value_words
+from eval.study.results import ClassifierResult
+
+MARKS = {BEST: "★", TIED: "≈", "": ""}
+_AXIS_HEADINGS = {"norm": "Norm", "eps": "eps", "steps": "Steps", "targets": "Targets", "loss": "Loss", "seed": "Seed"}
+_SCORES = {  # name: heading, factor
+    "inception_score": ("Judge's IS\N{NO-BREAK SPACE}↑", 1),
+    "precision": ("Precision\N{NO-BREAK SPACE}↑", 1),
+    "recall": ("Recall\N{NO-BREAK SPACE}↑", 1),
+    "judge_agreement": ("Judge agrees, %\N{NO-BREAK SPACE}↑", 100),
+    "target_agreement": ("Target met, %", 100),
+    "distance": ("Moved", 1),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table, its interval beneath; sign: what a difference means, "lower", "higher" or ""."""
+
+    value: str
+    interval: str = ""
+    sign: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings of the number columns, and their entries for every row."""
+
+    axes: tuple[str, ...]  # headings of the axes
+    headings: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]  # (axes' values, entries), one for each row
+
+
+def cells_table(digest: Digest, rows: Sequence[Row]) -> Table:
+    """Of these cells; a failed one has no entries. Decimals fit the whole study, so that tables can be compared."""
+    columns: list[tuple[str, list[Entry]]] = [
+        ("Fréchet distance\N{NO-BREAK SPACE}↓", _entries(digest, rows, lambda row: row.distance)),
+        ("Less raw", _entries(digest, rows, lambda row: row.from_raw, signed=True)),
+    ]
+    for name, (heading, factor) in _SCORES.items():
+        if any(row.score(name) for row in digest.rows):
+            columns.append((heading, _entries(digest, rows, lambda row, name=name: row.score(name), factor=factor)))
+    axes = [
+        tuple("" if row.cell.axes.is_raw else axis_words(row.cell.axes, axis) for axis in digest.axes) for row in rows
+    ]
+    entries = list(zip(*(column for _, column in columns), strict=True))
+    return Table(
+        tuple(_AXIS_HEADINGS[axis] for axis in digest.axes),
+        tuple(heading for heading, _ in columns),
+        tuple((axes[i], () if row.cell.error else entries[i]) for i, row in enumerate(rows)),
+    )
+
+
+def classifiers_table(digest: Digest) -> Table:
+    """What each classifier withstands, in percent; a failed one has no entries."""
+    at = [("", 0.0), *radii(digest)]
+    headings = ["Clean, %"] + [f"{norm_words(norm)} {eps_words(eps, norm)}, %" for norm, eps in at[1:]]
+    rows = []
+    for name in digest.classifiers:
+        one = digest.classifier(name)
+        rows.append(((), () if one is None or one.error else tuple(_accuracy(one, *radius) for radius in at)))
+    return Table((), tuple(headings), tuple(rows))
+
+
+def csv_text(digest: Digest) -> str:
+    """One line per cell: its axes, scores, intervals, mark, what it came from, and the one line of a failed one."""
+    records = [_record(row) for row in digest.rows]
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def json_text(digest: Digest) -> str:
+    """Everything that the page tells; numbers that are not finite are null."""
+    results = digest.results
+    found = {
+        "title": results.title,
+        "question": results.question,
+        "standing": standing(digest),
+        "summary": summary(digest),
+        "judge": results.judge,
+        "reference": results.reference_words,
+        "command": results.command,
+        "vary": results.vary,
+        "missing": results.missing,
+        "resamples": digest.resamples,
+        "classifiers": [_without_panel(one) for one in results.classifiers],
+        "cells": [
+            _record(row) | {"provenance": asdict(row.cell.provenance) if row.cell.provenance else None}
+            for row in digest.rows
+        ],
+    }
+    return json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def _record(row: Row) -> dict[str, Any]:
+    """A cell, flat."""
+    cell, provenance = row.cell, row.cell.provenance
+    record: dict[str, Any] = {"cell": row.anchor, **asdict(cell.axes), "num_images": cell.num_images}
+    record |= _flat("frechet", row.distance) | _flat("less_raw", row.from_raw) | {"mark": row.mark}
+    for name in cell.scores:
+        if name != "frechet":
+            record |= _flat(name, row.score(name))
+    if provenance is not None:
+        inputs = {f"sha256_{name}": digest for name, digest in provenance.inputs.items()}
+        record |= {"key": provenance.key, **inputs, "wall_s": provenance.wall_s}
+    return record | ({} if cell.error is None else {"error": cell.error})
+
+
+def _flat(name: str, number: Estimate | None) -> dict[str, float]:
+    if number is None:
+        return {}
+    ends = {} if number.interval is None else dict(zip((f"{name}_low", f"{name}_high"), number.interval, strict=True))
+    return {name: number.value, **ends}
+
+
+def _accuracy(one: ClassifierResult, norm: str, eps: float) -> Entry:
+    found = accuracy_at(one, norm, eps)
+    percent = None if found is None else _times(Estimate(found.value, found.interval), 100)
+    return _entry(percent, min(1, places([percent], otherwise=1)))
+
+
+def _entries(
+    digest: Digest,
+    rows: Sequence[Row],
+    number: Callable[[Row], Estimate | None],
+    *,
+    factor: float = 1,
+    signed: bool = False,
+) -> list[Entry]:
+    decimals = places(_times(number(row), factor) for row in digest.rows)
+    return [_entry(_times(number(row), factor), decimals, signed=signed) for row in rows]
+
+
+def _entry(number: Estimate | None, decimals: int, *, signed: bool = False) -> Entry:
+    sign = ""
+    if isinstance(number, Difference) and number.is_significant:
+        sign = "lower" if number.is_lower else "higher"
+    return Entry(value_words(number, decimals, signed=signed), interval_words(number, decimals, signed=signed), sign)
+
+
+def _times(number: Estimate | None, factor: float) -> Estimate | None:
+    if number is None or factor == 1:
+        return number
+    ends = number.interval and (number.interval[0] * factor, number.interval[1] * factor)
+    return replace(number, value=number.value * factor, interval=ends)
+
+
+def _without_panel(classifier: ClassifierResult) -> dict[str, Any]:
+    """All but a path that means nothing elsewhere."""
+    return {name: value for name, value in asdict(classifier).items() if name != "panel"}
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

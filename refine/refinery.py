@@ -1,0 +1,111 @@
+"""Refining a block of stored images, and what it did to each of them.
+
+Blocks have a fixed number of images, so that an image's result does not depend on how many came with it: convolutions
+and matrix products take other kernels, with other rounding, for other numbers of images; batches of 1, 7 and 64 differ
+in the last bits. In blocks of one size, the short ones filled up, they do not (bit-equal on the CPU in float32), and
+torch.compile meets a single shape.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from refine.network import consensus, images_first
+from refine.targets import pseudo, uncertain
+from robust_models.attacks import PGD
+from robust_models.images import Depth, from_float, to_float
+from robust_models.threat import NORMS
+
+_CPU_PIXELS = 2**16  # where images/s of small networks level off: 64 images of 32x32, 1 of 256x256
+
+
+class Outcome(NamedTuple):
+    """What refinement did to each image of a batch, [n] on the CPU, measured on the stored images before and after."""
+
+    target: Tensor
+    confidence_before: Tensor  # probability of the target
+    confidence_after: Tensor
+    loss_before: Tensor
+    loss_after: Tensor
+    on_target_before: Tensor  # True where the prediction is the target
+    on_target_after: Tensor
+    distance: Tensor  # norm of the change, pixels in [0,1]
+    touched: Tensor  # False where the image was left alone
+
+
+def block_size(device: torch.device, image_size: int, batch_size: int) -> int:
+    """Images per block: on a GPU the batch size asked for; on the CPU what suits the classifier's image size."""
+    if device.type != "cpu":
+        return batch_size
+    return max(1, min(64, _CPU_PIXELS // image_size**2))
+
+
+def filled(batch: Tensor, size: int) -> Tensor:
+    """batch [n,...] with its last row repeated until there are `size`."""
+    missing = size - len(batch)
+    return batch if missing == 0 else torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
+
+
+@dataclass(frozen=True)
+class Refinery:
+    """The model, the steps, and how many images they take at once; images [n,3,H,W] come and go in their own depth."""
+
+    model: nn.Module  # x in [0,1] -> logits, in eval mode (refine.network.together)
+    attack: PGD
+    device: torch.device
+    block: int
+    depth: Depth
+    uncertain_below: float = 0.0
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[n,classes] on the CPU, or [n,K,classes] of K classifiers, for n images, at most a block."""
+        return images_first(self._logits(self._block(pixels)))[: len(pixels)].cpu()
+
+    def refine(self, pixels: Tensor, target: Tensor | None, logits: Tensor | None = None) -> tuple[Tensor, Outcome]:
+        """Refined images and what became of them, for n images, at most a block.
+
+        target [n] None: the model's own guesses. logits: what self.logits has said of these images, or None.
+        """
+        n = len(pixels)
+        x = self._block(pixels)
+        before = self._logits(x) if logits is None else images_first(filled(logits.to(self.device), self.block))
+        seen_before = consensus(before)
+        y = pseudo(seen_before) if target is None else filled(target.to(self.device), self.block)
+        touched = ~uncertain(seen_before, self.uncertain_below)
+        stored = _kept_where(pixels, touched[:n].cpu(), from_float(self.attack(self.model, x, y)[:n], self.depth).cpu())
+        x_ref = self._block(stored)
+        after = self._logits(x_ref)
+        seen_after = consensus(after)
+        outcome = Outcome(
+            y,
+            _confidence(seen_before, y),
+            _confidence(seen_after, y),
+            self.attack.loss(before, y),
+            self.attack.loss(after, y),
+            seen_before.argmax(1) == y,
+            seen_after.argmax(1) == y,
+            NORMS[self.attack.norm].length(x_ref - x),
+            touched,
+        )
+        return stored, Outcome(*(column[:n].cpu() for column in outcome))
+
+    def _block(self, pixels: Tensor) -> Tensor:
+        return filled(to_float(pixels.to(self.device)), self.block)
+
+    @torch.no_grad()
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def _kept_where(pixels: Tensor, touched: Tensor, refined: Tensor) -> Tensor:
+    """The refined images, but pixels, bit for bit, where they were left alone."""
+    result = refined.numpy().copy()
+    left = ~touched.numpy()
+    result[left] = pixels.numpy()[left]
+    return torch.from_numpy(result)
+
+
+def _confidence(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,43 @@
+"""What decides a run's result, as plain values: two runs with equal settings make the same images."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refine.config import RefineConfig
+from robust_models.checkpoints import find
+from robust_models.classifier import Precision
+from robust_models.images import ImageSet
+from robust_models.images.patterns import fingerprint
+from robust_models.runtime.config import as_plain
+from robust_models.runtime.files import sha256_of
+
+# Without effect, or told below in other words. On a GPU batch_size moves the last float32 bits, but a run that was out
+# of memory must be able to go on with a smaller one.
+_LEFT_OUT = {
+    "ckpt", "input", "out", "targets", "reference", "judge", "auto_images", "batch_size", "device", "precision",
+    "overwrite", "grid", "grid_images", "trajectory", "trajectory_images",
+}  # fmt: skip
+
+
+def deciding(config: RefineConfig, images: ImageSet, device: torch.device, precision: Precision) -> dict[str, Any]:
+    """Every setting that decides the images, JSON-ready, with what the files it names hold."""
+    plain = {name: value for name, value in as_plain(config).items() if name not in _LEFT_OUT}
+    for i, name in enumerate(config.ckpts):
+        plain["ckpt" if i == 0 else f"ckpt {i + 1}"] = f"{name} (sha256 {sha256_of(find(name))[:16]})"
+    plain |= {
+        "input": str(config.input.resolve()),
+        "input files": fingerprint(config.input),
+        "input images": f"{len(images)} of {images.size[1]}x{images.size[0]} {images.depth}",
+        "targets": config.targets or ("pseudo" if images.labels is None else "given"),
+        "device": device.type,
+        "precision": precision,
+    }
+    for name, text in (("targets", config.targets), ("prior", config.prior)):
+        if text is not None and Path(text).is_file():
+            plain[f"{name} file"] = sha256_of(Path(text))[:16]
+    if config.eps == "auto" and config.reference is not None:
+        plain |= {"reference": str(config.reference.resolve()), "reference files": fingerprint(config.reference)}
+        plain |= {"judge": config.judge, "auto_images": config.auto_images}
+    return plain
