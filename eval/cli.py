@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from eval.quality.config import QualityConfig, StatisticsConfig
 from eval.quality.run import run_quality, run_statistics
-from eval.quality.summary import tell_quality, tell_statistics
+from eval.quality.summary import format_quality, format_statistics
 from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from eval.study.cli import STUDY
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(EVAL, argv)
 
 
-def _tell_robust(summary: Summary) -> str:
+def _format_robust(summary: Summary) -> str:
     count = f"N = {summary['n']}" + (f" (the first of {summary['data_n']})" if summary["n"] < summary["data_n"] else "")
     lines = [f"clean accuracy  {_percent(summary['clean_accuracy'], summary['clean_interval'])}"]
     for result in summary["results"]:
@@ -74,7 +74,7 @@ COMMANDS: dict[str, Worded] = {
         about="Clean and robust accuracy of a classifier.",
         schema=RobustConfig,
         work=run_robust,
-        tell=_tell_robust,
+        format_summary=_format_robust,
         examples=EXAMPLES,
     ),
     "quality": Command(
@@ -82,7 +82,7 @@ COMMANDS: dict[str, Worded] = {
         about="How good images are: FID, Inception Score, KID, precision and recall, sFID.",
         schema=QualityConfig,
         work=run_quality,
-        tell=tell_quality,
+        format_summary=format_quality,
         examples=EXAMPLES,
     ),
     "statistics": Command(
@@ -90,7 +90,7 @@ COMMANDS: dict[str, Worded] = {
         about="Store an image set's statistics, to compare others with.",
         schema=StatisticsConfig,
         work=run_statistics,
-        tell=tell_statistics,
+        format_summary=format_statistics,
         examples=EXAMPLES,
     ),
     "study": STUDY,

@@ -209,7 +209,7 @@ def halves(n: int, count: int) -> tuple[Tensor, Tensor]:
     return chosen, rest.nonzero().squeeze(1)
 
 
-def tell(curve: Curve) -> str:
+def format_curve(curve: Curve) -> str:
     """The curve as a table, and what it says."""
     rows = [f"{'eps':>8} {'Frechet':>10} {'95 %':>17} {'IS':>7} {'prec.':>6} {'recall':>6} {'best in':>8}"]
     for point in curve.points:
@@ -231,7 +231,7 @@ def as_plain(curve: Curve) -> dict[str, Any]:
         "eps": curve.best.eps,
         "plausible": list(curve.plausible),
         "curve": [asdict(point) for point in curve.points],
-        "table": tell(curve),
+        "table": format_curve(curve),
     }
 
 

@@ -55,7 +55,7 @@ def _refine(config: RefineConfig) -> Summary:
     return summary
 
 
-def _tell(summary: Summary) -> str:
+def _format_summary(summary: Summary) -> str:
     lines = [
         f"{summary['out']}: {summary['n']} images refined towards {_targets(summary['targets'])}, {summary['norm']} "
         f"eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s",
@@ -95,6 +95,6 @@ REFINE = Command(
     about="Improve images with a robust classifier (BIGRoC).",
     schema=RefineConfig,
     work=_refine,
-    tell=_tell,
+    format_summary=_format_summary,
     examples=EXAMPLES,
 )

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(LOOK, argv)
 
 
-def _tell(seen: Summary) -> str:
+def _format_summary(seen: Summary) -> str:
     lines = [
         ("file", seen["file"]),
         ("sha256", seen["sha256"]),
@@ -73,7 +73,7 @@ def _reading(reading: Summary) -> str:
     return f"{shares}; {verdict}"
 
 
-def _tell_list(rows: Summary) -> str:
+def _format_list(rows: Summary) -> str:
     told = [(name, "comes with the package") for name in rows["embedded"]]
     for row in rows["published"]:
         trained = row["threat_model"] or "standard training"
@@ -109,7 +109,7 @@ COMMANDS = {
         about="What a checkpoint is, and with --data whether it is read right.",
         schema=InspectConfig,
         work=run_inspect,
-        tell=_tell,
+        format_summary=_format_summary,
         examples=EXAMPLES,
         positionals=("file",),
     ),
@@ -118,7 +118,7 @@ COMMANDS = {
         about="Anyone's checkpoint as a .safetensors file of this project, with all that it told.",
         schema=ConvertConfig,
         work=run_convert,
-        tell=_tell,
+        format_summary=_format_summary,
         examples=EXAMPLES,
         positionals=("file", "out"),
     ),
@@ -127,7 +127,7 @@ COMMANDS = {
         about="The classifiers that load by name.",
         schema=ListConfig,
         work=_list,
-        tell=_tell_list,
+        format_summary=_format_list,
         examples=EXAMPLES,
     ),
 }

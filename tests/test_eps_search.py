@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.auto_eps import halves, search, tell
+from refine.auto_eps import format_curve, halves, search
 from robust_models import UserError
 
 REFERENCE = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))
@@ -72,7 +72,7 @@ def test_the_choosing_and_the_judging_part_share_nothing(n, count):
 
 def test_the_table_shows_every_eps_and_marks_the_best():
     curve = search(moved_to(2.0)[0], lambda x: (x, None), REFERENCE, norm="l2")
-    table = tell(curve)
+    table = format_curve(curve)
     assert table.count("\n") == len(curve.points) + 1
     assert [line.split()[0] for line in table.splitlines() if line.endswith("<")] == ["2"]
     assert table.endswith("eps 2 (from 2 to 2 in 95 % of the resamples)")

@@ -53,7 +53,7 @@ def test_a_recipe_made_tiny_trains(recipe, tmp_path, labelled_npz, checkpoint):
     model = load(summary["checkpoint"])
     assert model.class_names == ("0", "1", "2")
     assert all(math.isfinite(p.sum().item()) for p in model.parameters())
-    told = TRAIN.tell(summary).splitlines()
+    told = TRAIN.format_summary(summary).splitlines()
     assert told[0].split() == ["step", "loss", "lr", "images/s", "clean", "%", "robust", "%"]
     assert told[-2].endswith("best")
 

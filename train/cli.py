@@ -29,7 +29,7 @@ def _train(config: TrainConfig) -> Summary:
     return summary
 
 
-def _tell(summary: Summary) -> str:
+def _format_summary(summary: Summary) -> str:
     from train.report import table
 
     checkpoint = Path(summary["checkpoint"])
@@ -43,7 +43,7 @@ TRAIN = Command(
     about="Adversarial training of a robust classifier.",
     schema=TrainConfig,
     work=_train,
-    tell=_tell,
+    format_summary=_format_summary,
     examples=EXAMPLES,
     defaults=lambda recipe: {"out": f"runs/{Path(recipe).stem}"},
     needs_recipe=True,

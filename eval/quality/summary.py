@@ -5,7 +5,7 @@ from collections.abc import Callable
 from robust_models.runtime.command import Summary
 
 
-def tell_quality(summary: Summary) -> str:
+def format_quality(summary: Summary) -> str:
     lines = [line for metric in summary["metrics"] for line in _WORDS[metric](summary)]
     counts = f"N = {summary['n_images'] or 'unknown'} ({summary['images']})"
     if summary["reference"] is not None:
@@ -13,7 +13,7 @@ def tell_quality(summary: Summary) -> str:
     return "\n".join([*lines, counts, *_network(summary)])
 
 
-def tell_statistics(summary: Summary) -> str:
+def format_statistics(summary: Summary) -> str:
     return (
         f"{summary['out']}: mean and covariance of {summary['dim']} features in {summary['features']} "
         f"(protocol {summary['protocol']}), N = {summary['n_images']}"

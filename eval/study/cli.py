@@ -12,7 +12,7 @@ import yaml
 
 from eval.study.config import StudyConfig, overlaid
 from eval.study.grid import Share
-from eval.study.tell import tell_study
+from eval.study.summary import format_study
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve
@@ -50,7 +50,7 @@ class StudyCommand(Command):
         summary = run_study(config, Part(share, own["merge"]), command=command)
         if summary is None:
             sys.exit(0)  # a rank that has helped; the first one tells
-        print(json.dumps(summary) if own["json"] else self.tell(summary), flush=True)
+        print(json.dumps(summary) if own["json"] else self.format_summary(summary), flush=True)
         return 1 if summary["failed"] or (own["merge"] and summary["missing"]) else 0
 
     def _parser(self) -> OneLineParser:
@@ -112,6 +112,6 @@ STUDY = StudyCommand(
     about="A grid of classifiers, image sets and refinement settings, and its report.",
     schema=StudyConfig,
     work=_run_whole,
-    tell=tell_study,
+    format_summary=format_study,
     examples=EXAMPLES,
 )

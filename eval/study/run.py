@@ -17,7 +17,7 @@ from eval.study.inputs import open_inputs
 from eval.study.plan import Job, Study
 from eval.study.results import Results
 from eval.study.store import make_folder
-from eval.study.tell import best_cells, failures
+from eval.study.summary import best_cells, failures
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.run_folder import environment, write_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from eval.survey.config import SurveyConfig, SurveyReportConfig
 from eval.survey.report import run_survey_report
 from eval.survey.serve import run_survey
-from eval.survey.summary import tell_survey, tell_survey_report
+from eval.survey.summary import format_survey, format_survey_report
 from robust_models.runtime.command import Command
 
 EXAMPLES = """\
@@ -21,7 +21,7 @@ _SERVE = Command(
     about="A local page where people say, blind, which of two images looks more real; `survey report` tells.",
     schema=SurveyConfig,
     work=run_survey,
-    tell=tell_survey,
+    format_summary=format_survey,
     examples=EXAMPLES,
 )
 _REPORT = Command(
@@ -29,7 +29,7 @@ _REPORT = Command(
     about="What the raters of a survey prefer, how sure that is, and how far they agree.",
     schema=SurveyReportConfig,
     work=run_survey_report,
-    tell=tell_survey_report,
+    format_summary=format_survey_report,
     examples=EXAMPLES,
     positionals=("answers",),
 )

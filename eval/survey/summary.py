@@ -6,12 +6,12 @@ from eval.survey.preference import ENOUGH_RATERS
 from robust_models.runtime.command import Summary
 
 
-def tell_survey(summary: Summary) -> str:
+def format_survey(summary: Summary) -> str:
     answers, raters = _count(summary["answers"], "answer"), _count(summary["raters"], "rater")
     return f"{answers} of {raters} in {summary['out']}; python -m eval survey report {summary['out']}"
 
 
-def tell_survey_report(summary: Summary) -> str:
+def format_survey_report(summary: Summary) -> str:
     parts = [
         [f'"{summary["question"]}"', f"{summary['after']} (refined) against {summary['before']}"],
         _overall(summary),

@@ -123,12 +123,12 @@ def command_of(task: Task) -> Command:
         about=task.about,
         schema=task.schema,
         work=partial(synthesize_set, task),
-        tell=_tell,
+        format_summary=_format_summary,
         examples=task.examples,
     )
 
 
-def _tell(summary: Summary) -> str:
+def _format_summary(summary: Summary) -> str:
     height, width = summary["size"]
     lines = [
         f"{summary['out']}: {summary['n']} images of {width}x{height}, {summary['norm']} eps {summary['eps']:g}, "

@@ -1,6 +1,6 @@
 """What a synthesis task is: images to begin with and something to lower. All tasks share the loop (loop.py).
 
-A new task is a module with a `TASK` in it, and its name in registry.py. Complete, in refine/synthesis/tasks/brighten.py:
+A new task is a module in tasks/ with a `TASK` in it, and its name in registry.py. All of tasks/brighten.py:
 
     @dataclass(frozen=True, config=STRICT, kw_only=True)
     class BrightenConfig(InputConfig):  # --ckpt, --input, --out, --targets, --eps, ... are there

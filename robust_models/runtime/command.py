@@ -19,13 +19,13 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Command:
-    """A schema, the work on a config of it, and how its summary is told; work and telling import what they need."""
+    """A schema, the work on a config of it, and its summary in words; both functions import what they need."""
 
     name: str  # as it is typed
     about: str
     schema: type
     work: Callable[[Any], Summary]
-    tell: Callable[[Summary], str]
+    format_summary: Callable[[Summary], str]
     examples: str = ""
     defaults: Callable[[str], dict[str, Any]] = lambda recipe: {}  # fields that a recipe's name sets
     needs_recipe: bool = False
@@ -49,7 +49,7 @@ class Command:
             yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
             return 0
         summary = self.work(config)
-        print(json.dumps(summary) if as_json else self.tell(summary), flush=True)
+        print(json.dumps(summary) if as_json else self.format_summary(summary), flush=True)
         return 0
 
 

@@ -102,7 +102,7 @@ def _shrunk(image: np.ndarray, longest: int | None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
-def _tell(seen: Summary) -> str:
+def _format_summary(seen: Summary) -> str:
     lines: list[tuple[str, Any]] = [
         ("file", f"{seen['file']}, {seen['bytes'] / 1e6:,.1f} MB"),
         ("images", f"{seen['images']:,} ({seen['raw']:,} raw, {seen['jpg']:,} jpg)"),
@@ -123,7 +123,7 @@ COMMANDS = {
         about="Makes a .beton from any source of data.",
         schema=WriteConfig,
         work=run_write,
-        tell=_tell,
+        format_summary=_format_summary,
         examples=EXAMPLES,
     ),
     "info": Command(
@@ -131,7 +131,7 @@ COMMANDS = {
         about="What a .beton holds.",
         schema=InfoConfig,
         work=run_info,
-        tell=_tell,
+        format_summary=_format_summary,
         examples=EXAMPLES,
         positionals=("file",),
     ),

@@ -154,7 +154,7 @@ def _save_picture(path: Path, images: ImageSet, rows: list[dict[str, Any]]) -> N
     save_rows(path, pictures, captions[:count], columns=count)
 
 
-def _tell(summary: Summary) -> str:
+def _format_summary(summary: Summary) -> str:
     words = {"given": "their labels", "pseudo": "predicted classes"}[summary["classes"]]
     lines = [
         f"{summary['out']}: {len(summary['features'])} of {summary['features_in_all']} features, the images of "
@@ -172,6 +172,6 @@ COMMAND = Command(
     about="List the features of a classifier: the images that excite each most, the classes it goes with.",
     schema=FeaturesConfig,
     work=list_features,
-    tell=_tell,
+    format_summary=_format_summary,
     examples=EXAMPLES,
 )

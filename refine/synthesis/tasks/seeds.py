@@ -97,7 +97,7 @@ def _side(config: SeedsConfig, image_size: int) -> int:
     return side
 
 
-def _tell(summary: Summary) -> str:
+def _format_summary(summary: Summary) -> str:
     return (
         f"{summary['out']}: {summary['classes']} classes of {summary['components']} Gaussians over {summary['side']}x"
         f"{summary['side']} block averages of {summary['images']} images, {summary['bytes'] / 1024:.0f} KiB"
@@ -109,6 +109,6 @@ COMMAND = Command(
     about="Fit the class-conditional seeds that generation begins with.",
     schema=SeedsConfig,
     work=fit_seeds,
-    tell=_tell,
+    format_summary=_format_summary,
     examples=EXAMPLES,
 )

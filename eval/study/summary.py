@@ -38,7 +38,7 @@ def best_cells(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def tell_study(summary: dict[str, Any]) -> str:
+def format_study(summary: dict[str, Any]) -> str:
     lines = _table(summary["best"])
     share = summary["share"]
     if share is not None:
