@@ -5,7 +5,7 @@ PRETRAINED := robust_models/pretrained
 QUALITY := $(BIN)/python -m eval quality --reference $(PRETRAINED)/cifar10-train-statistics.npz \
 	--features classifier:cifar10-standard-small
 
-.PHONY: demo test check format oracles clean
+.PHONY: demo test check docs dist format oracles clean
 
 demo: .venv/installed  ## generated images beside the same images refined, with scores before and after
 	$(BIN)/python -m refine --ckpt cifar10-l2-small --input $(PRETRAINED)/vae-cifar10.npz \
@@ -21,6 +21,14 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/installed-dev  ## the site, in build/site; a broken link or reference fails
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs build/site
+	@echo "build/site/index.html"
+
+dist: .venv/installed-dev  ## wheel and sdist, in dist
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --outdir dist
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

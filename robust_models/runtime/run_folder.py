@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from robust_models.runtime.files import whole_file
+from robust_models.runtime.version import git_revision
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -28,18 +28,10 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
     }
-
-
-def _git_revision() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 class MetricsLog:
