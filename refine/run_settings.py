@@ -9,7 +9,7 @@ from refine.config import RefineConfig
 from robust_models.checkpoints import find
 from robust_models.classifier import Precision
 from robust_models.images import ImageSet
-from robust_models.images.patterns import fingerprint
+from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.files import sha256_of
 

@@ -9,8 +9,7 @@ from PIL import Image
 
 from robust_models import UserError
 from robust_models.datasets import load_dataset, open_dataset
-from robust_models.datasets.beton import HEADER, open_beton
-from robust_models.datasets.beton_writer import write_beton
+from robust_models.datasets.beton import HEADER, open_beton, write_beton
 from tests.tiny import tiny_pixels
 from train.loaders.ffcv import INSTALL
 from train.loaders.ffcv_cli import main

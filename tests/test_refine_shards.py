@@ -22,7 +22,7 @@ import refine.cli
 from refine.refinery import Refinery, block_size
 from refine.work_folder import Shards
 from robust_models import load, open_images, save
-from robust_models.images.patterns import fingerprint
+from robust_models.images.open import fingerprint
 from tests.tiny import CLASSES, tiny_classifier, tiny_pixels
 
 N, SHARD = 20, 8

@@ -16,7 +16,7 @@ from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.statistics import check_images, check_stored
 from robust_models.images import ImageSet, open_images
-from robust_models.images.patterns import expand
+from robust_models.images.open import expand
 from robust_models.labels import fit_labels
 from robust_models.metrics import StoredStatistics, read_statistics
 from robust_models.runtime.files import sha256_of

@@ -14,7 +14,7 @@ from eval.study.results import Axes
 from robust_models.checkpoints import find
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.features import FeatureExtractor
-from robust_models.images.patterns import fingerprint
+from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.device import pick_precision
 from robust_models.runtime.files import sha256_of

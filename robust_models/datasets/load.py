@@ -5,8 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from robust_models.datasets.beton import is_beton, open_beton
+from robust_models.datasets.beton import open_beton
 from robust_models.datasets.dataset import AnyDataset, Dataset, LazyDataset, mixed, named
 from robust_models.datasets.folders import (
     RESTRICTED_IMAGENET,
@@ -17,15 +19,17 @@ from robust_models.datasets.folders import (
     split_folder,
 )
 from robust_models.datasets.stores import SetStore, Store
-from robust_models.datasets.torchvision_sets import cifar
 from robust_models.errors import UserError
-from robust_models.images import IMAGE_SUFFIXES, open_images
+from robust_models.images import IMAGE_SUFFIXES, open_images, to_float, to_u8
 from robust_models.images.arrays import ArrayImages
 from robust_models.images.folder import files_below
+from robust_models.images.image_set import ImageSet
+from robust_models.labels import CIFAR10_CLASSES
 
 _CIFAR = ("cifar10", "cifar100")
 _FITS_ALL = 1  # pixel: no image is smaller
-_SMALL = 2 << 30  # bytes: an array of pixels up to here is read at once
+_SMALL = 2 << 30  # bytes: arrays of pixels up to this size are held in memory
+_READ_AT_ONCE = 1024  # images
 _IMAGENET_SIZE, _IMAGENET_RESIZE = 224, 256  # pixels; the shorter side, then the centre (He et al. 2015)
 
 
@@ -68,7 +72,7 @@ def open_whole(source: str, split: Split) -> AnyDataset:
 def _opened(source: str, split: Split, image_size: int | None) -> AnyDataset:
     name, _, place = source.partition(":")
     if name in _CIFAR:
-        data = cifar(name, place or "data", split)
+        data = _cifar(name, place or "data", split)
         if image_size not in (None, data.image_size):
             raise UserError(f"data.image_size: {name} has images of {data.image_size} px, asked for {image_size}")
         return data
@@ -77,7 +81,7 @@ def _opened(source: str, split: Split, image_size: int | None) -> AnyDataset:
     path = Path(source)
     if path.is_dir():
         path = split_folder(path, split)
-    if is_beton(path):
+    if path.suffix.lower() == ".beton":
         store, class_names = open_beton(path)
         size = image_size or store.image_size
         store.check_size(size)
@@ -86,6 +90,26 @@ def _opened(source: str, split: Split, image_size: int | None) -> AnyDataset:
         store, class_names = open_files(path)
         return _whole(store, image_size, image_size, class_names, str(path))
     return _image_set(path, image_size)
+
+
+def _cifar(name: str, root: str, split: Split) -> Dataset:
+    """ "cifar10" or "cifar100" from `root`, downloaded to it by torchvision, with checksum, where it is missing."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind, archive = {
+        "cifar10": (CIFAR10, "cifar-10-python.tar.gz"),
+        "cifar100": (CIFAR100, "cifar-100-python.tar.gz"),
+    }[name]
+    try:
+        data = kind(root, train=split == "train", download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{name}: not under {root} and the download failed ({error}); "
+            f"put {archive} there, or give an .npz or a folder as --data.path"
+        ) from error
+    x_u8 = torch.from_numpy(data.data.transpose(0, 3, 1, 2).copy())
+    class_names = CIFAR10_CLASSES if name == "cifar10" else tuple(data.classes)
+    return Dataset(x_u8, torch.tensor(data.targets), class_names, f"{name} {split}")
 
 
 def _imagenet(root: Path, split: Split, image_size: int | None) -> LazyDataset:
@@ -136,10 +160,16 @@ def _image_set(path: Path, image_size: int | None) -> AnyDataset:
     if low < 0 or high >= len(names):
         raise UserError(f"{path}: labels run from {low} to {high}; expected 0 to {len(names) - 1}")
     size = image_size or height
-    data = _whole(SetStore(images.labels, images), size, size, names, str(path))
-    as_it_is = images.size == (size, size)
-    small = isinstance(images, ArrayImages) and len(images) * 3 * height * width <= _SMALL
-    return data.in_memory() if as_it_is and small else data
+    if images.size == (size, size) and isinstance(images, ArrayImages) and len(images) * 3 * size**2 <= _SMALL:
+        return Dataset(_all_u8(images), torch.from_numpy(images.labels), names, str(path))
+    return _whole(SetStore(images.labels, images), size, size, names, str(path))
+
+
+def _all_u8(images: ImageSet) -> Tensor:
+    x_u8 = torch.empty(len(images), 3, *images.size, dtype=torch.uint8)
+    for part, x in images.batches(_READ_AT_ONCE):
+        x_u8[part] = x if x.dtype == torch.uint8 else to_u8(to_float(x))
+    return x_u8
 
 
 _WHERE_LABELS = {

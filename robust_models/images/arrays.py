@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.depth import depth_of
 from robust_models.images.image_set import Add, ImageSet, Numbered
+from robust_models.images.pixels import depth_of
 
 Rows = Callable[[int, int], np.ndarray]  # (start, stop) -> those images as they are stored
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.codec import decode, decode_alpha, encode_png
-from robust_models.images.depth import Depth
 from robust_models.images.image_set import ImageSet, OnError
+from robust_models.images.pixels import Depth
 
 T = TypeVar("T")
 Fetch = Callable[[], bytes]  # an encoded image, not yet read, so that threads read side by side

@@ -12,10 +12,12 @@ from typing import ClassVar, Literal, overload
 import numpy as np
 from torch import Tensor
 
-from robust_models.images.depth import Depth
+from robust_models.errors import UserError
+from robust_models.images.pixels import Depth
 
-OnError = Literal["fail", "skip"]
-Add = Callable[[Tensor], None]
+OnError = Literal["fail", "skip"]  # what an undecodable image does: end the run, or be left out and listed
+Add = Callable[[Tensor], None]  # takes the next images [n,3,H,W] of a set that is being written
+_SET_SUFFIXES = frozenset({".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"})
 
 
 @dataclass(frozen=True)
@@ -126,3 +128,26 @@ class Stems(_Names):
 def stem(file: str) -> str:
     """ "cat/1.old.png" -> "cat/1.old"."""
     return os.path.splitext(file)[0]  # a Path would keep every name in the interpreter's table
+
+
+def check_out(out: Path, like: ImageSet) -> None:
+    """UserError where the name of `out` contradicts the kind of `like`; to be called before any work."""
+    fitting = like.suffixes if like.in_one_file else ()
+    if out.suffix in _SET_SUFFIXES - {".npz", *fitting}:
+        raise UserError(f"out: {out} ends in {out.suffix}, but {kind_of(like)} (or an .npz)")
+
+
+def check_apart(out: Path, source: Path, *, shown: Path | None = None) -> None:
+    """UserError where `out` is `source`, lies in it or contains it, links resolved.
+
+    shown: what the message calls `out`, where that is a place derived from what the user named.
+    """
+    place, origin = out.resolve(), source.resolve()
+    if place == origin or origin in place.parents or place in origin.parents:
+        raise UserError(f"out: {shown or out} overlaps the input {source}; choose a place outside it")
+
+
+def kind_of(like: ImageSet) -> str:
+    """A clause for messages: what `like` is, and what its refined copy is called."""
+    name = f"a file ending in {like.suffixes[0]}" if like.in_one_file else "a folder"
+    return f"the images are {like.about or like.kind} and stay of that kind; name {name}"

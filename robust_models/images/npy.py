@@ -9,8 +9,8 @@ import numpy as np
 
 from robust_models.errors import UserError
 from robust_models.images.arrays import ArrayImages, AtOffset, describe, opened_rows, read_header
-from robust_models.images.depth import check_range, depth_of
 from robust_models.images.image_set import Add
+from robust_models.images.pixels import check_range, depth_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from robust_models.images.arrays import (
     row_writer,
     write_header,
 )
-from robust_models.images.depth import check_range, depth_of
 from robust_models.images.forward import Forward
 from robust_models.images.image_set import Add
+from robust_models.images.pixels import check_range, depth_of
 from robust_models.runtime.files import whole_file
 
 _PIXELS = "arr_0.npy"  # the entry's name

@@ -1,6 +1,11 @@
-"""Which kind of image set a path is, by what lies there; the kind's own module opens it."""
+"""What a path means: the kind of image set that lies there, or the files that a pattern names."""
 
+import hashlib
+import os
+import re
 import zipfile
+from collections.abc import Iterator
+from glob import glob, has_magic
 from pathlib import Path
 
 from robust_models.errors import UserError
@@ -10,11 +15,12 @@ from robust_models.images.image_set import ImageSet, OnError
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet
-from robust_models.images.patterns import expand, is_pattern
 from robust_models.images.pt import open_pt
 from robust_models.images.tar import open_tar
 
 KNOWN = "a folder of images, .npz, .npy, .pt, WebDataset .tar shards, or Hugging Face .parquet files"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 
 def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
@@ -36,7 +42,7 @@ def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
     """
     path = Path(path)
     if not path.exists():
-        if is_pattern(path):
+        if _is_pattern(path):
             return open_tar(path, expand(path), on_error)
         raise UserError(f"{path}: no such file or folder; give {KNOWN}")
     return _open_folder(path, on_error) if path.is_dir() else _open_file(path, on_error)
@@ -80,3 +86,62 @@ def _is_torch_zip(path: Path, head: bytes) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+
+
+def _is_pattern(path: Path) -> bool:
+    return bool(_BRACES.search(str(path))) or has_magic(str(path))
+
+
+def expand(path: Path) -> list[Path]:
+    """The files that a pattern names, in its order (matches of * in natural order). UserError where one is missing."""
+    found: list[Path] = []
+    for name in _without_braces(str(path)):
+        matches = sorted_naturally(iter(glob(name))) if has_magic(name) else [name]
+        found += map(Path, matches)
+    missing = [file for file in found if not file.is_file()]
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing ({len(missing)} of {len(found)} are)")
+    if not found:
+        raise UserError(f"{path}: no file matches")
+    return found
+
+
+def _without_braces(name: str) -> Iterator[str]:
+    """{000..009} counts with its zeros, {a,b} lists; several multiply."""
+    braces = _BRACES.search(name)
+    if not braces:
+        yield name
+        return
+    if span := _RANGE.fullmatch(braces[1]):
+        first, last = span.groups()
+        choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    else:
+        choices = braces[1].split(",")
+    for choice in choices:
+        yield from _without_braces(name[: braces.start()] + choice + name[braces.end() :])
+
+
+def fingerprint(path: Path) -> str:
+    """Names, sizes and times of change of the file, of all files below, or of those that a pattern names.
+
+    So changed content is noticed without reading it. The digests are summed: their order is free, and memory does not
+    grow with the number of files.
+    """
+    total = 0
+    for file in _files(path):
+        status = file.stat()
+        digest = hashlib.sha256(
+            f"{os.path.relpath(file, path)}\n{status.st_size}\n{status.st_mtime_ns}".encode()
+        ).digest()
+        total += int.from_bytes(digest[:16])
+    return f"{total % 2**64:016x}"
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            yield from (Path(folder, name) for name in names)
+    elif path.exists():
+        yield path
+    else:
+        yield from expand(path)

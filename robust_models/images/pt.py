@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.arrays import ArrayImages, check_labels, describe
-from robust_models.images.depth import check_range, depth_of
 from robust_models.images.image_set import Add
+from robust_models.images.pixels import check_range, depth_of
 from robust_models.images.pt_reader import Place, read_places
 from robust_models.images.pt_writer import Placeholder, pt_writer
 

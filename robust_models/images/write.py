@@ -8,12 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.depth import DTYPES
-from robust_models.images.image_set import Add, ImageSet
+from robust_models.images.image_set import Add, ImageSet, check_out, kind_of
 from robust_models.images.npz import NpzImages, npz_writer
+from robust_models.images.pixels import DTYPES
 from robust_models.runtime.files import whole_file, whole_folder
-
-_SUFFIXES = frozenset({".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"})
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def write_images(
         check_out(out, like)
     in_one_file = to_npz or like.in_one_file
     if out.is_dir() if in_one_file else out.is_file():
-        raise UserError(f"out: {out} is a {'folder' if in_one_file else 'file'}, but {_kind(like)}")
+        raise UserError(f"out: {out} is a {'folder' if in_one_file else 'file'}, but {kind_of(like)}")
     with (whole_file if in_one_file else whole_folder)(out) as partial:
         if to_npz and not isinstance(like, NpzImages):
             writer = npz_writer(partial, (len(like), *like.size, 3), np.dtype(like.depth), labels, class_names)
@@ -43,18 +41,6 @@ def write_images(
             writer = like.writer(partial, labels, class_names)
         with writer as add, _complete(add, like) as checked:
             yield checked
-
-
-def check_out(out: Path, like: ImageSet) -> None:
-    """UserError where the name of `out` contradicts the kind of `like`; for use before any work."""
-    fitting = like.suffixes if like.in_one_file else ()
-    if out.suffix in _SUFFIXES - {".npz", *fitting}:
-        raise UserError(f"out: {out} ends in {out.suffix}, but {_kind(like)} (or an .npz)")
-
-
-def _kind(like: ImageSet) -> str:
-    name = f"a file ending in {like.suffixes[0]}" if like.in_one_file else "a folder"
-    return f"the images are {like.about or like.kind} and stay of that kind; name {name}"
 
 
 @contextmanager

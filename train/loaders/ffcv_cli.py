@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from robust_models.datasets import AnyDataset, Dataset, Split, open_whole
-from robust_models.datasets.beton import RAW, open_beton
-from robust_models.datasets.beton_writer import write_beton
+from robust_models.datasets.beton import RAW, open_beton, write_beton
 from robust_models.datasets.stores import FileStore
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, OneOf, Summary, run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robust_models.datasets.beton import (
+from robust_models.datasets.beton.reader import (
     FIELD,
     HEADER,
     IMAGE,
@@ -35,9 +35,10 @@ def write_beton(
     *,
     jpeg_quality: int | None = None,
 ) -> None:
-    """images uint8 [H,W,3], one for each of labels [N], as pixels or (jpeg_quality given) as JPEG.
+    """Writes images uint8 [H,W,3], one for each of labels int64 [N].
 
-    The class names go into a place that FFCV leaves alone.
+    They are stored as pixels or, with jpeg_quality (1 to 100), as JPEG.
+    The class names go into a part of the header that FFCV does not use. UserError for an image of more than 8 MiB.
     """
     fields = np.zeros(2, FIELD)
     fields["type_id"] = IMAGE_FIELD, INT_FIELD

@@ -1,7 +1,7 @@
 """FFCV's `.beton` files: read without FFCV, any of them that has images and integer labels.
 
 Layout (version 2): a header, a descriptor per field, the fields' metadata per sample, pages of data, and at the end a
-table of which sample lies where. train.loaders.ffcv decodes them many times faster, where that package is installed.
+table of each sample's place. train.loaders.ffcv decodes them many times faster where FFCV is installed.
 """
 
 import json
@@ -41,6 +41,8 @@ _METADATA = {
 
 @dataclass(frozen=True)
 class BetonStore(Store):
+    """The samples of one file, decoded when they are asked for."""
+
     path: Path
     image_field: str  # its name, which FFCV's loader asks for
     field_names: tuple[str, ...]
@@ -48,6 +50,7 @@ class BetonStore(Store):
     num_bytes: np.ndarray  # int64 [N], as stored
 
     def image(self, number: int) -> np.ndarray:
+        """uint8 [H,W,3]. UserError where the file is shorter than when it was opened."""
         sample = self.samples[number]
         height, width, at = int(sample["height"]), int(sample["width"]), int(sample["at"])
         size = int(self.num_bytes[number])
@@ -65,14 +68,14 @@ class BetonStore(Store):
 
     @property
     def image_size(self) -> int:
-        """Pixels; UserError where the images are not squares of one size."""
+        """Side of the images in pixels; UserError where they are not squares of one size."""
         height, width = (int(self.samples[side][0]) for side in ("height", "width"))
         if not self.uniform or height != width:
             raise UserError(f"{self.path}: images of several sizes, or not square; say --data.image-size")
         return height
 
     def check_size(self, image_size: int) -> None:
-        """UserError where every image is smaller than image_size pixels; some are in any set of photographs."""
+        """UserError where every image is smaller than image_size pixels (in photographs, some always are)."""
         largest = int(np.minimum(self.samples["height"], self.samples["width"]).max())
         if largest < image_size:
             raise UserError(
@@ -81,12 +84,11 @@ class BetonStore(Store):
             )
 
 
-def is_beton(path: Path) -> bool:
-    return path.suffix.lower() == ".beton"
-
-
 def open_beton(path: Path) -> tuple[BetonStore, tuple[str, ...]]:
-    """The samples and the names of their classes ("0", "1", ... if FFCV wrote it). UserError for a broken file."""
+    """The samples and the names of their classes ("0", "1", ... where FFCV wrote the file).
+
+    UserError for a broken file.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
