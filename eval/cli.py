@@ -1,4 +1,4 @@
-"""python -m eval robust|quality|statistics|study|survey [--field value ...]"""
+"""bigroc eval robust|quality|statistics|study|survey [--field value ...]"""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from eval.study.cli import STUDY
 from eval.survey.cli import SURVEY
-from robust_models.runtime.command import Command, OneOf, Summary, Worded, run
+from robust_models.runtime.command import Command, Described, OneOf, Summary, run
 
 EXAMPLES = """\
-  python -m eval robust --ckpt cifar10-l2-small --data test.npz --norm l2 --eps 0.5 --attack pgd --steps 20 --json
-  python -m eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.25,0.5,1 --attack autoattack --state aa.json
-  python -m eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
-  python -m eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
-  python -m eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
-  python -m eval quality --images samples.npz --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
-  torchrun --nproc-per-node 8 -m eval quality --images generated/ --reference stats.npz --bootstrap 200
-  python -m eval statistics --images train.npz --features inception --out stats.npz
-  python -m eval study --config ablation_classifier.yaml --quick
-  python -m eval survey --before generated.npz --after refined.npz --out answers.db
+  bigroc eval robust --ckpt cifar10-l2-small --data test.npz --norm l2 --eps 0.5 --attack pgd --steps 20 --json
+  bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.25,0.5,1 --attack autoattack --state aa.json
+  bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
+  bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
+  bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
+  bigroc eval quality --images samples.npz --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
+  torchrun --nproc-per-node 8 --no-python bigroc eval quality --images generated/ --reference stats.npz --bootstrap 200
+  bigroc eval statistics --images train.npz --features inception --out stats.npz
+  bigroc study --config ablation_classifier.yaml --quick
+  bigroc survey --before generated.npz --after refined.npz --out answers.db
 """
 
 
@@ -68,9 +68,9 @@ def _percent(share: float, interval: Sequence[float]) -> str:
     return f"{100 * share:.2f} % (95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
 
 
-COMMANDS: dict[str, Worded] = {
+COMMANDS: dict[str, Described] = {
     "robust": Command(
-        name="python -m eval robust",
+        name="bigroc eval robust",
         about="Clean and robust accuracy of a classifier.",
         schema=RobustConfig,
         work=run_robust,
@@ -78,7 +78,7 @@ COMMANDS: dict[str, Worded] = {
         examples=EXAMPLES,
     ),
     "quality": Command(
-        name="python -m eval quality",
+        name="bigroc eval quality",
         about="How good images are: FID, Inception Score, KID, precision and recall, sFID.",
         schema=QualityConfig,
         work=run_quality,
@@ -86,7 +86,7 @@ COMMANDS: dict[str, Worded] = {
         examples=EXAMPLES,
     ),
     "statistics": Command(
-        name="python -m eval statistics",
+        name="bigroc eval statistics",
         about="Store an image set's statistics, to compare others with.",
         schema=StatisticsConfig,
         work=run_statistics,
@@ -97,4 +97,4 @@ COMMANDS: dict[str, Worded] = {
     "survey": SURVEY,
 }
 
-EVAL = OneOf("python -m eval", "Measures classifiers and image sets.", "measurement", COMMANDS, EXAMPLES)
+EVAL = OneOf("bigroc eval", "Measures classifiers and image sets.", "measurement", COMMANDS, EXAMPLES)

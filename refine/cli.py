@@ -1,35 +1,27 @@
-"""python -m refine --ckpt NAME_OR_FILE --input IMAGES --out PATH --eps 3 [--field value ...]
+"""bigroc refine --ckpt NAME_OR_FILE --input IMAGES --out PATH --eps 3 [--field value ...]
 
-python -m refine --task NAME ... makes images in other ways (refine/synthesis).
+bigroc refine --task NAME ... makes images in other ways (refine/synthesis).
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from refine.config import RefineConfig
 from robust_models.runtime.command import Command, Summary, run
 
 EXAMPLES = """\
-  python -m refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
-  python -m refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
-  python -m refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
-  torchrun --nproc-per-node 8 -m refine --ckpt robust.pt --input shards/ --out refined/ --eps 1.5
-  python -m refine --task generate|inpaint|superres|translate|sketch|paint|invert --help
+  bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
+  bigroc refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
+  bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
+  torchrun --nproc-per-node 8 --no-python bigroc refine --ckpt robust.pt --input shards/ --out refined/ --eps 1.5
+  bigroc refine --task generate|inpaint|superres|translate|sketch|paint|invert --help
 The same command run again continues where it stopped. OUT.manifest.jsonl says what became of each image.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_command, argv)
-
-
-def _command(argv: Sequence[str]) -> int:
-    task, rest = _split_task(argv)
-    if task == "refine":
-        return REFINE(rest)
-    from refine.synthesis.registry import find_task
-
-    return find_task(task)(rest)
+    return run(REFINE_OR_TASK, argv)
 
 
 def _split_task(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -91,10 +83,28 @@ def _targets(mode: str) -> str:
 
 
 REFINE = Command(
-    name="python -m refine",
+    name="bigroc refine",
     about="Improve images with a robust classifier (BIGRoC).",
     schema=RefineConfig,
     work=_refine,
     format_summary=_format_summary,
     examples=EXAMPLES,
 )
+
+
+@dataclass(frozen=True)
+class RefineOrTask:
+    """Refines or, with --task NAME, runs one of refine/synthesis, which has flags of its own."""
+
+    about: str = REFINE.about
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        task, rest = _split_task(argv)
+        if task == "refine":
+            return REFINE(rest)
+        from refine.synthesis.registry import find_task
+
+        return find_task(task)(rest)
+
+
+REFINE_OR_TASK = RefineOrTask()

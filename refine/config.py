@@ -1,4 +1,4 @@
-"""What a refinement is: every flag of `python -m refine`, with its range."""
+"""What a refinement is: every flag of `bigroc refine`, with its range."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""python -m robust_models inspect FILE | convert FILE OUT | list"""
+"""bigroc models inspect FILE | convert FILE OUT | list"""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from robust_models.runtime.command import Command, OneOf, Summary, run
 from robust_models.runtime.config import STRICT
 
 EXAMPLES = """\
-  python -m robust_models inspect checkpoint.pt --data cifar10
-  python -m robust_models inspect model/ --normalize 0.5,0.5
-  python -m robust_models convert checkpoint.pt classifier.safetensors --activation silu
-  python -m robust_models list
+  bigroc models inspect checkpoint.pt --data cifar10
+  bigroc models inspect model/ --normalize 0.5,0.5
+  bigroc models convert checkpoint.pt classifier.safetensors --activation silu
+  bigroc models list
 """
 MAX_SHOWN = 8  # entries of a list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(LOOK, argv)
+    return run(MODELS, argv)
 
 
 def _format_summary(seen: Summary) -> str:
@@ -105,7 +105,7 @@ def _list(_: ListConfig) -> Summary:
 
 COMMANDS = {
     "inspect": Command(
-        name="python -m robust_models inspect",
+        name="bigroc models inspect",
         about="What a checkpoint is, and with --data whether it is read right.",
         schema=InspectConfig,
         work=run_inspect,
@@ -114,7 +114,7 @@ COMMANDS = {
         positionals=("file",),
     ),
     "convert": Command(
-        name="python -m robust_models convert",
+        name="bigroc models convert",
         about="Anyone's checkpoint as a .safetensors file of this project, with all that it told.",
         schema=ConvertConfig,
         work=run_convert,
@@ -123,7 +123,7 @@ COMMANDS = {
         positionals=("file", "out"),
     ),
     "list": Command(
-        name="python -m robust_models list",
+        name="bigroc models list",
         about="The classifiers that load by name.",
         schema=ListConfig,
         work=_list,
@@ -132,4 +132,4 @@ COMMANDS = {
     ),
 }
 
-LOOK = OneOf("python -m robust_models", "Looks at checkpoints.", "command", COMMANDS, EXAMPLES)
+MODELS = OneOf("bigroc models", "Inspect, convert and list checkpoints.", "command", COMMANDS, EXAMPLES)

@@ -212,7 +212,7 @@ def test_chosen_classes(checkpoint, seeds, tmp_path, capsys):
         (["--classes", "3"], "classes: class 3 is outside the classifier's 3 classes"),
         (["--classes", ","], "classes: ',' names none"),
         (["--num-images", "0"], "num_images: input should be greater than or equal to 1"),
-        (["--seeds", "nothing.npz"], "seeds: no file nothing.npz; python -m refine --task seeds makes one"),
+        (["--seeds", "nothing.npz"], "seeds: no file nothing.npz; bigroc refine --task seeds makes one"),
         (["--seeds", str(EMBEDDED)], "seeds: there are none for this classifier's classes (airplane, automobile, bird"),
     ],
 )

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "train": {"train", "robust_models"},
     "refine": {"refine", "robust_models"},
     "eval": {"eval", "train", "refine", "robust_models"},
+    "bigroc": {"bigroc", "eval", "train", "refine", "robust_models"},
 }
 
 

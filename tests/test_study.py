@@ -128,13 +128,13 @@ def test_classifiers_come_with_accuracies_a_panel_and_what_they_are(finished):
 def test_every_figure_says_where_it_came_from(finished):
     root, settings, _, results = finished
     told = results.cells[-1].provenance
-    assert told.command.startswith(f"python -m refine --ckpt {root}/two.safetensors --input {root}/made.npz")
-    assert "--eps 1.0 --steps 1 --targets given --loss ce --precision fp32 && python -m eval quality" in told.command
+    assert told.command.startswith(f"bigroc refine --ckpt {root}/two.safetensors --input {root}/made.npz")
+    assert "--eps 1.0 --steps 1 --targets given --loss ce --precision fp32 && bigroc eval quality" in told.command
     assert set(told.inputs) == {"checkpoint", "images", "judge", "reference", "reference_images"}
     assert {"torch", "numpy", "bigroc", "git_revision"} <= set(told.versions)
     assert told.config["eps"] == 1.0
     assert told.key in done(settings.out)
-    assert "python -m eval robust --ckpt" in results.classifiers[0].provenance.command
+    assert "bigroc eval robust --ckpt" in results.classifiers[0].provenance.command
     assert "--norm linf --eps 0.01" in results.classifiers[0].provenance.command
     assert results.reference_words == (
         f"40 images of real.npz, Frechet distance in the 128 features of classifier:{root}/judge.safetensors"

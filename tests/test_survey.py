@@ -266,9 +266,7 @@ def test_ctrl_c_ends_the_survey_and_tells(sets, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(SurveyServer, "serve_forever", stopped)
     assert run(SURVEY, words(sets, tmp_path)) == 0
     out, err = capsys.readouterr()
-    assert (
-        out == f"0 answers of 0 raters in {tmp_path}/answers.db; python -m eval survey report {tmp_path}/answers.db\n"
-    )
+    assert out == f"0 answers of 0 raters in {tmp_path}/answers.db; bigroc survey report {tmp_path}/answers.db\n"
     assert err.startswith("survey at http://127.0.0.1:")
     assert run(SURVEY, words(sets, tmp_path, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["answers"] == 0
@@ -304,4 +302,4 @@ def test_a_taken_port_is_one_line(sets, tmp_path, capsys):
 def test_help_names_the_report(capsys):
     with pytest.raises(SystemExit):
         run(SURVEY, ["--help"])
-    assert "python -m eval survey report answers.db" in capsys.readouterr().out
+    assert "bigroc survey report answers.db" in capsys.readouterr().out

@@ -287,7 +287,7 @@ def test_help_names_the_tasks_flags(capsys):
             main(["--task", task, "--help"])
         told = capsys.readouterr().out
         assert flag in told
-        assert f"python -m refine --task {task}" in told
+        assert f"bigroc refine --task {task}" in told
 
 
 def test_without_a_task_and_with_task_refine_it_refines(capsys):
@@ -305,7 +305,7 @@ def test_dry_run_prints_the_resolved_config(capsys):
 
 def test_every_listed_task_is_there():
     for name in TASKS:
-        assert find_task(name).name == f"python -m refine --task {name}"
+        assert find_task(name).name == f"bigroc refine --task {name}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""python -m train --config NAME.yaml [--out DIR] [--field value ...]"""
+"""bigroc train --config NAME.yaml [--out DIR] [--field value ...]"""
 
 import sys
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from robust_models.runtime.command import Command, Summary, run
 from train.config import TrainConfig
 
 EXAMPLES = """\
-  python -m train --config cifar_l2_small.yaml                    (in runs/cifar_l2_small)
-  python -m train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
-  python -m train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
-  torchrun --nproc-per-node 8 -m train --config imagenet_l2.yaml --data.path imagenet:data --out runs/imagenet
+  bigroc train --config cifar_l2_small.yaml                    (in runs/cifar_l2_small)
+  bigroc train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
+  bigroc train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
+  torchrun --nproc-per-node 8 --no-python bigroc train --config imagenet_l2.yaml --data.path imagenet:data
 The same command run again continues where it stopped. On SIGTERM a run saves its state and exits with 75.
 """
 
@@ -39,7 +39,7 @@ def _format_summary(summary: Summary) -> str:
 
 
 TRAIN = Command(
-    name="python -m train",
+    name="bigroc train",
     about="Adversarial training of a robust classifier.",
     schema=TrainConfig,
     work=_train,

@@ -1,4 +1,4 @@
-"""One cell: an image set refined as python -m refine does, and scored as python -m eval quality does."""
+"""One cell: an image set refined as bigroc refine does, and scored as bigroc eval quality does."""
 
 import json
 import shutil

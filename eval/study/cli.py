@@ -1,4 +1,4 @@
-"""python -m eval study --config RECIPE.yaml [--quick] [--cell I/N | --merge] [--field value ...]"""
+"""bigroc study --config RECIPE.yaml [--quick] [--cell I/N | --merge] [--field value ...]"""
 
 import json
 import shlex
@@ -18,11 +18,11 @@ from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve
 
 EXAMPLES = """\
-  python -m eval study --config ablation_classifier.yaml --quick
-  python -m eval study --config ablation_eps.yaml --images '[{name: mine, path: samples.npz}]' --out runs/studies/mine
-  torchrun --nproc-per-node 8 -m eval study --config ablation_classifier.yaml ...     (ranks share the jobs)
-  python -m eval study --config ablation_classifier.yaml ... --cell 3/16              (one share, for a batch system)
-  python -m eval study --config ablation_classifier.yaml ... --merge                  (what the shares have found)
+  bigroc study --config ablation_classifier.yaml --quick
+  bigroc study --config ablation_eps.yaml --images '[{name: mine, path: samples.npz}]' --out runs/studies/mine
+  torchrun --nproc-per-node 8 --no-python bigroc study --config ablation_classifier.yaml ...     (ranks share the jobs)
+  bigroc study --config ablation_classifier.yaml ... --cell 3/16              (one share, for a batch system)
+  bigroc study --config ablation_classifier.yaml ... --merge                  (what the shares have found)
 The same command run again continues where it stopped, and computes nothing that is done. Exit status 1: cells failed,
 or with --merge are missing.
 """
@@ -46,7 +46,7 @@ class StudyCommand(Command):
             _print_grid(config, as_json=own["json"])
             return 0
         share = Share.parse(own["cell"]) if own["cell"] else None
-        command = shlex.join(["python", "-m", "eval", "study", *argv])
+        command = shlex.join(["bigroc", "study", *argv])
         summary = run_study(config, Part(share, own["merge"]), command=command)
         if summary is None:
             sys.exit(0)  # a rank that has helped; the first one tells
@@ -108,7 +108,7 @@ def _run_whole(config: StudyConfig) -> Summary:
 
 
 STUDY = StudyCommand(
-    name="python -m eval study",
+    name="bigroc study",
     about="A grid of classifiers, image sets and refinement settings, and its report.",
     schema=StudyConfig,
     work=_run_whole,

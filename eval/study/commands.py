@@ -26,13 +26,13 @@ def refinement(
     metrics = "fid" if judge.num_classes is None else "fid,is"
     measured = {"images": judged, "reference": reference, "features": judge.name, "metrics": metrics}
     network = {"weights": config.weights, "protocol": config.protocol}
-    quality = _shell("python -m eval quality", {**measured, **network})
+    quality = _shell("bigroc eval quality", {**measured, **network})
     if checkpoint is None:
         return quality
     settings = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
     places = {"ckpt": checkpoint.ckpt, "input": images, "out": judged}
     flags = _flags(checkpoint.spec)
-    return f"{_shell('python -m refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"
+    return f"{_shell('bigroc refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"
 
 
 def accuracy(config: StudyConfig, checkpoint: Checkpoint, data: str | None) -> str:
@@ -43,7 +43,7 @@ def accuracy(config: StudyConfig, checkpoint: Checkpoint, data: str | None) -> s
     settings = {"steps": robust.steps, "restarts": robust.restarts, "limit": robust.limit}
     return " && ".join(
         _shell(
-            "python -m eval robust",
+            "bigroc eval robust",
             {"ckpt": checkpoint.ckpt, "data": data, "norm": norm, "eps": radii, **settings, **_flags(checkpoint.spec)},
         )
         for norm, radii in accuracy_radii(config).items()

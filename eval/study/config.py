@@ -42,7 +42,7 @@ class ClassifierSpec(CheckpointFlags):
 
     name: str = Field(min_length=1, description="what tables call it")
     ckpt: str | None = Field(default=None, description="an embedded or published name, or a checkpoint file, anyone's")
-    train: str | None = Field(default=None, description="a recipe of python -m train")
+    train: str | None = Field(default=None, description="a recipe of bigroc train")
     changes: dict[str, Any] = Field(default_factory=dict, alias="with", description="fields of the recipe to change")
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class ImagesSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class RobustSpec:
-    """How each classifier's accuracy is measured, on `data`: PGD as python -m eval robust runs it."""
+    """How each classifier's accuracy is measured, on `data`: PGD as bigroc eval robust runs it."""
 
     eps: dict[str, Radii] = Field(default_factory=dict, description="radii by norm: {l2: [0.25, 0.5], linf: [4/255]}")
     steps: AtLeastOne = Field(default=20, description="of PGD, each of length 2.5 * eps / steps")

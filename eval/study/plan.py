@@ -115,7 +115,7 @@ class Study:
 
     @property
     def data(self) -> str | None:
-        """The test images as python -m eval robust takes them."""
+        """The test images as bigroc eval robust takes them."""
         data = self.config.data
         return str(located(data, "data")) if data is not None and data.startswith(BUNDLED) else data
 

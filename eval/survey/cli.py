@@ -1,4 +1,4 @@
-"""python -m eval survey [report ANSWERS] [--field value ...]"""
+"""bigroc survey [report ANSWERS] [--field value ...]"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from eval.survey.summary import format_survey, format_survey_report
 from robust_models.runtime.command import Command
 
 EXAMPLES = """\
-  python -m eval survey --before generated.npz --after refined.npz --out answers.db
-  python -m eval survey --before generated/ --after refined/ --out answers.db --pairs 50 --show-class --ties false
-  python -m eval survey report answers.db
-  python -m eval survey report answers.db --min-checks 0.9 --json
+  bigroc survey --before generated.npz --after refined.npz --out answers.db
+  bigroc survey --before generated/ --after refined/ --out answers.db --pairs 50 --show-class --ties false
+  bigroc survey report answers.db
+  bigroc survey report answers.db --min-checks 0.9 --json
 """
 
 _SERVE = Command(
-    name="python -m eval survey",
+    name="bigroc survey",
     about="A local page where people say, blind, which of two images looks more real; `survey report` tells.",
     schema=SurveyConfig,
     work=run_survey,
@@ -25,7 +25,7 @@ _SERVE = Command(
     examples=EXAMPLES,
 )
 _REPORT = Command(
-    name="python -m eval survey report",
+    name="bigroc survey report",
     about="What the raters of a survey prefer, how sure that is, and how far they agree.",
     schema=SurveyReportConfig,
     work=run_survey_report,

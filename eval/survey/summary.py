@@ -8,7 +8,7 @@ from robust_models.runtime.command import Summary
 
 def format_survey(summary: Summary) -> str:
     answers, raters = _count(summary["answers"], "answer"), _count(summary["raters"], "rater")
-    return f"{answers} of {raters} in {summary['out']}; python -m eval survey report {summary['out']}"
+    return f"{answers} of {raters} in {summary['out']}; bigroc survey report {summary['out']}"
 
 
 def format_survey_report(summary: Summary) -> str:

@@ -11,7 +11,7 @@ TASKS = ("generate", "inpaint", "superres", "translate", "sketch", "paint", "inv
 
 
 def find_task(name: str) -> Command:
-    """`python -m refine --task NAME`. UserError, with the near miss, where there is none."""
+    """`bigroc refine --task NAME`. UserError, with the near miss, where there is none."""
     if name not in TASKS:
         near = difflib.get_close_matches(name, ("refine", *TASKS), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are refine, {', '.join(TASKS)}"

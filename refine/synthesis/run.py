@@ -117,9 +117,9 @@ def _write(out: Path, manifest: Path, blocks: Iterator[Block], new: NewSet, grid
 
 
 def command_of(task: Task) -> Command:
-    """`python -m refine --task NAME`, from what the task says of itself."""
+    """`bigroc refine --task NAME`, from what the task says of itself."""
     return Command(
-        name=f"python -m refine --task {task.name}",
+        name=f"bigroc refine --task {task.name}",
         about=task.about,
         schema=task.schema,
         work=partial(synthesize_set, task),

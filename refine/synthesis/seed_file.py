@@ -54,7 +54,7 @@ class Seeds:
                 arrays = {name: torch.from_numpy(file[name].astype(np.float64)) for name in _ARRAYS}
                 names, size, source = file["class_names"].tolist(), int(file["image_size"]), str(file["source"])
         except FileNotFoundError:
-            raise UserError(f"seeds: no file {path}; python -m refine --task seeds makes one") from None
+            raise UserError(f"seeds: no file {path}; bigroc refine --task seeds makes one") from None
         except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(f"seeds: {path} is no file of seeds ({error}); make one: --task seeds") from error
         _check(path, arrays, names, size)

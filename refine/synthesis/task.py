@@ -66,7 +66,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """One of `python -m refine --task NAME`."""
+    """One of `bigroc refine --task NAME`."""
 
     name: str
     about: str

@@ -1,5 +1,6 @@
 """What every command line does the same way: config, --dry-run, --json, one line for bad input."""
 
+import argparse
 import difflib
 import json
 import os
@@ -7,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import yaml
 
@@ -53,7 +54,7 @@ class Command:
         return 0
 
 
-class Worded(Protocol):
+class Described(Protocol):
     """What OneOf chooses among: a Command, or whatever else takes the words behind its own."""
 
     @property
@@ -64,24 +65,48 @@ class Worded(Protocol):
 
 @dataclass(frozen=True)
 class OneOf:
-    """A command line whose first word chooses among commands, as in `python -m eval robust ...`."""
+    """A command line whose first word chooses among commands, as in `bigroc eval robust ...`."""
 
     name: str
     about: str
     noun: str  # what the commands are: "measurement"
-    commands: Mapping[str, Worded]
+    commands: Mapping[str, Described]
     examples: str = ""
+    version: Callable[[], str] | None = None  # what --version prints
 
     def __call__(self, argv: Sequence[str]) -> int:
-        parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
-        about = " ".join(f"{name}: {command.about}" for name, command in self.commands.items())
-        parser.add_argument(self.noun, metavar="|".join(self.commands), help=about)
-        word = getattr(parser.parse_args(argv[:1]), self.noun)
+        word = getattr(self.parser().parse_args(argv[:1]), self.noun)
         if word not in self.commands:
             near = difflib.get_close_matches(word, self.commands, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
             raise UserError(f"{word}: no such {self.noun}; {hint}")
         return self.commands[word](argv[1:])
+
+    def parser(self) -> OneLineParser:
+        """The parser of the first word alone; its help lists the commands."""
+        width = max(map(len, self.commands))
+        listed = "".join(f"  {name:{width}}  {command.about}\n" for name, command in self.commands.items())
+        parser = OneLineParser(
+            prog=self.name,
+            description=f"{self.about}\n\n{self.noun}s ({self.name} {self.noun.upper()} --help says more):\n{listed}",
+            epilog=f"examples:\n{self.examples}",
+        )
+        parser.add_argument(self.noun, metavar=self.noun.upper(), help="one of those above")
+        if self.version is not None:
+            parser.add_argument("--version", action=_PrintAndExit, text=self.version, help="version and git revision")
+        return parser
+
+
+class _PrintAndExit(argparse.Action):
+    """A flag like --help: prints what text() gives, exit status 0."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, text: Callable[[], str], help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        self.text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(self.text())
+        parser.exit()
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

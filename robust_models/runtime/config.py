@@ -98,17 +98,27 @@ def resolve(schema: type, values: dict[str, Any], *flags: dict[str, str]) -> Any
         raise UserError(_one_line(error, schema)) from error
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """The YAML recipe at the path `name`, or shipped under that name in configs/."""
+def shipped_recipes() -> list[Path]:
+    """The YAML recipes of configs/, by name."""
+    return sorted(RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str, *, field: str = "--config") -> Path:
+    """The recipe at the path `name`, or shipped under that name in configs/. UserError, begun with `field`, if none."""
     path = Path(name)
     if not path.is_file():
         path = RECIPES / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not path.is_file():
-        shipped = sorted(file.name for file in RECIPES.glob("*.yaml"))
+        shipped = [file.name for file in shipped_recipes()]
         near = difflib.get_close_matches(name, shipped, n=1)
-        raise UserError(
-            f"--config: no file {name}" + (f"; did you mean {near[0]}?" if near else f"; shipped: {', '.join(shipped)}")
-        )
+        hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(shipped)}"
+        raise UserError(f"{field}: no file {name}; {hint}")
+    return path
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The fields of the YAML recipe at the path `name`, or shipped under that name in configs/."""
+    path = find_recipe(name)
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:

@@ -31,8 +31,8 @@ from robust_models.runtime.run_folder import write_json
 
 SHOWN_CLASSES = 3  # for each feature on the terminal; the JSON has all
 EXAMPLES = """\
-  python -m refine --task features --ckpt cifar10-l2-small --input real.npz --out features.png --top 8
-  python -m refine --task features --ckpt cifar10-l2-small --input real.npz --out features.png --feature 3,17
+  bigroc refine --task features --ckpt cifar10-l2-small --input real.npz --out features.png --top 8
+  bigroc refine --task features --ckpt cifar10-l2-small --input real.npz --out features.png --feature 3,17
 """
 
 
@@ -168,7 +168,7 @@ def _format_summary(summary: Summary) -> str:
 
 
 COMMAND = Command(
-    name="python -m refine --task features",
+    name="bigroc refine --task features",
     about="List the features of a classifier: the images that excite each most, the classes it goes with.",
     schema=FeaturesConfig,
     work=list_features,

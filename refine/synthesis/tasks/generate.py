@@ -27,10 +27,10 @@ from robust_models.runtime.seeds import DRAW, generator
 EMBEDDED = PRETRAINED / "cifar10-seeds.npz"
 
 EXAMPLES = """\
-  python -m refine --task generate --ckpt cifar10-l2-small --num-images 100 --out samples.npz --grid samples.png
-  python -m refine --task generate --ckpt cifar10-l2-small --classes cat,dog --num-images 20 --out pets/
-  python -m refine --task generate --ckpt robust.pt --seeds imagenet.seeds.npz --num-images 5000 --out samples.tar
-Seeds for other classes: python -m refine --task seeds --help
+  bigroc refine --task generate --ckpt cifar10-l2-small --num-images 100 --out samples.npz --grid samples.png
+  bigroc refine --task generate --ckpt cifar10-l2-small --classes cat,dog --num-images 20 --out pets/
+  bigroc refine --task generate --ckpt robust.pt --seeds imagenet.seeds.npz --num-images 5000 --out samples.tar
+Seeds for other classes: bigroc refine --task seeds --help
 """
 
 
@@ -85,7 +85,7 @@ def _open_seeds(config: GenerateConfig, class_names: tuple[str, ...]) -> Seeds:
     if path == EMBEDDED:
         raise UserError(
             f"seeds: there are none for this classifier's classes ({', '.join(class_names[:3])}, ...); fit some: "
-            f"python -m refine --task seeds --data DATA --out {beside}"
+            f"bigroc refine --task seeds --data DATA --out {beside}"
         )
     raise UserError(
         f"seeds: {path} is for {len(seeds.class_names)} classes ({', '.join(seeds.class_names[:3])}, ...), the "

@@ -27,8 +27,8 @@ SMALL_BALL = Ball(2, 0.1, 40)
 LARGE_BALL = Ball(21.6, 0.1, 720)
 
 EXAMPLES = """\
-  python -m refine --task inpaint --ckpt cifar10-l2-small --input photos.npz --hole 16 --out filled.npz
-  python -m refine --task inpaint --ckpt imagenet.pt --input photos/ --mask masks/ --out filled/ --targets class:dog
+  bigroc refine --task inpaint --ckpt cifar10-l2-small --input photos.npz --hole 16 --out filled.npz
+  bigroc refine --task inpaint --ckpt imagenet.pt --input photos/ --mask masks/ --out filled/ --targets class:dog
 """
 
 

@@ -29,8 +29,8 @@ NOISE_STD = 0.1
 GREY = (0.5, 0.5, 0.5)
 
 EXAMPLES = """\
-  python -m refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --grid inverted.png
-  python -m refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --start other.npz
+  bigroc refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --grid inverted.png
+  bigroc refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --start other.npz
 """
 
 Start = Callable[[Tensor], Tensor]  # rows [n] -> where the loop begins, [n,3,H,W] float in [0,1]

@@ -24,10 +24,10 @@ SMALL = Ball(5, 0.15, 60)  # by eye, of eps 4 and 5 with the embedded classifier
 LARGE = Ball(70, 1, 140)
 
 EXAMPLES = """\
-  python -m refine --task features --ckpt cifar10-l2-small --input real.npz --out features.png
-  python -m refine --task paint --ckpt cifar10-l2-small --input real.npz --out painted.npz --feature 17 \\
+  bigroc refine --task features --ckpt cifar10-l2-small --input real.npz --out features.png
+  bigroc refine --task paint --ckpt cifar10-l2-small --input real.npz --out painted.npz --feature 17 \\
       --rectangle 0,0,16,32 --grid painted.png
-  python -m refine --task paint --ckpt imagenet.pt --input photos/ --out painted/ --feature 1203 --mask sky.png
+  bigroc refine --task paint --ckpt imagenet.pt --input photos/ --out painted/ --feature 1203 --mask sky.png
 """
 
 

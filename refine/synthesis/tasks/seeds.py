@@ -22,8 +22,8 @@ MOST = 16  # side of the low resolution unless asked for: the covariances of 3 *
 _READ_AT_ONCE = 256  # images
 
 EXAMPLES = """\
-  python -m refine --task seeds --data data/cifar10_train.npz --out cifar10-seeds.npz
-  python -m refine --task seeds --data imagenet:/data/imagenet --out robust.seeds.npz --per-class 500 --components 2
+  bigroc refine --task seeds --data data/cifar10_train.npz --out cifar10-seeds.npz
+  bigroc refine --task seeds --data imagenet:/data/imagenet --out robust.seeds.npz --per-class 500 --components 2
 OUT beside a checkpoint NAME.safetensors and called NAME.seeds.npz is what --task generate then takes by itself.
 """
 
@@ -105,7 +105,7 @@ def _format_summary(summary: Summary) -> str:
 
 
 COMMAND = Command(
-    name="python -m refine --task seeds",
+    name="bigroc refine --task seeds",
     about="Fit the class-conditional seeds that generation begins with.",
     schema=SeedsConfig,
     work=fit_seeds,

@@ -23,8 +23,8 @@ SMALL = Ball(4, 0.2, 40)  # by eye, of eps 4, 6, 8 and 10 with the embedded clas
 LARGE = Ball(40, 1, 60)
 
 EXAMPLES = """\
-  python -m refine --task sketch --ckpt cifar10-l2-small --input drawing.png --out ships/ --target ship --grid ship.png
-  python -m refine --task sketch --ckpt robust.pt --input drawings/ --out birds/ --target bird
+  bigroc refine --task sketch --ckpt cifar10-l2-small --input drawing.png --out ships/ --target ship --grid ship.png
+  bigroc refine --task sketch --ckpt robust.pt --input drawings/ --out birds/ --target bird
 """
 
 

@@ -21,8 +21,8 @@ SMALL = Ball(2, 0.2, 20)
 LARGE = Ball(8, 1, 40)
 
 EXAMPLES = """\
-  python -m refine --task superres --ckpt cifar10-l2-small --input small.npz --factor 4 --out large.npz
-  python -m refine --task superres --ckpt imagenet.pt --input small/ --factor 8 --out large/ --targets class:dog
+  bigroc refine --task superres --ckpt cifar10-l2-small --input small.npz --factor 4 --out large.npz
+  bigroc refine --task superres --ckpt imagenet.pt --input small/ --factor 8 --out large/ --targets class:dog
 """
 
 

@@ -23,9 +23,9 @@ SMALL = Ball(5, 0.25, 40)  # by eye, of eps 3, 5, 8 and 11 with the embedded cla
 LARGE = Ball(80, 0.5, 200)
 
 EXAMPLES = """\
-  python -m refine --task translate --ckpt cifar10-l2-small --input real.npz --out dogs.npz \\
+  bigroc refine --task translate --ckpt cifar10-l2-small --input real.npz --out dogs.npz \\
       --source-class cat --target-class dog --grid dogs.png
-  python -m refine --task translate --ckpt runs/horse2zebra/classifier.safetensors --input horses/ --out zebras/ \\
+  bigroc refine --task translate --ckpt runs/horse2zebra/classifier.safetensors --input horses/ --out zebras/ \\
       --source-class horse
 """
 
