@@ -1,10 +1,12 @@
-"""docs/gallery: a page of pictures of everything that `python -m refine` does, made by the commands that it shows.
+"""docs/gallery: a page of pictures of everything that `bigroc refine` does, made by the commands that it shows.
 
-    python -m benchmarks.gallery --data data/cifar10_test_exact.npz --out docs/gallery
-    python -m benchmarks.gallery --data ... --out docs/gallery --only sketch,paint   # the others stay as they are
+    python -m benchmarks.gallery --out docs/gallery
+    python -m benchmarks.gallery --out docs/gallery --only sketch,paint   # the others stay as they are
+    python -m benchmarks.gallery --inputs .                               # only the inputs of the page's commands
 
---data: labelled CIFAR-10 images that took no part in training. Every picture comes from one run with the seed that the
-page tells; which images it shows was fixed beforehand (the first of each class), not chosen by the results.
+--data: labelled CIFAR-10 images that took no part in training; the bundled ones are the default. Every picture comes
+from one run with the seed on the page. Which images it shows was fixed beforehand (the first of each class), not chosen
+by the results.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from refine.cli import main as refine
 from refine.synthesis.drawings import open_drawings
 from refine.synthesis.tasks.paint import STRENGTH
 from robust_models import ImageSet, open_images, to_float, to_u8
+from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.grids import save_rows
 from robust_models.runtime.files import whole_file
@@ -37,7 +40,8 @@ from robust_models.runtime.run_folder import write_json
 
 CKPT = "cifar10-l2-small"
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-SAMPLES = Path(__file__).parents[1] / "robust_models" / "pretrained" / "vae-cifar10.npz"
+SAMPLES = PRETRAINED / "vae-cifar10.npz"
+DATA = PRETRAINED / "cifar10-test-500.npz"
 COUNT = 8  # images in a row
 ABOUT = f"""# Gallery
 
@@ -48,7 +52,12 @@ chosen by eye, on these very images. Under each image stands its class and, unle
 confidence in it before > after. That confidence is what the steps raise: it says that they worked, not that the image
 is good. eps and steps are in pixels of [0,1].
 
-Made by `python -m benchmarks.gallery --data data/cifar10_test_exact.npz --out docs/gallery`.
+Made by `python -m benchmarks.gallery --out docs/gallery`. The commands below read files that this one writes, from
+images that come with the package:
+
+```
+python -m benchmarks.gallery --inputs .
+```
 """
 LISTED = 500  # images that features are listed by
 
@@ -108,13 +117,13 @@ PICTURES = {
     "refine": Picture(
         "Refine",
         "Samples of a small VAE, and the same samples after a few steps towards their class (BIGRoC).",
-        (f"python -m refine --ckpt {CKPT} --input samples.npz --out out.npz --eps 4",),
+        (f"bigroc refine --ckpt {CKPT} --input samples.npz --out out.npz --eps 4",),
         before_and_after("samples.npz", "VAE sample", "refined"),
     ),
     "generate": Picture(
         "Generate",
         "Images of every class from seeds drawn from a mixture of Gaussians at low resolution (above).",
-        (f"python -m refine --task generate --ckpt {CKPT} --num-images 16 --out out.npz --grid generate.png",),
+        (f"bigroc refine --task generate --ckpt {CKPT} --num-images 16 --out out.npz --grid generate.png",),
         None,
     ),
     "inpaint": Picture(
@@ -122,7 +131,7 @@ PICTURES = {
         "A hole of 16 pixels filled in, towards the image's class; what was known is the original, bit for bit. The "
         "default eps, 2, invents less and is nearer to the original on average.",
         (
-            f"python -m refine --task inpaint --ckpt {CKPT} --input real.npz --hole 16 "
+            f"bigroc refine --task inpaint --ckpt {CKPT} --input real.npz --hole 16 "
             "--eps 3 --step-size 0.15 --steps 60 --out out.npz",
         ),
         filled_in,
@@ -132,7 +141,7 @@ PICTURES = {
         "8 pixels enlarged to 32, from bicubic towards the image's class; the detail is what the classifier expects, "
         "not what was. eps is twice the default, for more of it.",
         (
-            f"python -m refine --task superres --ckpt {CKPT} --input small.npz --factor 4 --start bicubic "
+            f"bigroc refine --task superres --ckpt {CKPT} --input small.npz --factor 4 --start bicubic "
             "--eps 4 --step-size 0.25 --steps 30 --out out.npz",
         ),
         enlarged,
@@ -141,7 +150,7 @@ PICTURES = {
         "Translate",
         "Photographs of one class turned into another.",
         tuple(
-            f"python -m refine --task translate --ckpt {CKPT} --input pairs.npz --out out{i}.npz "
+            f"bigroc refine --task translate --ckpt {CKPT} --input pairs.npz --out out{i}.npz "
             f"--source-class {source} --target-class {target}"
             for i, (source, target) in enumerate(
                 [("cat", "dog"), ("automobile", "truck"), ("horse", "deer"), ("airplane", "ship")]
@@ -153,7 +162,7 @@ PICTURES = {
         "Sketch",
         "Drawings of a few strokes (`benchmarks/drawings.py`) turned into images of a class.",
         tuple(
-            f"python -m refine --task sketch --ckpt {CKPT} --input {name}.png --out out-{name}.npz --target {name}"
+            f"bigroc refine --task sketch --ckpt {CKPT} --input {name}.png --out out-{name}.npz --target {name}"
             for name in DRAWINGS
         ),
         sketched,
@@ -161,7 +170,7 @@ PICTURES = {
     "features": Picture(
         "Features",
         f"Features of the classifier: the images, of {LISTED}, that excite each most, and the class it goes with.",
-        (f"python -m refine --task features --ckpt {CKPT} --input listed.npz --out features.png --top 10 --images 6",),
+        (f"bigroc refine --task features --ckpt {CKPT} --input listed.npz --out features.png --top 10 --images 6",),
         None,
     ),
     "paint": Picture(
@@ -169,7 +178,7 @@ PICTURES = {
         "Feature 229, which goes with ships, raised in the upper half; the lower half is the original, bit for bit. "
         "Under the images: the feature before > after.",
         (
-            f"python -m refine --task paint --ckpt {CKPT} --input real.npz --feature 229 --rectangle 0,0,16,32 "
+            f"bigroc refine --task paint --ckpt {CKPT} --input real.npz --feature 229 --rectangle 0,0,16,32 "
             "--out out.npz",
         ),
         before_and_after("real.npz", "photo", "painted"),
@@ -178,7 +187,7 @@ PICTURES = {
         "Invert",
         "From noise to an image with the latent of a photograph: what the classifier keeps of it. Under the images: "
         "the relative distance of the latents before > after.",
-        (f"python -m refine --task invert --ckpt {CKPT} --input real.npz --out out.npz",),
+        (f"bigroc refine --task invert --ckpt {CKPT} --input real.npz --out out.npz",),
         before_and_after("real.npz", "wanted latent", "found image"),
     ),
     "colour": Picture(
@@ -235,9 +244,9 @@ def make(name: str, folder: Path, out: Path) -> dict[str, Any]:
 
 def _run(command: str) -> dict[str, Any]:
     """The summary of a command as it stands on the page."""
-    python, *words = shlex.split(command)
-    assert python == "python"
-    main, arguments = (refine, words[2:]) if words[:2] == ["-m", "refine"] else (new_task.main, words[1:])
+    program, *words = shlex.split(command)
+    main = refine if program == "bigroc" else new_task.main
+    arguments = words[1:]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         status = main([*arguments, "--json"])
@@ -298,10 +307,15 @@ def page(made: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=DATA)
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, help="folder of the page")
+    place.add_argument("--inputs", type=Path, metavar="DIR", help="only write what the page's commands read, to DIR")
     parser.add_argument("--only", default=",".join(PICTURES), help="names of pictures, with commas")
     args = parser.parse_args()
+    if args.inputs:
+        make_inputs(args.inputs, args.data)
+        return
 
     names = args.only.split(",")
     if unknown := [name for name in names if name not in PICTURES]:

@@ -14,7 +14,7 @@ from robust_models.runtime.version import git_revision
 from tests.tiny import tiny_pixels
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("robust_models", "train", "refine", "eval")
+PACKAGES = ("bigroc", "robust_models", "train", "refine", "eval")
 
 
 @pytest.fixture(scope="module")
