@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from refine import refine
 from robust_models import NORMALIZERS, Description, RobustClassifier, embedded_names, load, open_images, to_float
 from robust_models.folding import folded
-from robust_models.runtime.device import pick_device, pick_precision, place
+from robust_models.runtime.device import bf16_hardware, pick_device, place
 from robust_models.runtime.run_folder import environment
 
 Run = Callable[[Tensor, Tensor, int], Tensor]  # x, y, steps -> x_ref
@@ -62,7 +62,7 @@ def variants(name: str, device: torch.device, eps: float, step_size: float, comp
         "fp32": place(make_network(name), device, "fp32"),
         "folded": place(folded(make_network(name)), device, "fp32"),
     }
-    if pick_precision("auto", device) == "bf16":
+    if bf16_hardware(device) != "none":
         models["folded bf16"] = place(folded(make_network(name)), device, "bf16")
     if compiled:
         for key in [key for key in models if key.startswith("folded")]:

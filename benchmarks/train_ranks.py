@@ -17,7 +17,7 @@ import torch
 
 from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
 from robust_models.runtime.config import resolve
-from robust_models.runtime.device import place
+from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.run_folder import environment
 from train.batch_norm import share_batch_norms
@@ -31,7 +31,8 @@ def stepper(
     classifier: RobustClassifier, config: TrainConfig, ranks: Ranks, device: torch.device
 ) -> Callable[[], None]:
     """A training step of one of these ranks on its part of a random batch."""
-    model = place(copy.deepcopy(classifier), device, config.precision)
+    precision = decide_precision(config.precision, device, "training").precision
+    model = place(copy.deepcopy(classifier), device, precision)
     if ranks.world > 1:
         share_batch_norms(model)
     twin, optimizer, attack = (

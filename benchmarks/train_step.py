@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
 from robust_models.runtime.config import resolve
-from robust_models.runtime.device import pick_device, place
+from robust_models.runtime.device import decide_precision, pick_device, place
 from robust_models.runtime.run_folder import environment
 from train.config import TrainConfig
 from train.folded import make_twin
@@ -107,7 +107,8 @@ def torchattacks_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def ours(classifier: RobustClassifier, x_u8: Tensor, y: Tensor, config: TrainConfig) -> Way:
-    model = place(copy.deepcopy(classifier), x_u8.device, config.precision)
+    precision = decide_precision(config.precision, x_u8.device, "training").precision
+    model = place(copy.deepcopy(classifier), x_u8.device, precision)
     twin = make_twin(model, config, x_u8.device)
     stepped = torch.compile(model) if config.compile else model
     optimizer, attack = make_optimizer(model, config), attack_at(config.attack, 0.0)

@@ -39,7 +39,8 @@ def _format_robust(summary: Summary) -> str:
             lines.append(f"  {result['outside_ball']} fooled only from outside the ball: they count as robust")
     if len(summary["results"]) > 1:
         lines.append("an image broken at a smaller eps counts as broken at the larger ones, and is not attacked again")
-    runs = f"{summary['restarts']} restart(s), {summary['precision']}; {summary['wall_s']:.1f} s"
+    precision = f"{summary['precision']} ({summary['precision_reason']})"
+    runs = f"{summary['restarts']} restart(s), {precision}; {summary['wall_s']:.1f} s"
     lines.append(f"{count}; {_attack_in_words(summary)}, {runs}")
     return "\n".join(lines + _sanity_in_words(summary.get("sanity")))
 

@@ -50,7 +50,8 @@ def _refine(config: RefineConfig) -> Summary:
 def _format_summary(summary: Summary) -> str:
     lines = [
         f"{summary['out']}: {summary['n']} images refined towards {_targets(summary['targets'])}, {summary['norm']} "
-        f"eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s",
+        f"eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s, "
+        f"{summary['precision']} ({summary['precision_reason']})",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
         f"mean {summary['norm']} distance {summary['distance']:.2f}",
     ]

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.images import OnError
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number
-from robust_models.runtime.device import PrecisionChoice
+from robust_models.runtime.device import PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, check_ball
 
 GUESSES = ("pseudo", "debiased", "balanced")  # targets that come from the classifier itself
@@ -65,7 +65,7 @@ class RefineConfig(CheckpointFlags):
         default=False, description="replace what stands at --out, and another run's unfinished work"
     )
     device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
+    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
 
     @property
     def ckpts(self) -> list[str]:

@@ -28,11 +28,11 @@ from refine.run_settings import deciding
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
 from refine.work_folder import Shards, WorkFolder, as_line
 from robust_models.attacks import PGD
-from robust_models.classifier import Precision, RobustClassifier
+from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images import ImageSet, check_out, open_images, write_images
-from robust_models.runtime.device import place
+from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import whole_file
 
@@ -51,15 +51,17 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         images = _open(config, ranks)
         check_out(config.out, images)
         device = ranks.device(config.device)
-        classifiers = [place(folded(config.load(name)), device, config.precision) for name in config.ckpts]
-        class_names, precision = classifiers[0].class_names, classifiers[0].precision
+        classifiers = [folded(config.load(name)) for name in config.ckpts]
+        precision = decide_precision(config.precision, device, attack_loop(classifiers))
+        classifiers = [place(classifier, device, precision.precision) for classifier in classifiers]
+        class_names = classifiers[0].class_names
         refinery = _refinery(config, images, classifiers)
         mode = config.targets or ("pseudo" if images.labels is None else "given")
         targets = known_targets(mode, images, classifiers[0])
         prior = None if config.prior is None else parse_prior(config.prior, class_names)
         search = EpsSearch.open(config, images, device) if config.eps == "auto" and ranks.is_first else None
         if ranks.is_first:
-            work.claim(deciding(config, images, device, precision), overwrite=config.overwrite)
+            work.claim(deciding(config, images, device, precision.precision), overwrite=config.overwrite)
         if not ranks.share(work.is_assembled):
             passes = Passes(ranks, work, images, Shards(len(images), config.shard_size), refinery)
             if mode in WHOLE_SET:
@@ -69,7 +71,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
                 passes = replace(passes, refinery=replace(refinery, attack=_attack(config, eps)))
             rate = passes.refine(targets, class_names, label_source(mode))
             if ranks.is_first:
-                means = assemble(work, images, passes.shards)
+                means = assemble(work, images, passes.shards, precision)
                 save_pictures(config, passes.refinery, images, work, passes.shards)
                 summary = _facts(config, mode, passes.refinery.attack, images, precision) | means | rate
                 if search is not None:
@@ -144,7 +146,7 @@ class Passes:
             yield slice(start, min(start + self.refinery.block, part.stop))
 
 
-def assemble(work: WorkFolder, images: ImageSet, shards: Shards) -> dict[str, float]:
+def assemble(work: WorkFolder, images: ImageSet, shards: Shards, precision: PrecisionDecision) -> dict[str, float]:
     """Builds the set, of the same kind as `images`, and the manifest inside the work folder; gives N and the means."""
     with write_images(work.assembled, like=images, labels=images.labels, class_names=images.class_names) as add:
         for k in range(len(shards)):
@@ -156,7 +158,7 @@ def assemble(work: WorkFolder, images: ImageSet, shards: Shards) -> dict[str, fl
         for k in range(len(shards)):
             for row in work.rows(k):
                 means.add(row)
-                manifest.write(as_line(row))
+                manifest.write(as_line(row | {"precision": precision.precision}))
     return means.summary()
 
 
@@ -227,7 +229,9 @@ def _open(config: RefineConfig, ranks: Ranks) -> ImageSet:
     return images
 
 
-def _facts(config: RefineConfig, mode: str, attack: PGD, images: ImageSet, precision: Precision) -> dict[str, Any]:
+def _facts(
+    config: RefineConfig, mode: str, attack: PGD, images: ImageSet, precision: PrecisionDecision
+) -> dict[str, Any]:
     return {
         "out": str(config.out),
         "manifest": str(WorkFolder(config.out).manifest_out),
@@ -241,5 +245,5 @@ def _facts(config: RefineConfig, mode: str, attack: PGD, images: ImageSet, preci
         "eps": attack.eps,
         "steps": config.steps,
         "step_size": attack.step_size,
-        "precision": precision,
+        **precision.summary(),
     }

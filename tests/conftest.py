@@ -1,5 +1,9 @@
-"""Fixtures most tests share."""
+"""Fixtures most tests share.
 
+BIGROC_TEST_BF16=0 or 1 in the environment lets every test believe that its CPU does not, or does, multiply bf16.
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,8 @@ import torch
 from hypothesis import settings
 
 from robust_models import RobustClassifier, save
+from robust_models.runtime import device
+from robust_models.runtime.device import Hardware
 from tests.tiny import tiny_classifier, tiny_pixels
 
 settings.register_profile("any machine", deadline=None, derandomize=True)
@@ -17,6 +23,24 @@ settings.load_profile("any machine")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (kind := os.environ.get("BIGROC_TEST_BF16")) is not None:
+        stand_on(("none", "avx512_bf16")[int(kind)], monkeypatch)
+
+
+@pytest.fixture(params=["none", "avx512_bf16"])
+def each_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hardware:
+    """The test runs twice: on a CPU that does not multiply bf16, and on one that does."""
+    stand_on(request.param, monkeypatch)
+    return request.param
+
+
+def stand_on(hardware: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, devices of this process look as if they had this hardware."""
+    monkeypatch.setattr(device, "bf16_hardware", lambda _: hardware)
 
 
 @pytest.fixture

@@ -85,9 +85,11 @@ def test_npz_in_npz_out_with_labels_kept(checkpoint, labelled_npz, tmp_path, cap
         assert picture.width > 8 * 90
 
 
+@pytest.mark.usefixtures("each_machine")
 def test_command_and_function_agree(classifier, checkpoint, unlabelled_npz, tmp_path, capsys):
     out = tmp_path / "out.npz"
-    status, printed, _ = run("--ckpt", checkpoint, "--input", unlabelled_npz, "--out", out, "--eps=1", capsys=capsys)
+    flags = ["--ckpt", checkpoint, "--input", unlabelled_npz, "--out", out, "--precision", "fp32"]
+    status, printed, _ = run(*flags, "--eps=1", capsys=capsys)
     assert status == 0
     assert "10 images refined towards pseudo-labels, l2 eps 1, 7 steps" in printed
     x = to_float(open_images(unlabelled_npz).read(0, 10))

@@ -10,6 +10,8 @@ from refine.synthesis.tasks.superres import TASK, enlarge
 from robust_models import open_images, to_float, to_u8
 from tests.tiny import tiny_pixels
 
+pytestmark = pytest.mark.usefixtures("each_machine")
+
 
 @pytest.fixture
 def small(tmp_path):
@@ -43,6 +45,7 @@ def test_enlarging():
 def test_the_command_is_the_loop_from_the_enlarged_image(classifier, checkpoint, small, tmp_path, capsys):
     out = tmp_path / "large.npz"
     flags = ["--ckpt", checkpoint, "--input", small, "--factor", 4, "--out", out, "--eps", 1, "--steps", 3]
+    flags += ["--precision", "fp32"]  # as the function computes below
     assert run(*flags, "--step-size", 0.4, "--start", "bicubic", capsys=capsys)[0] == 0
     given, made = open_images(small), open_images(out)
     assert made.size == (16, 16)

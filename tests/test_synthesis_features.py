@@ -16,6 +16,8 @@ from refine.synthesis.tasks.features import check_feature
 from robust_models import Description, RobustClassifier, UserError, open_images, to_float
 from tests.tiny import CLASSES, tiny_pixels
 
+pytestmark = pytest.mark.usefixtures("each_machine")
+
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 

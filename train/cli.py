@@ -34,8 +34,9 @@ def _format_summary(summary: Summary) -> str:
 
     checkpoint = Path(summary["checkpoint"])
     scores = ", ".join(f"{name} {value:g}" for name, value in summary["validation"].items()) or "nothing"
-    told = f"{checkpoint}: {summary['steps']} steps in {summary['wall_s']:.0f} s; held out: {scores}"
-    return f"{table(checkpoint.parent)}\n{told}".lstrip("\n")
+    precision = f"{summary['precision']} ({summary['precision_reason']})"
+    last = f"{checkpoint}: {summary['steps']} steps in {summary['wall_s']:.0f} s, {precision}; held out: {scores}"
+    return f"{table(checkpoint.parent)}\n{last}".lstrip("\n")
 
 
 TRAIN = Command(

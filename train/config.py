@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.runtime.config import DEVICE, STRICT, Number
-from robust_models.runtime.device import PrecisionChoice
+from robust_models.runtime.device import PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, check_ball
 from train.schedule import at
 
@@ -176,7 +176,7 @@ class TrainConfig:
     )
     seed: Count = Field(default=0)
     device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
+    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
     compile: bool = Field(default=False, description="torch.compile the network")
     save_minutes: NonNegative = Field(
         default=10.0, description="save the state so often between evaluations, after each of which it is saved too"

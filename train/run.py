@@ -15,7 +15,7 @@ from robust_models.attacks import PGD
 from robust_models.checkpoints import save
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
-from robust_models.runtime.device import place
+from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks
 from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
@@ -47,7 +47,9 @@ class Run:
         torch.manual_seed(config.seed)
         self.config, self.ranks = config, ranks
         self.checkpoint = config.out / "classifier.safetensors"
-        self.model = place(make_model(config, data.class_names, data.image_size), device, config.precision)
+        self.precision = decide_precision(config.precision, device, "training")
+        model = make_model(config, data.class_names, data.image_size)
+        self.model = place(model, device, self.precision.precision)
         if ranks.world > 1:
             share_batch_norms(self.model)
         self.loader = open_loader(data, config, device, ranks)
@@ -56,7 +58,7 @@ class Run:
         self.total = config.epochs * self.loader.steps_per_epoch
         self.progress = Progress()
         self.pending: list[Measured] = []  # since the last row of metrics
-        if state := ranks.share(claim(config) if ranks.is_first else None):
+        if state := ranks.share(claim(config, self.precision) if ranks.is_first else None):
             self.model.load_state_dict(state.model)
             self.ema.model.load_state_dict(state.ema)
             self.optimizer.load_state_dict(state.optimizer)
@@ -183,6 +185,7 @@ class Run:
             "steps": self.progress.step,
             "wall_s": round(self.progress.wall_s, 1),
             "validation": self.progress.best_scores,
+            **self.precision.summary(),
         }
 
 

@@ -12,6 +12,7 @@ import torch
 
 from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain
+from robust_models.runtime.device import PrecisionDecision
 from robust_models.runtime.files import whole_file
 from robust_models.runtime.run_folder import environment, write_json
 from train.config import TrainConfig
@@ -66,7 +67,7 @@ def load_state(folder: Path) -> TrainState | None:
     return None
 
 
-def claim(config: TrainConfig) -> TrainState | None:
+def claim(config: TrainConfig, precision: PrecisionDecision) -> TrainState | None:
     """The state to go on from; a folder that holds another run is refused."""
     plain = as_plain(config)
     recorded = config.out / "config.json"
@@ -81,7 +82,7 @@ def claim(config: TrainConfig) -> TrainState | None:
             )
     for left in config.out.glob(".*.partial"):  # files that a kill left half written
         left.unlink()
-    write_json(recorded, {"config": plain, "environment": environment()})
+    write_json(recorded, {"config": plain, **precision.summary(), "environment": environment()})
     return load_state(config.out)
 
 

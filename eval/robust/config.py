@@ -10,7 +10,7 @@ from eval.robust.attacks import Budget, check_attack_name
 from eval.robust.radii import Radii
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Positive
-from robust_models.runtime.device import PrecisionChoice
+from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, check_ball
 
 
@@ -36,7 +36,7 @@ class RobustConfig(CheckpointFlags):
     state: Path | None = Field(None, description="file kept after each batch; the same command goes on from it")
     sanity: bool = Field(False, description="also look for signs of masked gradients, on a few images")
     device: str = Field("auto", description=DEVICE)
-    precision: PrecisionChoice = Field("fp32", description="fp32 for figures to quote; bf16 for a quick look")
+    precision: PrecisionChoice = Field("fp32", description=MEASURED_PRECISION)
 
     @model_validator(mode="after")
     def _consistent(self) -> "RobustConfig":

@@ -17,7 +17,7 @@ from robust_models import Dataset, RobustClassifier, UserError, load_dataset
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.provenance import Source, load_classifier
 from robust_models.labels import fit_labels
-from robust_models.runtime.device import exact_fp32, pick_device, place
+from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def run_robust(config: RobustConfig) -> dict[str, Any]:
     x_u8, y = data.x_u8[: config.limit], _labels(data, model)[: config.limit]
     plans = {eps: plan_attack(config.attack, config.budget(eps, len(model.class_names))) for eps in config.radii}
     stages, radii = _chain(config.norm, plans)
-    model = place(model, device, config.precision)
+    precision = decide_precision(config.precision, device, "measurement")
+    model = place(model, device, precision.precision)
     settings = plans[config.radii[-1]].settings
 
     with exact_fp32():
@@ -58,7 +59,7 @@ def run_robust(config: RobustConfig) -> dict[str, Any]:
         "checkpoint": asdict(checkpoint),
         "data": config.data,
         "data_n": len(data),
-        "precision": model.precision,
+        **precision.summary(),
         "batch_size": config.batch_size,
         "wall_s": round(wall_s, 3),
         "images_per_s": round(n / wall_s, 2),

@@ -15,7 +15,7 @@ from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number, resolve
-from robust_models.runtime.device import PrecisionChoice
+from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import check_ball
 
 BUNDLED = "bundled:"
@@ -115,9 +115,7 @@ class StudyConfig:
     keep_images: bool = Field(default=False, description="leave the refined sets in OUT/cells/KEY/")
     batch_size: AtLeastOne = Field(default=50, description="images the judge sees at a time; no result depends on it")
     device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(
-        default="auto", description="of refining; auto is bf16 where the hardware multiplies it"
-    )
+    precision: PrecisionChoice = Field(default="fp32", description=f"of refining: {MEASURED_PRECISION}")
 
     def radii(self, norm: str) -> tuple[float, ...]:
         """The axis eps at one norm."""

@@ -16,7 +16,7 @@ from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.features import FeatureExtractor
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
-from robust_models.runtime.device import pick_precision
+from robust_models.runtime.device import decide_precision
 from robust_models.runtime.files import sha256_of
 from train.config import TrainConfig
 from train.state import FREE_TO_CHANGE
@@ -56,7 +56,7 @@ def cell_depends(
     return depends | {
         "classifier": classifier_identity(checkpoint),
         "refine": settings | ({"targets file": sha256_of(file)} if file.is_file() else {}),
-        "precision": pick_precision(config.precision, device),
+        "precision": decide_precision(config.precision, device, "attack").precision,
     }
 
 

@@ -30,7 +30,7 @@ from robust_models.errors import UserError
 from robust_models.images import ImageSet
 from robust_models.metrics import Moments, read_statistics, write_statistics
 from robust_models.runtime.config import read_recipe, resolve
-from robust_models.runtime.device import pick_precision
+from robust_models.runtime.device import decide_precision
 from robust_models.runtime.files import whole_file
 from train.config import TrainConfig
 
@@ -51,7 +51,7 @@ class Study:
     def __init__(self, config: StudyConfig, inputs: Inputs, device: torch.device) -> None:
         """UserError for train recipes that do not fit."""
         self.config, self.inputs, self.device = config, inputs, device
-        self.precision: Precision = pick_precision(config.precision, device)
+        self.precision: Precision = decide_precision(config.precision, device, "attack").precision
         labelled = [name for name, images in inputs.images.items() if images.set.labels is not None]
         self.cells = grid(config, labelled)
         self.trainings = {spec.name: self._training(spec) for spec in config.classifiers if spec.train is not None}

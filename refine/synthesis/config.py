@@ -12,7 +12,7 @@ from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.errors import UserError
 from robust_models.images import OnError
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number
-from robust_models.runtime.device import PrecisionChoice
+from robust_models.runtime.device import PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, check_ball
 
 SMALL = 64  # pixels: images up to this side get the values that the paper has for CIFAR-10, larger ones those for 224
@@ -59,7 +59,7 @@ class SynthesisConfig(CheckpointFlags):
     trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
     overwrite: bool = Field(default=False, description="replace what stands at --out")
     device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
+    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
 
     @model_validator(mode="after")
     def _ball_is_one(self) -> "SynthesisConfig":

@@ -9,6 +9,7 @@ from refine.manifest import DIGITS
 from refine.network import Network
 from refine.synthesis.task import Work
 from refine.work_folder import Row
+from robust_models.classifier import Precision
 from robust_models.images import to_float
 from robust_models.threat import NORMS
 
@@ -37,14 +38,16 @@ def measure(network: Network, work: Work, x_u8: Tensor, norm: str) -> Columns:
     return {name: column.cpu() for name, column in columns.items()}
 
 
-def manifest_rows(columns: Columns, names: Sequence[str], class_names: Sequence[str]) -> list[Row]:
-    """One JSON-ready row for each of `names`: source, class (name), and the columns."""
+def manifest_rows(
+    columns: Columns, names: Sequence[str], class_names: Sequence[str], precision: Precision
+) -> list[Row]:
+    """One JSON-ready row for each of `names`: source, class (name), the columns, and the precision."""
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     rows: list[Row] = []
     for name, numbers in zip(names, values, strict=False):  # columns fill a block, names do not
         row = dict(zip(columns, numbers, strict=True))
         plain = {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in row.items()}
-        rows.append({"source": name, "class": class_names[row["target"]], **plain})
+        rows.append({"source": name, "class": class_names[row["target"]], **plain, "precision": precision})
     return rows
 
 

@@ -29,7 +29,7 @@ from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images.new_set import NewSet, check_new_out, write_new_set
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.device import pick_device, place
+from robust_models.runtime.device import attack_loop, decide_precision, pick_device, place
 from robust_models.runtime.files import whole_file
 
 
@@ -46,7 +46,9 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"task: {task.name} runs in one process; call it without torchrun")
     check_new_out(config.out, overwrite=config.overwrite)
-    network = Network(place(folded(config.load(config.ckpt)), pick_device(config.device), config.precision))
+    classifier, device = folded(config.load(config.ckpt)), pick_device(config.device)
+    precision = decide_precision(config.precision, device, attack_loop([classifier]))
+    network = Network(place(classifier, device, precision.precision))
     source = task.open(config, network)
     n, ball = len(source.names), config.ball(task.defaults(max(source.size)))
     block = min(block_size(network.device, max(network.image_size, *source.size), config.batch_size), n)
@@ -75,7 +77,7 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
         "step_size": ball.step_size,
         "steps": ball.steps,
         "seed": config.seed,
-        "precision": network.model.precision,
+        **precision.summary(),
         **means,
         "wall_s": round(wall_s, 2),
         "images_per_s": round(n / wall_s, 2),
@@ -95,7 +97,8 @@ def synthesize_blocks(network: Network, source: Source, ball: Ball, block: int, 
                 bar.update(step > 0)
             x_u8 = stored(x, work)
             names = [source.names[int(i)] for i in rows]
-            told = manifest_rows(measure(network, work, x_u8, ball.norm), names, network.class_names)
+            measured = measure(network, work, x_u8, ball.norm)
+            told = manifest_rows(measured, names, network.class_names, network.model.precision)
             yield Block(rows, x_u8[: len(rows)].cpu(), told)
 
 
@@ -132,7 +135,8 @@ def _format_summary(summary: Summary) -> str:
     height, width = summary["size"]
     lines = [
         f"{summary['out']}: {summary['n']} images of {width}x{height}, {summary['norm']} eps {summary['eps']:g}, "
-        f"{summary['steps']} steps of {summary['step_size']:g}, {summary['images_per_s']} images/s",
+        f"{summary['steps']} steps of {summary['step_size']:g}, {summary['images_per_s']} images/s, "
+        f"{summary['precision']} ({summary['precision_reason']})",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, objective "
         f"{summary['objective_before']:.3f} -> {summary['objective_after']:.3f}, mean {summary['norm']} distance "
         f"{summary['distance']:.2f}",

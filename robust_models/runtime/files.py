@@ -1,17 +1,27 @@
-"""Files appear whole: written beside their place, synced, renamed."""
+"""Files appear whole, written beside their place, synced, renamed; and one process at a time writes an output."""
 
 import errno
+import glob
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from robust_models.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two writers are not held apart
+    fcntl = None
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # disk full, quota used up, file system's limit
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_held: set[int] = set()  # descriptors of locks
 
 
 @contextmanager
@@ -52,6 +62,101 @@ def whole_folder(path: Path) -> Iterator[Path]:
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keeps every other process from writing the output `path`, a file or a folder, for as long as the block lasts.
+
+    UserError where another process is writing it. The lock is .NAME.lock beside it, which is removed in the end; the
+    kernel lets go of it when its process ends, however it ends. File systems without locks go unprotected.
+    """
+    _make_parent(path)
+    lock = path.with_name(f".{path.name}.lock")
+    with ExitStack() as stack:
+        try:
+            alone = stack.enter_context(locked(lock))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            alone = True
+        if not alone:
+            raise UserError(
+                f"out: {path} is being written by another process ({_holder(lock)}); wait until it ends, or choose "
+                "another --out"
+            )
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the lock file `path`, for as long as the block lasts.
+
+    OSError where the file system has no locks. Children that are forked meanwhile do not hold it.
+    """
+    handle = _lock(path)
+    if handle is None:
+        yield False
+        return
+    _held.add(handle)
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"{os.getpid()} on {platform.node()}\n".encode())
+        yield True
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        _held.discard(handle)
+        os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor of the locked file; None where another process has it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder has removed the file meanwhile: a lock on it keeps nobody off
+
+
+def _holder(lock: Path) -> str:
+    try:
+        return f"process {lock.read_text().strip()}"
+    except OSError:
+        return "just ended"
+
+
+def _let_go() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def sweep_partials(folder: Path, name: str | None = None) -> None:
+    """Removes what killed writers of folder/name left half written (None: of all that lies in the folder).
+
+    Only for the one process that writes there: see exclusive().
+    """
+    for partial in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from robust_models.images import ImageSet, to_float, to_u8
 from robust_models.labels import fit_labels
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
-from robust_models.runtime.device import PrecisionChoice, pick_device, place
+from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, pick_device, place
 from robust_models.runtime.run_folder import write_json
 
 SHOWN_CLASSES = 3  # for each feature on the terminal; the JSON has all
@@ -53,7 +53,7 @@ class FeaturesConfig(CheckpointFlags, SetFlags):
     )
     batch_size: AtLeastOne = Field(default=128, description="images at once on a GPU")
     device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(default="auto", description="auto is bf16 where the hardware multiplies it")
+    precision: PrecisionChoice = Field(default="fp32", description=MEASURED_PRECISION)
 
 
 def check_feature(classifier: RobustClassifier, k: int) -> int:
@@ -68,7 +68,9 @@ def list_features(config: FeaturesConfig) -> Summary:
     """Writes the picture and the JSON; gives what the JSON holds."""
     if config.out.suffix.lower() != ".png":
         raise UserError(f"out: {config.out} is a picture; let its name end in .png")
-    classifier = place(folded(config.load(config.ckpt)), pick_device(config.device), config.precision)
+    device = pick_device(config.device)
+    precision = decide_precision(config.precision, device, "measurement")
+    classifier = place(folded(config.load(config.ckpt)), device, precision.precision)
     asked = None if config.feature is None else [check_feature(classifier, k) for k in _indices(config.feature)]
     images = open_set(config, config.out)
     statistics = _count(config, images, Network(classifier))
@@ -77,6 +79,7 @@ def list_features(config: FeaturesConfig) -> Summary:
         "out": str(config.out),
         "json": str(config.out.with_suffix(".json")),
         "checkpoint": config.ckpt,
+        **precision.summary(),
         "n": len(images),
         "classes": config.targets or ("pseudo" if images.labels is None else "given"),
         "features_in_all": classifier.head.in_features,
