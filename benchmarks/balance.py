@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from refine.balance import balanced
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 
 def crowded_log_probs(n: int, c: int) -> Tensor:

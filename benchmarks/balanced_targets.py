@@ -22,7 +22,7 @@ from robust_models import PGD, RobustClassifier, load, open_images, to_float, to
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.metrics import FrechetStatistics, StoredStatistics, frechet_distance, read_statistics
 from robust_models.runtime.device import pick_device, place
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 RESAMPLES = 200
 

@@ -15,7 +15,7 @@ from eval.quality.config import QualityConfig
 from eval.quality.run import run_quality
 from refine.config import RefineConfig
 from refine.pipeline import refine_set
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 
 def main() -> None:

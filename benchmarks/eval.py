@@ -31,7 +31,7 @@ from eval.quality.run import run_quality
 from robust_models.features import inception_weights
 from robust_models.metrics import FrechetReference, FrechetStatistics, Moments, StoredStatistics, frechet_distance
 from robust_models.runtime.files import sha256_of
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 DIM = 2048
 ORACLES = Path(__file__).parents[1] / ".venv" / "oracles" / "quality"

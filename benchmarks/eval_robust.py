@@ -21,7 +21,7 @@ from eval import SeededPGD
 from robust_models import PGD, RobustClassifier, load, load_dataset, open_images, to_float
 from robust_models.attacks import frozen_eval
 from robust_models.runtime.device import exact_fp32, pick_device, place
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 SAMPLES = Path(__file__).parent.parent / "robust_models" / "pretrained" / "vae-cifar10.npz"
 

@@ -21,7 +21,7 @@ from PIL import Image
 from robust_models.datasets import load_dataset, open_dataset
 from robust_models.datasets.beton import write_beton
 from robust_models.runtime.device import pick_device
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 from train.loaders.base import Batch, usable_cores
 from train.loaders.make import make_loader
 

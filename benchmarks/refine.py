@@ -26,7 +26,7 @@ from refine import refine
 from robust_models import NORMALIZERS, Description, RobustClassifier, embedded_names, load, open_images, to_float
 from robust_models.folding import folded
 from robust_models.runtime.device import bf16_hardware, pick_device, place
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 Run = Callable[[Tensor, Tensor, int], Tensor]  # x, y, steps -> x_ref
 SAMPLES = Path(__file__).parents[1] / "robust_models" / "pretrained" / "vae-cifar10.npz"

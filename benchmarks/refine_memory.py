@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from robust_models import Description, RobustClassifier, save
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 BATCH = 4096
 CLASSIFIER_SIZE = 8  # pixels: memory is the question, so the network is as fast as one can be

@@ -33,7 +33,7 @@ from robust_models.features import open_features
 from robust_models.images import write_npz
 from robust_models.metrics import FrechetStatistics, frechet_distance
 from robust_models.metrics.stored import read_statistics
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 
 CKPT, JUDGE = "cifar10-l2-small", "cifar10-standard-small"
 HOLE, FACTOR = 16, 4

@@ -26,7 +26,7 @@ import torch
 from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from robust_models.runtime.config import add_config_flags, read_recipe, resolve
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 from train.config import TrainConfig
 from train.loop import run_to_end
 from train.parallel import ALONE

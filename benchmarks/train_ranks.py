@@ -19,7 +19,7 @@ from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
 from robust_models.runtime.config import resolve
 from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
 from train.folded import make_twin

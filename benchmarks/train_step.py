@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
 from robust_models.runtime.config import resolve
 from robust_models.runtime.device import decide_precision, pick_device, place
-from robust_models.runtime.run_folder import environment
+from robust_models.runtime.version import environment
 from train.config import TrainConfig
 from train.folded import make_twin
 from train.step import attack_at, make_optimizer, train_step
@@ -82,7 +82,7 @@ def plain_loop(
 
 
 def advertorch_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    from eval.robust.attacks.advertorch_compat import import_advertorch
+    from eval.robust.attacks.advertorch import import_advertorch
 
     attack = import_advertorch().L2PGDAttack(
         model, eps=EPS, nb_iter=STEPS, eps_iter=STEP_SIZE, rand_init=False, clip_min=0.0, clip_max=1.0
@@ -91,7 +91,7 @@ def advertorch_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def frozen_advertorch_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    from eval.robust.attacks.advertorch_compat import import_advertorch
+    from eval.robust.attacks.advertorch import import_advertorch
 
     import_advertorch()  # without which the next line fails on today's torch
     from advertorch.context import ctx_noparamgrad_and_eval

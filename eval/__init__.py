@@ -1,5 +1,7 @@
-"""Measures classifiers and image sets: robust accuracy, Frechet distances."""
+"""Measures classifiers and image sets: robust accuracy, Frechet distances and the field's other scores."""
 
+from eval.quality.run import image_quality
+from eval.robust.accuracy import RobustAccuracy, robust_accuracy
 from eval.robust.seeded_pgd import SeededPGD
 from eval.robust.stages import Robustness, binomial_interval, measure_robustness
 from robust_models.features import FeatureExtractor, open_features
@@ -9,11 +11,14 @@ from robust_models.metrics import FrechetStatistics, frechet_distance
 __all__ = [
     "FeatureExtractor",
     "FrechetStatistics",
+    "RobustAccuracy",
     "Robustness",
     "SeededPGD",
     "binomial_interval",
     "frechet_distance",
+    "image_quality",
     "image_statistics",
     "measure_robustness",
     "open_features",
+    "robust_accuracy",
 ]

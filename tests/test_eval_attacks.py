@@ -13,7 +13,7 @@ from torch import nn
 from eval.cli import main
 from eval.robust.attacks import Budget, plan_attack
 from eval.robust.attacks.advertorch import NORMS as ADVERTORCH
-from eval.robust.attacks.advertorch_compat import import_advertorch
+from eval.robust.attacks.advertorch import import_advertorch
 from eval.robust.attacks.library import PlainLayout, global_randomness
 from eval.robust.attacks.torchattacks import NORMS as TORCHATTACKS
 from eval.robust.config import RobustConfig

@@ -231,8 +231,8 @@ def test_bad_quality_is_one_line_and_status_2(folder, capsys, words, message):
 
 def test_images_that_do_not_fit(folder, tmp_path, capsys):
     np.savez(tmp_path / "labelled.npz", arr_0=np.zeros((3, 32, 32, 3), np.uint8), arr_1=np.arange(3))
-    status, _, err = run(capsys, *robust(folder, "--data", tmp_path / "labelled.npz"))
-    assert (status, "images of 32 px; the classifier takes 16 px" in err) == (2, True)
+    status, out, _ = run(capsys, *robust(folder, "--data", tmp_path / "labelled.npz"))
+    assert (status, "images of 32 px, resized inside the classifier to its 16 px" in out) == (0, True)
     np.savez(tmp_path / "labelled.npz", arr_0=np.zeros((3, 16, 16, 3), np.uint8), arr_1=np.arange(3) + 2)
     status, _, err = run(capsys, *robust(folder, "--data", tmp_path / "labelled.npz"))
     assert (status, "labels run from 2 to 4" in err) == (2, True)

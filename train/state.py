@@ -14,7 +14,8 @@ from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.device import PrecisionDecision
 from robust_models.runtime.files import whole_file
-from robust_models.runtime.run_folder import environment, write_json
+from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.version import environment
 from train.config import TrainConfig
 
 FILE_NAME, PREVIOUS_NAME = "state.pt", "state.previous.pt"

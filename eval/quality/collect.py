@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.quality.cache import Arrays, StatisticsCache, cache_key
+from eval.quality.metric import Part
 from robust_models.features import FeatureExtractor
 from robust_models.images import ImageSet
 from robust_models.metrics import FrechetStatistics, ScoreStatistics
 from robust_models.runtime.distributed import Ranks
 
-Part = Literal["frechet", "spatial", "score", "rows"]
 T = TypeVar("T")
 ALONE = Ranks()
 
@@ -59,7 +59,7 @@ def collect(
     image, with the part "score" (see ScoreStatistics). UserError for features that are not finite.
     """
     split_hash = None if split is None else hashlib.sha256(split.tobytes()).hexdigest()
-    key = cache_key(extractor, images, parts=sorted(parts), split=split_hash)
+    key = "" if cache is None else cache_key(extractor, images, parts=sorted(parts), split=split_hash)
     known = None
     if cache is not None and ranks.is_first and cache.may_have(key):
         arrays = cache.load(key, content(images, _digests(images, batch_size)))

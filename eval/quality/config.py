@@ -1,19 +1,19 @@
 """What `bigroc eval quality` and `bigroc eval statistics` take: every field, with its range."""
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from eval.quality.metric import MetricName, Options
+from eval.quality.metrics import METRICS, check_options
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
 
 _FEATURES = "classifier:NAME_OR_FILE, inception (2048-d, the FID's), inception-768, -192 or -64, or dinov2"
 _WEIGHTS = "file or URL of the Inception network (null: the copy in torch's hub cache, else a download)"
 _PROTOCOL = "how pixels reach Inception: pytorch-fid, tf (torch-fidelity), clean or adm (null: pytorch-fid)"
-_CACHE = "folder where statistics are kept; auto: the user's cache, none: nowhere"
-METRICS = ("fid", "is", "kid", "prc", "sfid", "fd-dinov2")
+_CACHE = "folder where features and statistics are kept; auto: the user's cache, none: nowhere"
 Protocol = Literal["pytorch-fid", "tf", "clean", "adm"]
 
 
@@ -36,26 +36,19 @@ class QualityConfig:
     device: str = Field("auto", description=DEVICE)
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[MetricName, ...]:
         """Each metric once, in the order given."""
-        return tuple(dict.fromkeys(name.strip() for name in self.metrics.split(",")))
+        names = dict.fromkeys(name.strip() for name in self.metrics.split(","))
+        return cast(tuple[MetricName, ...], tuple(names))
+
+    @property
+    def options(self) -> Options:
+        """What is asked for besides the features."""
+        return Options(self.metric_names, self.per_class, self.bootstrap, self.infinite, self.seed)
 
     @model_validator(mode="after")
     def _consistent(self) -> "QualityConfig":
-        for name in self.metric_names:
-            if name not in METRICS:
-                near = difflib.get_close_matches(name, METRICS, n=1)
-                raise ValueError(
-                    f"metrics: {name!r} is none of {', '.join(METRICS)}"
-                    + (f"; did you mean {near[0]}?" if near else "")
-                )
-        if self.reference is None and self.metric_names != ("is",):
-            raise ValueError("reference: needed by every metric but is; give an image set or stored statistics")
-        extras = [name for name in ("per_class", "bootstrap", "infinite") if getattr(self, name)]
-        if extras and "fid" not in self.metric_names:
-            raise ValueError(f"{extras[0]}: is of the Frechet distance; add fid to --metrics")
-        if self.bootstrap == 1:
-            raise ValueError("bootstrap: 1 resample has no spread; give 100 or more")
+        check_options(self.options, with_reference=self.reference is not None)
         return self
 
 

@@ -2,9 +2,7 @@
 
 import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,57 @@ import numpy as np
 import torch
 
 from eval.quality.cache import StatisticsCache, user_cache
-from eval.quality.collect import Part, collect
-from eval.quality.config import QualityConfig, StatisticsConfig
-from eval.quality.measures import NEEDS, Options, Side, measure
-from eval.quality.sets import Opened, open_sets
+from eval.quality.collect import collect
+from eval.quality.config import Protocol, QualityConfig, StatisticsConfig
+from eval.quality.metric import MetricName, Options, Part, Side
+from eval.quality.metrics import METRICS, check_options, described, measure, parts_needed
+from eval.quality.sets import Images, Opened, open_sets
 from robust_models import UserError, open_images
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.statistics import check_images
 from robust_models.metrics import write_statistics
 from robust_models.metrics.inception_score import blocks, shuffled_splits
+from robust_models.runtime.device import pick_device
 from robust_models.runtime.distributed import Ranks, join
+from robust_models.runtime.version import versions
+
+
+def image_quality(
+    images: Images,
+    reference: Images | None = None,
+    *,
+    metrics: MetricName | Sequence[MetricName] = "fid",
+    features: str | FeatureExtractor = "inception",
+    protocol: Protocol | None = None,
+    weights: Path | str | None = None,
+    per_class: bool = False,
+    bootstrap: int = 0,
+    infinite: bool = False,
+    seed: int = 0,
+    cache: Path | str | None = None,
+    batch_size: int = 50,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Scores of a set of images, alone or against a reference set: what `bigroc eval quality` prints, as a dict.
+
+    images, reference: uint8 or float-in-[0,1] pixels [N,3,H,W] or [N,H,W,3] as a tensor or array (floats are rounded to
+    8 bits, as a file would hold them), an ImageSet, or the path of an image set or of stored statistics.
+    metrics: one or several of fid, is, kid, prc, sfid, fd-dinov2; all share one pass of each set. The keys of the
+    result: "frechet" (and "fid", with Inception's 2048 features), "inception_score", "kid", "precision" and "recall",
+    "sfid", "fd_dinov2", with their spreads and settings; "n_images" and "n_reference".
+    features, protocol, weights: see open_features. per_class, bootstrap (resamples), infinite, seed: of the Frechet
+    distance. cache: a folder in which features are kept. UserError for whatever does not fit.
+    """
+    names: tuple[MetricName, ...] = (metrics,) if isinstance(metrics, str) else tuple(dict.fromkeys(metrics))
+    options = Options(names, per_class, bootstrap, infinite, seed)
+    check_options(options, with_reference=reference is not None)
+    place = pick_device(device)
+    if isinstance(features, str):
+        features = open_features(features, weights=weights, protocol=protocol, device=place)
+    opened = open_sets(images, reference, options, features)
+    kept = None if cache is None else StatisticsCache(Path(cache))
+    found = _measure_sets(opened, features, options, batch_size, place, Ranks(), kept)
+    return {"n_images": opened[0].n, "n_reference": opened[1].n, **found}
 
 
 def run_quality(config: QualityConfig) -> dict[str, Any]:
@@ -31,34 +70,24 @@ def run_quality(config: QualityConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     with join() as ranks:
-        extractor = _open_network(config, ranks)
-        opened = open_sets(config, extractor)
-        wished = "fd-dinov2" in config.metric_names
-        dinov2 = open_features("dinov2", device=ranks.device(config.device)) if wished else None
-        cache = _cache(config.cache)
-        sides = [_side(config, one, extractor, ranks, cache) for one in opened]
-        found = {}
-        if ranks.is_first:
-            options = Options(
-                extractor.protocol, extractor.is_fid, config.per_class, config.bootstrap, config.infinite, config.seed
-            )
-            found = measure(config.metric_names, sides[0], sides[1], options)
-        if dinov2 is not None:
-            found |= _dinov2(dinov2, opened, config.batch_size, ranks, cache)
+        features = _open_network(config, ranks)
+        opened = open_sets(config.images, config.reference, config.options, features)
+        device, cache = ranks.device(config.device), _cache(config.cache)
+        found = _measure_sets(opened, features, config.options, config.batch_size, device, ranks, cache)
     if not ranks.is_first:
         sys.exit(0)
     images, reference = opened
     return {
         "n_images": images.n,
         "n_reference": reference.n,
-        "features": extractor.name,
+        "features": features.name,
         **found,
-        **_described(extractor),
+        **described(features),
         "metrics": list(config.metric_names),
         "images": str(config.images),
         "reference": None if config.reference is None else str(config.reference),
         "seed": config.seed,
-        "versions": _versions(),
+        "versions": versions("torch-fidelity", "timm"),
         "wall_s": round(time.perf_counter() - started, 3),
     }
 
@@ -71,32 +100,31 @@ def run_statistics(config: StatisticsConfig) -> dict[str, Any]:
             f"out: {config.out} is {'a folder' if config.out.is_dir() else 'the image set itself'}; name a new .npz"
         )
     with join() as ranks:
-        extractor = _open_network(config, ranks)
+        features = _open_network(config, ranks)
         images = open_images(config.images)
-        check_images(images, extractor)
-        parts: tuple[Part, ...] = ("frechet", "spatial") if extractor.spatial_dim else ("frechet",)
-        collected = collect(
-            images, extractor, parts, batch_size=config.batch_size, ranks=ranks, cache=_cache(config.cache)
-        )
+        check_images(images, features)
+        parts: tuple[Part, ...] = ("frechet", "spatial") if features.spatial_dim else ("frechet",)
+        cache = _cache(config.cache)
+        collected = collect(images, features, parts, batch_size=config.batch_size, ranks=ranks, cache=cache)
         if collected is not None:
             assert collected.frechet is not None
             write_statistics(
                 config.out,
                 collected.frechet,
-                features=extractor.name,
-                protocol=extractor.protocol,
-                sha256=extractor.source.sha256,
+                features=features.name,
+                protocol=features.protocol,
+                sha256=features.source.sha256,
                 spatial=collected.spatial,
             )
     if not ranks.is_first:
         sys.exit(0)
     return {
         "n_images": len(images),
-        "features": extractor.name,
-        **_described(extractor),
+        "features": features.name,
+        **described(features),
         "images": str(config.images),
         "out": str(config.out),
-        "versions": _versions(),
+        "versions": versions("torch-fidelity", "timm"),
         "wall_s": round(time.perf_counter() - started, 3),
     }
 
@@ -114,25 +142,47 @@ def _open_network(config: QualityConfig | StatisticsConfig, ranks: Ranks) -> Fea
     return first or opened()
 
 
+def _measure_sets(
+    opened: tuple[Opened, Opened],
+    features: FeatureExtractor,
+    options: Options,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks,
+    cache: StatisticsCache | None,
+) -> dict[str, Any]:
+    """All numbers, on the first rank ({} on the others): a pass of each set in every feature space asked for."""
+    own = dict.fromkeys(METRICS[name].own_features for name in options.metrics)
+    spaces = {name: open_features(name, device=device) for name in own if name is not None}  # before any long work
+    found: dict[str, Any] = {}
+    for name in own:
+        space = features if name is None else spaces[name]
+        metrics: list[MetricName] = [metric for metric in options.metrics if METRICS[metric].own_features == name]
+        images, reference = (_side(one, space, name, options, batch_size, ranks, cache) for one in opened)
+        if ranks.is_first:
+            found |= measure(metrics, images, reference, space, options)
+    return found
+
+
 def _side(
-    config: QualityConfig, opened: Opened, extractor: FeatureExtractor, ranks: Ranks, cache: StatisticsCache | None
+    opened: Opened,
+    features: FeatureExtractor,
+    own_features: str | None,
+    options: Options,
+    batch_size: int,
+    ranks: Ranks,
+    cache: StatisticsCache | None,
 ) -> Side:
-    """What the metrics need of one set, on the first rank."""
-    parts = _parts(config, opened)
+    """What the metrics of one feature space need of one set, on the first rank; stored statistics spare a pass."""
+    images, stored = opened.images, opened.stored if own_features is None else None
+    parts = parts_needed(options, own_features, of_reference=opened.is_reference)
+    if stored is not None:
+        parts -= {"frechet", "spatial"}
     collected = None
     if parts:
-        assert opened.images is not None
-        split = _splits(extractor.protocol, len(opened.images)) if "score" in parts else None
-        collected = collect(
-            opened.images,
-            extractor,
-            parts,
-            split=split,
-            batch_size=config.batch_size,
-            ranks=ranks,
-            cache=cache,
-        )
-    stored, images = opened.stored, opened.images
+        assert images is not None
+        split = _splits(features.protocol, len(images)) if "score" in parts else None
+        collected = collect(images, features, parts, split=split, batch_size=batch_size, ranks=ranks, cache=cache)
     return Side(
         frechet=stored or (collected and collected.frechet),
         spatial=(stored and stored.spatial) or (collected and collected.spatial),
@@ -143,57 +193,11 @@ def _side(
     )
 
 
-def _parts(config: QualityConfig, opened: Opened) -> Collection[Part]:
-    """What a pass over the set must bring: not what is stored."""
-    needs: set[Part] = {part for metric in config.metric_names for part in NEEDS[metric][opened.is_reference]}
-    if config.per_class or ((config.bootstrap or config.infinite) and not opened.is_reference):
-        needs.add("rows")
-    if opened.stored is not None:
-        needs -= {"frechet", "spatial"}
-    return needs
-
-
 def _splits(protocol: str, n: int) -> np.ndarray:
     return blocks(n) if protocol == "adm" else shuffled_splits(n)
-
-
-def _dinov2(
-    extractor: FeatureExtractor,
-    opened: Sequence[Opened],
-    batch_size: int,
-    ranks: Ranks,
-    cache: StatisticsCache | None,
-) -> dict[str, Any]:
-    """FD-DINOv2: a Frechet distance in another network's features, so a pass of its own."""
-    collected = [
-        collect(one.images, extractor, ("frechet",), batch_size=batch_size, ranks=ranks, cache=cache)
-        for one in opened
-        if one.images is not None
-    ]
-    if not ranks.is_first:
-        return {}
-    images, reference = (Side(frechet=one.frechet) for one in collected if one is not None)
-    found = measure(["fid"], images, reference, Options(extractor.protocol, is_fid=False))
-    return {"fd_dinov2": found["frechet"], "dinov2": _described(extractor)}
 
 
 def _cache(choice: str) -> StatisticsCache | None:
     if choice == "none":
         return None
     return StatisticsCache(user_cache() if choice == "auto" else Path(choice))
-
-
-def _described(extractor: FeatureExtractor) -> dict[str, Any]:
-    kind = "checkpoint" if extractor.name.startswith("classifier:") else "weights"
-    return {"dim": extractor.dim, "protocol": extractor.protocol, kind: asdict(extractor.source)}
-
-
-def _versions() -> dict[str, str]:
-    """Of what the numbers came from."""
-    found = {"torch": str(torch.__version__), "numpy": np.__version__}
-    for package in ("bigroc", "torch-fidelity", "timm"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

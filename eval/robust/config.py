@@ -1,17 +1,46 @@
 """What `bigroc eval robust` takes: every field, with its range."""
 
+import math
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
-from eval.robust.attacks import Budget, check_attack_name
-from eval.robust.radii import Radii
+from eval.robust.attacks import LIBRARIES, PLAIN, Budget, check_attack_name
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Positive
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, check_ball
+
+
+def parse_radii(value: Any) -> float | tuple[float, ...]:
+    """A number, "8/255", or several as a list or as text with commas: "2/255,4/255"."""
+    several = value.split(",") if isinstance(value, str) and "," in value else value
+    if isinstance(several, list | tuple):
+        return tuple(_radius(one) for one in several)
+    return _radius(several)
+
+
+def _radius(value: Any) -> float:
+    try:
+        radius = math.nan if isinstance(value, bool) else float(Fraction(value) if _is_fraction(value) else value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        radius = math.nan
+    if not math.isfinite(radius):
+        raise PydanticCustomError("radius", "input should be a number, or several with commas between them")
+    if radius < 0:
+        raise PydanticCustomError("radius", "input should be greater than or equal to 0")
+    return radius
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, str) and "/" in value
+
+
+Radii = Annotated[float | tuple[float, ...], BeforeValidator(parse_radii)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -20,9 +49,7 @@ class RobustConfig(CheckpointFlags):
     data: str = Field(description='labelled images: "cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
     eps: Radii = Field(description="radius of the ball, pixels in [0,1]; 8/255 is a number here; several: 0.25,0.5,1")
     norm: str = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
-    attack: str = Field(
-        "pgd", description="pgd, apgd, autoattack, or LIBRARY:CLASS with advertorch, foolbox or torchattacks"
-    )
+    attack: str = Field("pgd", description=f"{', '.join(PLAIN)}, or LIBRARY:CLASS with {', '.join(LIBRARIES)}")
     steps: AtLeastOne | None = Field(
         None, description="gradient steps of each run (null: 20 where there is a step size, else the attack's own)"
     )

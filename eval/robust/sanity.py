@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eval.robust.attacks.budget import Attempt
 from eval.robust.seeded_pgd import SeededPGD, random_start
-from eval.robust.stages import measure_robustness
+from eval.robust.stages import device_of, measure_robustness
 from robust_models import NORMS, PGD, input_gradient, to_float
 from robust_models.attacks import frozen_eval
 from robust_models.threat import per_sample
@@ -92,7 +92,7 @@ def noises(norm: str, eps: float, seed: int) -> Sequence[Attempt]:
 
 def count_zero_gradients(model: nn.Module, x_u8: Tensor, y: Tensor, batch_size: int) -> int:
     """Images at which the loss's input gradient is zero, or so small that its length is zero in float32."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     count = 0
     with frozen_eval(model):
         for x_part, y_part in zip(x_u8.split(batch_size), y.split(batch_size), strict=True):

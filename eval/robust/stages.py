@@ -1,5 +1,6 @@
 """Robust accuracy: the share of images classified rightly, and still so under every attempt of an attack."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eval.robust.attacks.budget import Attempt
+from eval.robust.attacks.budget import Attempt, Plan
 from eval.robust.progress import Progress, StageProgress
-from robust_models import NORMS, to_float
+from robust_models import NORMS, UserError, to_float
 from robust_models.attacks import frozen_eval
 
 RELATIVE_TOLERANCE = 1e-4  # of eps, and
@@ -47,13 +48,36 @@ class Stage:
     ball: Ball | None = None  # None: whatever the attempt returns counts
 
 
+@dataclass(frozen=True)
+class Radius:
+    """One eps: what is planned there, and which stages of the chain are its own."""
+
+    eps: float
+    plan: Plan
+    stages: slice
+
+
+def chain(norm: str, plans: dict[float, Plan]) -> tuple[list[Stage], list[Radius]]:
+    """The clean pass, then every attempt at every radius, growing; at eps 0 the clean pass is all."""
+    stages, radii = [Stage("clean")], []
+    for eps, plan in plans.items():
+        first = len(stages)
+        where = f" at eps {eps:g}" if len(plans) > 1 else ""
+        for number, (label, attempt) in enumerate(plan.attempts.items() if eps else (), 1):
+            title = f"attack {number}/{len(plan.attempts)} ({label}){where}"
+            stages.append(Stage(title, attempt, Ball(norm, eps)))
+        radii.append(Radius(eps, plan, slice(first, len(stages))))
+    return stages, radii
+
+
 def measure_robustness(
     model: nn.Module, x_u8: Tensor, y: Tensor, attempts: Sequence[Attempt], *, batch_size: int = 250
 ) -> Robustness:
     """Clean and worst-case correctness of model (pixels [0,1] -> logits) on x_u8 uint8 [N,3,H,W], y int64 [N].
 
     Only the images that every earlier attempt left rightly classified meet the next one. Runs in eval mode on the
-    device of the model's parameters, which are left as found; progress on stderr.
+    model's device and leaves modes and parameters as found; progress on stderr. UserError for logits that are not
+    finite.
     """
     stages = [Stage("clean"), *(Stage(f"attack {i}/{len(attempts)}", attempt) for i, attempt in enumerate(attempts, 1))]
     passed = run_stages(model, x_u8, y, stages, batch_size=batch_size)
@@ -96,7 +120,7 @@ def _pass(
     if number == len(progress.stages):
         progress.stages.append(StageProgress(torch.zeros_like(alive)))
     so_far = progress.stages[number]
-    device = next(model.parameters()).device
+    device = device_of(model)
     index = alive.nonzero().squeeze(1)
     with tqdm(total=len(index), initial=so_far.done, desc=stage.title, unit="img", mininterval=0.5) as bar:
         for part in index[so_far.done :].split(batch_size) if so_far.done < len(index) else ():
@@ -119,11 +143,30 @@ def _judge(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, stage: Stage) 
     """
     x_adv = x if stage.attempt is None else stage.attempt(model, x, y, index).clamp(0, 1)
     with torch.no_grad():
-        fooled = model(x_adv).argmax(1) != y
+        logits = model(x_adv)
+    check_finite(logits, index, stage.title)
+    fooled = logits.argmax(1) != y
     if stage.ball is None:
         return ~fooled, 0
     counts = fooled & stage.ball.holds(x_adv, x)
     return ~counts, int((fooled & ~counts).sum())
+
+
+def check_finite(logits: Tensor, index: Tensor, when: str) -> None:
+    """UserError where a row of logits [n,classes] holds NaN or infinity; index [n]: the numbers of the images."""
+    bad = index[(~logits.isfinite().all(dim=1)).cpu()].tolist()
+    if bad:
+        which = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise UserError(
+            f"model: the logits of image {which} are not finite ({when}); such a classifier cannot be measured: "
+            "look for NaN or infinity in its weights, or for an overflow in its precision"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Of the first parameter or buffer: exported programs may have none of the former."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from eval.quality.collect import Collected, collect
-from eval.quality.measures import NEIGHBOURS, Options, Side, measure
+from eval.quality.metric import MetricName, Options, Side
+from eval.quality.metrics import PrecisionRecall, measure
 from eval.study.inputs import Checkpoint, Images, Judge
 from eval.study.results import Axes
 from eval.study.store import Place
@@ -118,13 +119,14 @@ def _collect(images: ImageSet, ruler: Ruler) -> Collected:
 def _quality(collected: Collected, ruler: Ruler) -> dict[str, float]:
     """frechet, inception_score, precision and recall, as far as they can be measured."""
     assert collected.rows is not None
-    enough = ruler.rows is not None and min(len(ruler.rows), len(collected.rows)) > NEIGHBOURS
-    metrics = ["fid", *(["is"] if collected.score else []), *(["prc"] if enough else [])]
+    enough = ruler.rows is not None and min(len(ruler.rows), len(collected.rows)) > PrecisionRecall.neighbours
+    metrics: list[MetricName] = ["fid", *(["is"] if collected.score else []), *(["prc"] if enough else [])]
     found = measure(
         metrics,
         Side(frechet=collected.frechet, score=collected.score, rows=collected.rows),
         Side(frechet=ruler.reference, rows=ruler.rows),
-        Options(ruler.judge.features.protocol, is_fid=False),
+        ruler.judge.features,
+        Options(),
     )
     return {name: found[name] for name in ("frechet", "inception_score", "precision", "recall") if name in found}
 

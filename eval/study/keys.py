@@ -1,11 +1,9 @@
 """What each result depends on, by content: equal keys mean equal results, whatever files and classifiers are called."""
 
 import functools
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from eval.study.config import StudyConfig
@@ -18,22 +16,13 @@ from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.device import decide_precision
 from robust_models.runtime.files import sha256_of
+from robust_models.runtime.version import versions
 from train.config import TrainConfig
 from train.state import FREE_TO_CHANGE
 
 FORMAT = 1  # raised whenever the same key would mean other results
 Depends = dict[str, Any]  # JSON-ready
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of the code that makes the numbers."""
-    found = {"torch": str(torch.__version__), "numpy": np.__version__}
-    try:
-        found["bigroc"] = version("bigroc")
-    except PackageNotFoundError:  # run from a folder of sources
-        found["bigroc"] = "not installed"
-    return found
+_versions = functools.cache(versions)  # asked for every job, again and again
 
 
 def cell_depends(
@@ -47,7 +36,7 @@ def cell_depends(
         "reference": inputs.reference.sha256,
         "reference_images": reference_images and reference_images.sha256,
         "device": device.type,
-        "versions": versions(),
+        "versions": _versions(),
     }
     if checkpoint is None:
         return depends
@@ -68,7 +57,7 @@ def classifier_depends(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoi
         "data": shown,
         "robust": {name: value for name, value in as_plain(config.robust).items() if name != "limit"},
         "device": device.type,
-        "versions": versions(),
+        "versions": _versions(),
     }
 
 
@@ -80,7 +69,7 @@ def reference_depends(sha256: str, features: FeatureExtractor, part: str, device
         "part": part,
         "judge": _features(features),
         "device": device.type,
-        "versions": versions(),
+        "versions": _versions(),
     }
 
 

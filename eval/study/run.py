@@ -20,7 +20,8 @@ from eval.study.store import make_folder
 from eval.study.summary import best_cells, failures
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.run_folder import environment, write_json
+from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.version import environment
 
 WriteReport = Callable[[Results, Path], Mapping[str, Path | str]]  # gives kind -> path
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

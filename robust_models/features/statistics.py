@@ -38,7 +38,8 @@ def check_stored(stored: StoredStatistics, extractor: FeatureExtractor) -> None:
     if not alike:
         other = " of another file" if stored.features == extractor.name else ""
         raise UserError(f"{stored.path}: statistics of {stored.features}{other}, but --features is {extractor.name}")
-    if stored.protocol is not None and not same_pixels(stored.protocol, extractor.protocol):
+    alike = stored.protocol in (None, extractor.protocol) or same_pixels(stored.protocol, extractor.protocol)
+    if not alike:
         raise UserError(f"{stored.path}: statistics of protocol {stored.protocol}, but this is {extractor.protocol}")
     if len(stored.mean) != extractor.dim:
         raise UserError(

@@ -1,37 +1,18 @@
-"""A run's folder: resolved config with versions, metrics as JSON lines, TensorBoard events."""
+"""A run's folder: JSON files, metrics as JSON lines, TensorBoard events."""
 
 import json
-import platform
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from robust_models.runtime.files import whole_file
-from robust_models.runtime.version import git_revision
 
 
 def write_json(path: Path, value: Any) -> None:
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def environment() -> dict[str, str]:
-    """Versions, revision and machine: what a number needs beside it to be repeated."""
-    import torchvision
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "git_revision": git_revision(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-    }
 
 
 class MetricsLog:

@@ -1,5 +1,6 @@
-"""Which bigroc this is: version and git revision."""
+"""Which bigroc this is, and what else a number needs beside it to be repeated: versions, revision, machine."""
 
+import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -33,3 +34,30 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of torch, numpy and bigroc, and of those of the named packages that are installed."""
+    import numpy as np
+    import torch
+
+    found = {"bigroc": version(), "torch": str(torch.__version__), "numpy": np.__version__}  # torch's with its build
+    for package in packages:
+        try:
+            found[package] = installed_version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, str]:
+    """The versions that training and refining depend on, the revision of the code, and the machine in words."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **versions("torchvision"),
+        "git_revision": git_revision(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }

@@ -1,10 +1,12 @@
-"""advertorch's attacks in l2 and linf, by class name."""
+"""advertorch's attacks in l2 and linf, by class name; its last release (0.2.3) on today's torch."""
+
+import importlib
+from types import ModuleType
 
 from torch import Tensor, nn
 
-from eval.robust.attacks.advertorch_compat import import_advertorch
 from eval.robust.attacks.budget import Budget, Plan
-from eval.robust.attacks.library import check_class_name, check_norm, constructor_settings, plan_runs
+from eval.robust.attacks.library import check_class_name, check_norm, constructor_settings, import_library, plan_runs
 
 WORDS = {
     "eps": ("eps",),
@@ -54,3 +56,29 @@ def plan(class_name: str, budget: Budget) -> Plan:
         return constructor(model, **given).perturb(x, y)
 
     return plan_runs("advertorch", constructor, given, budget, run)
+
+
+def import_advertorch() -> ModuleType:
+    """advertorch.attacks. UserError where the package is missing.
+
+    Its FAB imports a function that torch 1.9 dropped. The function is there during the import, and torch is then as it
+    was. The module comes through importlib: the attribute torch.autograd.gradcheck is a function of the same name.
+    """
+    gradcheck = importlib.import_module("torch.autograd.gradcheck")
+    if hasattr(gradcheck, "zero_gradients"):
+        return _import()
+    gradcheck.__dict__["zero_gradients"] = zero_gradients
+    try:
+        return _import()
+    finally:
+        del gradcheck.__dict__["zero_gradients"]
+
+
+def _import() -> ModuleType:
+    return import_library("advertorch.attacks", 'pip install "bigroc[attacks]"')
+
+
+def zero_gradients(x: Tensor) -> None:
+    """Forget the gradient that x has collected."""
+    if x.grad is not None:
+        x.grad.detach_().zero_()

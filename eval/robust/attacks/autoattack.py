@@ -7,7 +7,7 @@ that can be resumed (pyautoattack 0.2.0 writes one that it then refuses to read)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,27 @@ from eval.robust.attacks.budget import Attempt, Budget, Plan
 from eval.robust.attacks.library import PlainLayout, global_randomness, import_library
 from robust_models import UserError
 
-DEVELOPMENT = ("apgd-ce", "apgd-t")
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+MemberName = Literal["apgd-ce", "apgd-t", "fab", "fab-t", "square"]
 NORMS = {"l2": "L2", "linf": "Linf"}
 TARGETS = 9  # the standard's number of target classes, on data with at least 10
 LEAST_CLASSES = 4  # the targeted DLR loss looks at the four largest logits
 
 
-def plan_development(budget: Budget) -> Plan:
-    """apgd-ce and apgd-t: fab-t and square cost most of the time and rarely change the number."""
-    return _plan("apgd", DEVELOPMENT, budget)
+# By name, its members in their order. fab-t and square cost most of the time and rarely change the number: for
+# development there is apgd. Members without a target take any number of classes, from two on.
+ENSEMBLES: dict[str, Sequence[MemberName]] = {
+    "apgd": ("apgd-ce", "apgd-t"),
+    "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "apgd-ce": ("apgd-ce",),
+    "fab": ("fab",),
+    "square": ("square",),
+}
+TARGETED = ("apgd-t", "fab-t")
 
 
-def plan_standard(budget: Budget) -> Plan:
-    """The standard ensemble."""
-    return _plan("autoattack", STANDARD, budget)
-
-
-def _plan(name: str, members: Sequence[str], budget: Budget) -> Plan:
+def plan(name: str, budget: Budget) -> Plan:
+    """The members of the ensemble called `name`. UserError for settings other than the standard's, or few classes."""
+    members = ENSEMBLES[name]
     for field, value, default in (
         ("steps", budget.steps, None),
         ("step_size", budget.step_size, None),
@@ -44,16 +47,16 @@ def _plan(name: str, members: Sequence[str], budget: Budget) -> Plan:
             raise UserError(f"{field}: {value} does not fit attack {name}, whose settings are fixed; leave it out")
     if budget.norm not in NORMS:
         raise UserError(f"attack: {name} is an attack in {' or '.join(NORMS)}, but norm is {budget.norm}")
-    if budget.num_classes < LEAST_CLASSES:
+    if budget.num_classes < LEAST_CLASSES and set(members) & set(TARGETED):
         raise UserError(
             f"attack: {name} needs at least {LEAST_CLASSES} classes for its targeted loss; the classifier has "
-            f"{budget.num_classes} (pgd, or foolbox:L2PGD, take any number)"
+            f"{budget.num_classes}; --attack apgd-ce, fab, square and pgd take any number"
         )
     import_library("pyautoattack", 'pip install "bigroc[attacks]"')
     attempts: dict[str, Attempt] = {member: Member(member, budget) for member in members}
     settings = {
         "members": list(members),
-        "target_classes": min(TARGETS, budget.num_classes - 1),
+        **({"target_classes": min(TARGETS, budget.num_classes - 1)} if set(members) & set(TARGETED) else {}),
         "library": f"pyautoattack {version('pyautoattack')}",
     }
     return Plan(attempts, settings)
@@ -63,7 +66,7 @@ def _plan(name: str, members: Sequence[str], budget: Budget) -> Plan:
 class Member:
     """One attack of the ensemble with the standard's settings; it seeds itself anew for each batch."""
 
-    name: str
+    name: MemberName
     budget: Budget
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -89,8 +92,8 @@ class Member:
             case "apgd-t":
                 ensemble.apgd_targeted.n_target_classes = targets
                 return ensemble.apgd_targeted
-            case "fab-t":
-                ensemble.fab.targeted = True
+            case "fab" | "fab-t":
+                ensemble.fab.targeted = self.name == "fab-t"
                 ensemble.fab.n_target_classes = targets
                 return ensemble.fab
             case _:

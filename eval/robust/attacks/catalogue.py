@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 
 from eval.robust.attacks import advertorch, autoattack, foolbox, torchattacks
 from eval.robust.attacks.budget import Budget, Plan
@@ -15,6 +16,7 @@ def plan_attack(name: str, budget: Budget) -> Plan:
     "pgd"         ours: random starts that belong to the image, whatever the batch size
     "apgd"        apgd-ce and apgd-t of AutoAttack, for development
     "autoattack"  the standard ensemble: apgd-ce, apgd-t, fab-t, square. Croce & Hein 2020, arXiv:2003.01690
+    "apgd-ce", "fab", "square"  one member, without targets: of classifiers of fewer than four classes too
     "LIBRARY:CLASS" with advertorch, foolbox or torchattacks: their class, steps and sizes in our units
     """
     check_attack_name(name)
@@ -54,8 +56,7 @@ def _pgd(budget: Budget) -> Plan:
 
 PLAIN: dict[str, Callable[[Budget], Plan]] = {
     "pgd": _pgd,
-    "apgd": autoattack.plan_development,
-    "autoattack": autoattack.plan_standard,
+    **{name: partial(autoattack.plan, name) for name in autoattack.ENSEMBLES},
 }
 LIBRARIES: dict[str, Callable[[str, Budget], Plan]] = {
     "advertorch": advertorch.plan,

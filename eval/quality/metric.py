@@ -1,0 +1,56 @@
+"""What a metric of image sets is: what it needs of the two sets, its numbers, and their lines in the summary."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from robust_models.features import FeatureExtractor
+from robust_models.metrics import Moments, ScoreStatistics
+
+MetricName = Literal["fid", "is", "kid", "prc", "sfid", "fd-dinov2"]
+Part = Literal["frechet", "spatial", "score", "rows"]  # what a pass over a set can bring; see Side
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two sets, as far as the metrics asked for need it."""
+
+    frechet: Moments | None = None  # of the features
+    spatial: Moments | None = None  # of the sFID's features
+    score: ScoreStatistics | None = None  # of the network's class probabilities
+    rows: Tensor | None = None  # features [N,D] float32
+    labels: np.ndarray | None = None  # int64 [N]
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for besides the features."""
+
+    metrics: tuple[MetricName, ...] = ("fid",)
+    per_class: bool = False  # also the Frechet distance of each class
+    bootstrap: int = 0  # resamples for a 95 % interval of the Frechet distance
+    infinite: bool = False  # also the Frechet distance extrapolated to infinitely many images
+    seed: int = 0
+
+
+class Metric(ABC):
+    """One metric of a set of images, or of two."""
+
+    name: ClassVar[MetricName]  # as --metrics has it
+    needs: ClassVar[Collection[Part]]  # of the images
+    reference_needs: ClassVar[Collection[Part]]  # of the reference; () where it takes none
+    own_features: ClassVar[str | None] = None  # the feature space it is defined in; None: that of --features
+
+    @abstractmethod
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        """The numbers, flat and JSON-ready. UserError where there are too few images."""
+
+    @abstractmethod
+    def lines(self, summary: Summary) -> list[str]:
+        """The numbers in words, each with what it depends on."""

@@ -1,0 +1,244 @@
+"""The metrics, each of them one class (see metric.py).
+
+A new metric is one more subclass of Metric, added to METRICS, and its name to MetricName. Flags, help, checks, the pass
+over the images, the cache, the summary and eval.image_quality all follow from it. A number that is computed from
+features belongs in robust_models/metrics/; what is here gives it a name, its needs and its words.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary
+from robust_models.errors import UserError
+from robust_models.features import FeatureExtractor
+from robust_models.metrics import (
+    FrechetReference,
+    FrechetStatistics,
+    Resampler,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from robust_models.metrics.kernel import SUBSET_SIZE, SUBSETS
+
+
+class FID(Metric):
+    """Frechet distance (Heusel et al. 2017); the FID where the features are the FID network's."""
+
+    name = "fid"
+    needs = reference_needs = ("frechet",)
+
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        assert images.frechet is not None
+        assert reference.frechet is not None
+        against = FrechetReference(reference.frechet)
+        frechet = against.distance(images.frechet)
+        found: dict[str, Any] = {"frechet": frechet, **({"fid": frechet} if features.is_fid else {})}
+        if options.bootstrap or options.infinite:
+            assert images.rows is not None
+            resampler = Resampler(images.rows, against)
+            if options.bootstrap:
+                found["frechet_interval"] = list(resampler.interval(options.bootstrap, seed=options.seed))
+                found["bootstrap"] = options.bootstrap
+            if options.infinite:
+                limit = resampler.extrapolated(seed=options.seed)
+                found["frechet_infinite"] = limit.value
+                found["frechet_infinite_fit"] = {"slope": limit.slope, "n": limit.sizes, "frechet": limit.distances}
+        if options.per_class:
+            found["per_class"] = _per_class(images, reference)
+        return found
+
+    def lines(self, summary: Summary) -> list[str]:
+        name = "FID, the Frechet distance" if "fid" in summary else "Frechet distance"
+        lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}"]
+        if "frechet_interval" in summary:
+            low, high = summary["frechet_interval"]
+            lines[0] += f" (95 %: {low:.6g} to {high:.6g}, {summary['bootstrap']} resamples of the images)"
+        if "frechet_infinite" in summary:
+            lines.append(f"  extrapolated to infinitely many images: {summary['frechet_infinite']:.6g}")
+        for label, found in summary.get("per_class", {}).items():
+            lines.append(f"  {label}: {found['frechet']:.6g} (N = {found['n_images']} against {found['n_reference']})")
+        return lines
+
+
+class InceptionScore(Metric):
+    """Salimans et al. 2016; of a classifier's predictions it is that classifier's score."""
+
+    name = "is"
+    needs, reference_needs = ("score",), ()
+
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        assert images.score is not None
+        mean, std = images.score.score()
+        return {"inception_score": mean, "inception_score_std": std, "inception_score_splits": len(images.score.n)}
+
+    def lines(self, summary: Summary) -> list[str]:
+        mean, std, splits = (summary[f"inception_score{part}"] for part in ("", "_std", "_splits"))
+        return [f"Inception Score in {_space(summary)}: {mean:.6g} +- {std:.3g} over {splits} splits"]
+
+
+class KID(Metric):
+    """Kernel distance (Binkowski et al. 2018)."""
+
+    name = "kid"
+    needs = reference_needs = ("rows",)
+
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        assert images.rows is not None
+        assert reference.rows is not None
+        mean, std = kernel_distance(images.rows, reference.rows)
+        size = min(SUBSET_SIZE, len(images.rows), len(reference.rows))
+        return {"kid": mean, "kid_std": std, "kid_subsets": [SUBSETS, size]}
+
+    def lines(self, summary: Summary) -> list[str]:
+        subsets, size = summary["kid_subsets"]
+        spread = f"+- {summary['kid_std']:.3g} ({subsets} subsets of {size})"
+        return [f"KID in {_space(summary)}: {summary['kid']:.6g} {spread}"]
+
+
+class PrecisionRecall(Metric):
+    """Kynkäänniemi et al. 2019."""
+
+    name = "prc"
+    needs = reference_needs = ("rows",)
+    neighbours = 3
+    adm_reference = 10_000  # images that guided-diffusion's precision and recall compare with
+
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        assert images.rows is not None
+        assert reference.rows is not None
+        real = reference.rows[: self.adm_reference] if features.protocol == "adm" else reference.rows
+        if min(len(images.rows), len(real)) <= self.neighbours:
+            sizes = f"{len(images.rows)} and {len(real)}"
+            raise UserError(f"metrics: prc needs more than {self.neighbours} images in each set, got {sizes}")
+        precision, recall = precision_recall(images.rows, real, k=self.neighbours)
+        counts = {"prc_neighbours": self.neighbours, "prc_n_reference": len(real)}
+        return {"precision": precision, "recall": recall, **counts}
+
+    def lines(self, summary: Summary) -> list[str]:
+        settings = f"k = {summary['prc_neighbours']}, {summary['prc_n_reference']} real images"
+        return [f"precision {summary['precision']:.4f}, recall {summary['recall']:.4f} ({settings})"]
+
+
+class SpatialFID(Metric):
+    """Frechet distance in Inception's spatial features (Nash et al. 2021)."""
+
+    name = "sfid"
+    needs = reference_needs = ("spatial",)
+
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        assert images.spatial is not None
+        assert reference.spatial is not None
+        return {"sfid": frechet_distance(images.spatial, reference.spatial)}
+
+    def lines(self, summary: Summary) -> list[str]:
+        return [f"sFID (first 7 channels of mixed_6, 17x17): {summary['sfid']:.6g}"]
+
+
+class DINOv2Distance(Metric):
+    """Frechet distance in DINOv2's features (Stein et al. 2023), whatever --features is."""
+
+    name = "fd-dinov2"
+    needs = reference_needs = ("frechet",)
+    own_features = "dinov2"
+
+    def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
+        assert images.frechet is not None
+        assert reference.frechet is not None
+        distance = frechet_distance(images.frechet, reference.frechet)
+        return {"fd_dinov2": distance, "dinov2": described(features)}
+
+    def lines(self, summary: Summary) -> list[str]:
+        return [f"FD with DINOv2 ({summary['dinov2']['weights']['name']}): {summary['fd_dinov2']:.6g}"]
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (FID(), InceptionScore(), KID(), PrecisionRecall(), SpatialFID(), DINOv2Distance())
+}
+
+
+def check_options(options: Options, *, with_reference: bool) -> None:
+    """UserError for a metric that is none, or settings that do not go together."""
+    for name in options.metrics:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"metrics: {name!r} is none of {', '.join(METRICS)}{hint}")
+    alone = [metric.name for metric in METRICS.values() if not metric.reference_needs]
+    if not with_reference and not set(options.metrics) <= set(alone):
+        raise UserError(f"reference: needed by every metric but {', '.join(alone)}; give an image set or statistics")
+    extras = extras_of(options)
+    if extras and "fid" not in options.metrics:
+        raise UserError(f"{extras[0]}: is of the Frechet distance; add fid to --metrics")
+    if options.bootstrap == 1:
+        raise UserError("bootstrap: 1 resample has no spread; give 100 or more")
+
+
+def extras_of(options: Options) -> list[str]:
+    """What is asked for beside the metrics."""
+    return [name for name in ("per_class", "bootstrap", "infinite") if getattr(options, name)]
+
+
+def parts_needed(options: Options, own_features: str | None, *, of_reference: bool) -> set[Part]:
+    """What the metrics of one feature space (None: that of --features) need of one of the two sets."""
+    metrics = [METRICS[name] for name in options.metrics if METRICS[name].own_features == own_features]
+    needs = [metric.reference_needs if of_reference else metric.needs for metric in metrics]
+    found: set[Part] = {part for parts in needs for part in parts}
+    if own_features is None and (options.per_class or (not of_reference and (options.bootstrap or options.infinite))):
+        found.add("rows")
+    return found
+
+
+def measure(
+    metrics: Sequence[MetricName], images: Side, reference: Side, features: FeatureExtractor, options: Options
+) -> dict[str, Any]:
+    """The numbers of all the metrics, flat, ready for JSON."""
+    found: dict[str, Any] = {}
+    for name in metrics:
+        found |= METRICS[name].compute(images, reference, features, options)
+    return found
+
+
+def described(features: FeatureExtractor) -> dict[str, Any]:
+    """What a number needs beside it: the feature space's dimension, protocol and file."""
+    kind = "checkpoint" if features.name.startswith("classifier:") else "weights"
+    source = {"name": features.source.name, "sha256": features.source.sha256}
+    return {"dim": features.dim, "protocol": features.protocol, kind: source}
+
+
+def _space(summary: Summary) -> str:
+    return f"{summary['features']} ({summary['dim']}-d, protocol {summary['protocol']})"
+
+
+def _per_class(images: Side, reference: Side) -> dict[str, Any]:
+    """Frechet distance of the images of each class to the reference's of the same class."""
+    ours, theirs = _by_class(images, "images"), _by_class(reference, "reference")
+    if ours.keys() != theirs.keys():
+        only = sorted(ours.keys() ^ theirs.keys())[0]
+        where = "the images" if only in ours else "the reference"
+        raise UserError(f"per_class: class {only} is only in {where}; both sets need the same classes")
+    for name in ours:
+        if min(len(ours[name]), len(theirs[name])) < 2:
+            raise UserError(f"per_class: class {name} has 1 image in one of the sets; a Frechet distance needs 2")
+    return {
+        name: {
+            "frechet": frechet_distance(FrechetStatistics.of(rows), FrechetStatistics.of(theirs[name])),
+            "n_images": len(rows),
+            "n_reference": len(theirs[name]),
+        }
+        for name, rows in ours.items()
+    }
+
+
+def _by_class(side: Side, role: str) -> dict[str, Tensor]:
+    """Feature rows by the class's name (its number where the set names none)."""
+    if side.labels is None or side.rows is None:
+        raise UserError(f"per_class: {role} has no labels; give an .npz with arr_1 or a folder of class subfolders")
+    labels = torch.from_numpy(side.labels)
+    names = {int(i): side.class_names[int(i)] if side.class_names else str(int(i)) for i in labels.unique()}
+    return {name: side.rows[labels == i] for i, name in names.items()}
