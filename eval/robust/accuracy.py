@@ -65,7 +65,10 @@ def robust_accuracy(
     the attack, and eps, stay in the images' own pixels. Deterministic for a seed. UserError for whatever does not fit
     and for logits that are not finite.
     """
-    check_ball(norm, eps)
+    try:
+        check_ball(norm, eps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not isinstance(model, nn.Module):
         model = place(load_classifier(str(model))[0], pick_device(device or "auto"), "fp32")
     elif device is not None:

@@ -7,7 +7,7 @@ from functools import partial
 from eval.robust.attacks import advertorch, autoattack, foolbox, torchattacks
 from eval.robust.attacks.budget import Budget, Plan
 from eval.robust.seeded_pgd import SeededPGD
-from robust_models import PGD
+from robust_models import PGD, UserError
 
 
 def plan_attack(name: str, budget: Budget) -> Plan:
@@ -25,7 +25,7 @@ def plan_attack(name: str, budget: Budget) -> Plan:
 
 
 def check_attack_name(name: str) -> None:
-    """ValueError for a name that cannot be one; whether the library has the class is seen when it is opened."""
+    """UserError for a name that cannot be one; whether the library has the class is seen when it is opened."""
     library, colon, class_name = name.partition(":")
     known = library in LIBRARIES and bool(class_name) if colon else name in PLAIN
     if known:
@@ -33,7 +33,7 @@ def check_attack_name(name: str) -> None:
     names = [*PLAIN, *(f"{library}:CLASS" for library in LIBRARIES)]
     near = difflib.get_close_matches(library, [*PLAIN, *LIBRARIES], n=1)
     hint = f"; did you mean {next(full for full in names if full.startswith(near[0]))}?" if near else ""
-    raise ValueError(f"attack: {name!r} is none of {', '.join(names)}{hint}")
+    raise UserError(f"attack: {name!r} is none of {', '.join(names)}{hint}")
 
 
 def _pgd(budget: Budget) -> Plan:
