@@ -14,7 +14,7 @@ from PIL import Image
 
 from robust_models import UserError, open_images, to_float, write_images
 from robust_models.images import from_float
-from robust_models.images.codec import decode, decode_alpha, encode_png
+from robust_models.images.codec import decode, decode_alpha, encode
 
 UINT16_IMAGES = arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([3, 4])))
 
@@ -79,7 +79,7 @@ def test_floats_pass_and_are_clipped():
 @given(UINT16_IMAGES)
 def test_a_16_bit_png_is_read_back_exactly(pixels):
     rgb, alpha = pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None
-    png = encode_png(rgb, alpha)
+    png = encode(rgb, alpha)
     assert np.array_equal(pixels_by_the_standard(png), pixels)
     assert np.array_equal(decode(png, "x"), rgb)
     read_alpha = decode_alpha(png, "x")
@@ -107,8 +107,8 @@ def test_a_folder_of_16_bit_png_stays_16_bit_with_its_alpha(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (3, 5, 6, 4)).astype(np.uint16)
     source = tmp_path / "in"
     source.mkdir()
-    (source / "a.png").write_bytes(encode_png(pixels[0, ..., :3], pixels[0, ..., 3]))
-    (source / "b.png").write_bytes(encode_png(pixels[1, ..., :3]))
+    (source / "a.png").write_bytes(encode(pixels[0, ..., :3], pixels[0, ..., 3]))
+    (source / "b.png").write_bytes(encode(pixels[1, ..., :3]))
     Image.fromarray(pixels[2, ..., 0]).save(source / "grey.png")
     images = open_images(source)
     assert images.depth == "uint16"

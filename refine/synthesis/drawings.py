@@ -12,7 +12,7 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float
 from robust_models.images.codec import decode, decode_alpha
-from robust_models.images.folder import files_below, sorted_naturally
+from robust_models.images.files import find_files
 from robust_models.images.image_set import stem
 
 _WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
@@ -28,7 +28,7 @@ class Drawings:
 
 def open_drawings(path: Path, side: int) -> Drawings:
     """An image file, a folder of such (of any sizes), or an image set of one file. UserError where there is none."""
-    if path.is_dir() and (files := list(sorted_naturally(files_below(path, IMAGE_SUFFIXES)))):
+    if path.is_dir() and (files := find_files(path, IMAGE_SUFFIXES).files):
         return _files([path / file for file in files], [stem(file) for file in files], side)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return _files([path], [path.stem], side)

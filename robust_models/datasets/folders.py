@@ -9,8 +9,9 @@ import numpy as np
 from robust_models.datasets.stores import FileStore
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES
-from robust_models.images.folder import files_below, sorted_naturally
-from robust_models.images.image_set import Packed
+from robust_models.images.files import find_files, sorted_naturally
+from robust_models.images.folder import check_any
+from robust_models.images.image_set import Packed, say
 
 Split = Literal["train", "test"]
 Classes = Callable[[list[str]], dict[str, int]]  # names of all class folders, sorted -> the label of each that is used
@@ -51,13 +52,14 @@ def open_files(root: Path, classes: Classes | None = None) -> tuple[FileStore, t
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    files = sorted_naturally(files_below(root, IMAGE_SUFFIXES))
-    if not files:
-        raise UserError(f"{root}: no images here or below (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    found = find_files(root, IMAGE_SUFFIXES)
+    check_any(root, found)
+    files, note = found.files, found.note(root)
+    say(() if note is None else (note,))
     bare = next((file for file in files if "/" not in file), None)
     if bare is not None:
         raise UserError(f"{root}: {bare} lies in no class subfolder; labels come from subfolders, one per class")
-    folders = sorted_naturally(iter({_top(file) for file in files}))
+    folders = sorted_naturally({_top(file) for file in files})
     labels = classes(folders) if classes else {name: i for i, name in enumerate(folders)}
     used = [file for file in files if _top(file) in labels]
     y = np.fromiter((labels[_top(file)] for file in used), np.int64, len(used))

@@ -22,7 +22,7 @@ from robust_models.datasets.stores import SetStore, Store
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float, to_u8
 from robust_models.images.arrays import ArrayImages
-from robust_models.images.folder import files_below
+from robust_models.images.files import files_below
 from robust_models.images.image_set import ImageSet
 from robust_models.labels import CIFAR10_CLASSES
 
@@ -188,4 +188,4 @@ def _whole(store: Store, image_size: int, resize_to: int, class_names: tuple[str
 
 def _holds_files(path: Path) -> bool:
     """Image files, that is, rather than shards of them."""
-    return next(files_below(path, IMAGE_SUFFIXES), None) is not None
+    return any(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files_below(path))

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robust_models.errors import UserError
 from robust_models.images import ImageSet, to_float, to_u8
 from robust_models.images.codec import decode
 from robust_models.images.encoded import EncodedImages
+from robust_models.images.files import read_file
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ class FileStore(Store):
 
     def image(self, number: int) -> np.ndarray:
         file = os.path.join(self.root, self.files[number])
-        try:
-            with open(file, "rb") as stream:
-                return as_u8(decode(stream.read(), file))
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+        return as_u8(decode(read_file(file), file))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One encoded image (PNG, JPEG, ...) to pixels, and pixels to PNG, 8 or 16 bits deep.
+"""One encoded image (PNG, JPEG, ...) to upright pixels, and pixels to an image file.
 
 Pillow reduces 16 bits of colour to 8, silently, and writes no more. So such files are noticed by their headers: PNG is
 read in two passes of Pillow's decoder and written by the small encoder below; TIFF and PPM are refused in one line.
@@ -8,68 +8,154 @@ read in two passes of Pillow's decoder and written by the small encoder below; T
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Lock
 
 import numpy as np
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from robust_models.errors import UserError
+from robust_models.images.pixels import check_pixels
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+# Single images, read and written without help from other programs: no EPS, which would start Ghostscript.
+_FORMATS = {
+    "BMP": (".bmp",),
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (),  # a JPEG with further pictures behind the first, as telephones make them
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "GIF": (".gif",),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+    "TGA": (".tga",),  # last: such a file has no mark of its own
+}
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+LISTED_SUFFIXES = ", ".join(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # for messages
+WRITTEN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
+_OPTIONS = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BITS_AT, _COLOUR_AT = 24, 25  # bytes of IHDR
 _GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # colour types
 _UP = 2  # row filter
 _TIFF_BITS_PER_SAMPLE = 258
-_BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
-_BROKEN += (struct.error, zlib.error, EOFError, IndexError, KeyError, TypeError, MemoryError)
+_ORIENTATION = ExifTags.Base.Orientation
+_LARGE = 1 << 22  # pixels; larger images are decoded one at a time, whatever the number of threads
+_ONE_LARGE = Lock()
+_BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Warning)
+_BROKEN += (struct.error, zlib.error, EOFError, LookupError, TypeError, AttributeError, MemoryError, ArithmeticError)
+_BROKEN += (AssertionError, NotImplementedError, RuntimeError)
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """An encoded image -> [H,W,3], uint8, or uint16 where a PNG has 16 bits. UserError, which begins with `name`.
+    """An encoded image -> [H,W,3], upright, uint8, or uint16 where a PNG has 16 bits. UserError, beginning with `name`.
 
-    Grey becomes RGB (a refined image has colour); alpha is left out here and put back by `encode_png`.
+    Grey becomes RGB (a refined image has colour); alpha is left out here and put back by `encode`. An image of more
+    than max_pixels() is refused by its header, an animation because its frames would be lost.
     """
     return _decode(data, name)[..., :3]
 
 
 def decode_alpha(data: bytes, name: str) -> np.ndarray | None:
-    """The alpha channel [H,W] of an encoded image, in its own depth; None where it has none."""
-    if _is_deep_png(data):
-        transparent = data[_COLOUR_AT] in (_GREY_ALPHA, _RGBA)
-    else:
-        with Image.open(io.BytesIO(data)) as image:
-            transparent = image.has_transparency_data
+    """The alpha channel [H,W] of an encoded image, upright, in its own depth; None where it has none. UserError."""
+    with _failures_named(name):
+        if _is_deep_png(data):
+            transparent = data[_COLOUR_AT] in (_GREY_ALPHA, _RGBA)
+        else:
+            with _opened(data, name) as image:
+                transparent = image.has_transparency_data
     return _decode(data, name)[..., 3] if transparent else None
 
 
-def encode_png(pixels: np.ndarray, alpha: np.ndarray | None = None) -> bytes:
-    """[H,W,3] uint8 or uint16, with alpha [H,W] of the same type or without, as a PNG of 8 or 16 bits per channel."""
+def encode(pixels: np.ndarray, alpha: np.ndarray | None = None, suffix: str = ".png") -> bytes:
+    """[H,W,3] uint8 or (PNG alone) uint16, with alpha [H,W] of the same type or without, as an image file.
+
+    suffix is one of WRITTEN_SUFFIXES. All are without loss but JPEG, whose quality is 95 with full colour resolution.
+    """
     if alpha is not None:
         pixels = np.concatenate([pixels, alpha[..., None]], axis=2)
     if pixels.dtype == np.uint16:
         return _deep_png(pixels)
+    kind = next(kind for kind, suffixes in _FORMATS.items() if suffix in suffixes)
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, kind, **_OPTIONS.get(kind, {}))
     return stream.getvalue()
+
+
+def can_hold(suffix: str, *, deep: bool, alpha: bool) -> bool:
+    """Whether an image file with this suffix, one of WRITTEN_SUFFIXES, can hold 16 bits, and alpha."""
+    return suffix == ".png" or not (deep or (alpha and suffix not in (".webp", ".tif", ".tiff")))
+
+
+@contextmanager
+def _failures_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except _BROKEN as error:
+        raise UserError(f"{name}: cannot be decoded ({_reason(error)})") from error
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
     """[H,W,3], or [H,W,4] where there is alpha."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:  # also guards against a header that asks for gigabytes
+    with _failures_named(name), _opened(data, name) as image:
+        width, height = image.size
+        check_pixels(height, width, source=name)
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise UserError(f"{name}: {image.format} of several frames; save each frame as an image of its own")
+        with _ONE_LARGE if height * width > _LARGE else nullcontext():
             if _is_deep_png(data):
-                return _with_colour(_read_deep_png(data))
-            if _is_deep(image):
+                pixels = _with_colour(_read_deep_png(data))
+            elif _is_deep(image):
                 raise UserError(
                     f"{name}: {image.format}, {image.mode}, with more than 8 bits per channel is not read; "
                     "convert it to a 16-bit PNG"
                 )
-            return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    except _BROKEN as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name}: cannot be decoded ({_told(error)})") from error
+            else:
+                pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        return _upright(pixels, _orientation(image))
+
+
+def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
+    """The image with its header read, as Image.open does, but for our formats only and with our limit of pixels."""
+    Image.init()
+    for kind in _FORMATS:
+        factory, accepts = Image.OPEN.get(kind, (None, None))  # AVIF is not in every build of Pillow
+        if factory is None or (accepts is None and not name.lower().endswith(_FORMATS[kind])):
+            continue
+        if accepts is None or accepts(data[:16]) is True:
+            try:
+                return factory(io.BytesIO(data), "")
+            except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
+                continue
+    raise UnidentifiedImageError
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held (EXIF 2.32, table 6); 1, upright, where nothing readable says so."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """[H,W,C] as it lies in the file -> as it is meant to be seen; orientation as in EXIF, others than 2 to 8 are 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _with_colour(pixels: np.ndarray) -> np.ndarray:
@@ -78,10 +164,10 @@ def _with_colour(pixels: np.ndarray) -> np.ndarray:
     return pixels if channels is None else pixels[..., channels]
 
 
-def _told(error: Exception) -> str:
-    """Pillow names the stream that we made for it, which says nothing to people."""
+def _reason(error: BaseException) -> str:
+    """What Pillow said; of a file it does not know it would only name the stream that we made for it."""
     unknown = isinstance(error, UnidentifiedImageError)
-    return "not an image of a known format" if unknown else " ".join(str(error).split())
+    return "not an image of a known format" if unknown else " ".join(str(error).split())[:300]
 
 
 def _is_deep_png(data: bytes) -> bool:

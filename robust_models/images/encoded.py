@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.codec import decode, decode_alpha, encode_png
+from robust_models.images.codec import decode, decode_alpha, encode
 from robust_models.images.image_set import ImageSet, OnError
 from robust_models.images.pixels import Depth
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 Fetch = Callable[[], bytes]  # an encoded image, not yet read, so that threads read side by side
 _THREADS = 8
 _SURVEYED_AT_ONCE = 128  # files
+_CHANGED = "it was changed while in use: leave the input alone and run again"
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class EncodedImages(ImageSet):
         """Images start..stop-1 as they are stored."""
 
     def read(self, start: int, stop: int) -> Tensor:
+        """[n,3,H,W], uint8 or uint16. UserError where an image is gone or was changed since the set was opened."""
         names = [f"{self.path}: {name}" for name in self.names[start:stop]]
-        pixels = np.stack(_in_threads(_fetch_pixels, self.encoded(start, stop), names))
+        work = partial(_fetch_pixels, self.size, self.depth)
+        pixels = np.stack(_in_threads(work, self.encoded(start, stop), names))
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
     def as_png(self, start: int, x: Tensor) -> list[bytes]:
@@ -46,15 +49,24 @@ class EncodedImages(ImageSet):
 def encode_all(x: Tensor | np.ndarray, sources: Sequence[Fetch]) -> list[bytes]:
     """[n,3,H,W] uint8 or uint16 as PNG, with the alpha channels that their sources have."""
     pixels = (x.cpu().numpy() if isinstance(x, Tensor) else x).transpose(0, 2, 3, 1)
-    return _in_threads(_png_like, pixels, sources)
+    return _in_threads(encode_like, pixels, sources)
 
 
-def _png_like(pixels: np.ndarray, source: Fetch) -> bytes:
-    return encode_png(pixels, decode_alpha(source(), "the source"))
+def encode_like(pixels: np.ndarray, source: Fetch, suffix: str = ".png") -> bytes:
+    """[H,W,3] as an image file with the alpha channel of its source. UserError where the source was changed."""
+    alpha = decode_alpha(source(), "the source")
+    if alpha is not None and (alpha.shape, alpha.dtype) != (pixels.shape[:2], pixels.dtype):
+        height, width = alpha.shape
+        raise UserError(f"the source of a refined image is now {width}x{height} {alpha.dtype}; {_CHANGED}")
+    return encode(pixels, alpha, suffix)
 
 
-def _fetch_pixels(fetch: Fetch, name: str) -> np.ndarray:
-    return decode(fetch(), name)
+def _fetch_pixels(size: tuple[int, int], depth: Depth, fetch: Fetch, name: str) -> np.ndarray:
+    pixels = decode(fetch(), name)
+    found = _seen(pixels)
+    if found != (size, depth):
+        raise UserError(f"{name}: is now {found.size[1]}x{found.size[0]} {found.depth}; {_CHANGED}")
+    return pixels
 
 
 def _in_threads(work: Callable[..., T], *columns: Sequence[Any] | np.ndarray) -> list[T]:
@@ -67,18 +79,29 @@ def _in_threads(work: Callable[..., T], *columns: Sequence[Any] | np.ndarray) ->
         return [result for results in done for result in results]
 
 
+class Seen(NamedTuple):
+    """What decoding an image showed."""
+
+    size: tuple[int, int]  # height, width
+    depth: Depth
+
+
 class Survey(NamedTuple):
     """What decoding every file once showed."""
 
     kept: np.ndarray  # int64, numbers of the readable images
-    size: tuple[int, int]
-    depth: Depth
+    seen: list[Seen]  # one for each of these; equal ones are one object
     skipped: tuple[str, ...]
 
-
-class _Look(NamedTuple):
-    size: tuple[int, int]
-    depth: Depth
+    def one_kind(self, path: Path, names: Sequence[str]) -> Seen:
+        """The size and depth of all images; UserError, one line, where they differ."""
+        first = self.seen[0]
+        other = next((i for i, seen in enumerate(self.seen) if seen is not first), None)
+        if other is None:
+            return first
+        raise UserError(
+            difference(path, names[int(self.kept[0])], first, names[int(self.kept[other])], self.seen[other])
+        )
 
 
 def survey(
@@ -91,55 +114,56 @@ def survey(
 ) -> Survey:
     """Decodes every image once and keeps no pixels.
 
-    UserError, one line, where one cannot be decoded (with on_error="skip": where none can), or where sizes or depths
-    differ.
+    UserError, one line, where one cannot be decoded; with on_error="skip", where none can.
     """
     kept = array("q")
     problems: list[str] = []
-    first: tuple[str, _Look] | None = None
-    mixed: str | None = None
-    for i, found in enumerate(_looks(f"{path}{between}", names, encoded)):
+    seen: list[Seen] = []
+    kinds: dict[Seen, Seen] = {}
+    for i, found in enumerate(_each_seen(f"{path}{between}", names, encoded)):
         if isinstance(found, str):
             problems.append(found)
-            continue
-        kept.append(i)
-        first = first or (names[i], found)
-        if found != first[1]:
-            mixed = mixed or _difference(path, *first, names[i], found)
-    if first is None or (problems and on_error == "fail"):
+        else:
+            kept.append(i)
+            seen.append(kinds.setdefault(found, found))
+    if not kept or (problems and on_error == "fail"):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}; mend or remove it, or pass --on-error skip")
-    if mixed:
-        raise UserError(mixed)
-    return Survey(np.array(kept, np.int64), *first[1], tuple(problems))
+    return Survey(np.array(kept, np.int64), seen, tuple(problems))
 
 
-def _looks(place: str, names: Sequence[str], encoded: Callable[[int, int], Sequence[Fetch]]) -> Iterator[_Look | str]:
+def _each_seen(
+    place: str, names: Sequence[str], encoded: Callable[[int, int], Sequence[Fetch]]
+) -> Iterator[Seen | str]:
     for start in range(0, len(names), _SURVEYED_AT_ONCE):
         stop = min(start + _SURVEYED_AT_ONCE, len(names))
-        yield from _in_threads(partial(_look, place), encoded(start, stop), names[start:stop])
+        yield from _in_threads(partial(_inspected, place), encoded(start, stop), names[start:stop])
 
 
-def _look(place: str, fetch: Fetch, name: str) -> _Look | str:
+def _inspected(place: str, fetch: Fetch, name: str) -> Seen | str:
     """Size and depth of an image, or what is wrong with it."""
     try:
-        pixels = decode(fetch(), f"{place}{name}")
+        return _seen(decode(fetch(), f"{place}{name}"))
     except UserError as error:
         return str(error)
     except OSError as error:
         return f"{place}{name}: cannot be read ({error.strerror or error})"
+
+
+def _seen(pixels: np.ndarray) -> Seen:
     height, width, _ = pixels.shape
-    return _Look((height, width), "uint16" if pixels.dtype == np.uint16 else "uint8")
+    return Seen((height, width), "uint16" if pixels.dtype == np.uint16 else "uint8")
 
 
-def _difference(path: Path, name: str, look: _Look, other_name: str, other: _Look) -> str:
-    if look.size != other.size:
-        (height, width), (other_height, other_width) = look.size, other.size
+def difference(path: Path, name: str, seen: Seen, other_name: str, other: Seen) -> str:
+    """The message about two images of one set that differ in size or depth."""
+    if seen.size != other.size:
+        (height, width), (other_height, other_width) = seen.size, other.size
         return (
             f"{path}: mixed sizes: {name} is {width}x{height}, {other_name} is {other_width}x{other_height}; "
             "resize them to one size first"
         )
-    return f"{path}: mixed depths: {name} is {look.depth}, {other_name} is {other.depth}; convert them to one first"
+    return f"{path}: mixed depths: {name} is {seen.depth}, {other_name} is {other.depth}; convert them to one first"
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""A folder of image files, nested at will; class subfolders give the labels."""
+"""A folder of image files, nested at will; class subfolders give the labels. And one image file, as a set of one."""
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,19 +11,23 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.codec import IMAGE_SUFFIXES
-from robust_models.images.encoded import EncodedImages, Fetch, survey
+from robust_models.images.codec import LISTED_SUFFIXES, WRITTEN_SUFFIXES, can_hold, decode_alpha
+from robust_models.images.encoded import EncodedImages, Fetch, Seen, encode_like, survey
+from robust_models.images.files import FoundFiles, read_file, sorted_naturally
 from robust_models.images.image_set import Add, OnError, Packed, Stems, stem
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderImages(EncodedImages):
+    """The image files below a folder, or those of one size among them."""
+
     files: Sequence[str]  # relative to the folder
 
     kind = "folder"
     suffixes = ()
 
     def encoded(self, start: int, stop: int) -> Sequence[Fetch]:
+        """The files' contents."""
         return _fetches(self.path, self.files)(start, stop)
 
     @contextmanager
@@ -43,61 +46,99 @@ class FolderImages(EncodedImages):
         yield add
 
 
-def open_folder(root: Path, on_error: OnError) -> FolderImages:
-    files = Packed(sorted_naturally(files_below(root, IMAGE_SUFFIXES)))
-    if not files:
-        raise UserError(f"{root}: no images here or below (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    found = survey(root, files, _fetches(root, files), on_error, between="/")
-    if found.skipped:
-        files = Packed(files[i] for i in found.kept)
+@dataclass(frozen=True, kw_only=True)
+class FileImages(EncodedImages):
+    """One image file as a set of one: its refined copy is an image file, of the format that its name says."""
+
+    has_alpha: bool
+
+    kind = "image file"
+    suffixes = WRITTEN_SUFFIXES
+
+    def encoded(self, start: int, stop: int) -> Sequence[Fetch]:
+        """The file's content."""
+        return [partial(read_file, self.path)][start:stop]
+
+    def holds(self, suffix: str) -> bool:
+        """Whether a file with this suffix can hold the image with its 16 bits and its alpha channel."""
+        return suffix in self.suffixes and can_hold(suffix, deep=self.depth == "uint16", alpha=self.has_alpha)
+
+    def writer(
+        self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None
+    ) -> AbstractContextManager[Add]:
+        """The image in the format of the suffix of `out`."""
+        return self.writer_of(out.suffix.lower(), out)
+
+    @contextmanager
+    def writer_of(self, suffix: str, out: Path) -> Iterator[Add]:
+        """The image in the format that `suffix` stands for, whatever `out` is called."""
+
+        def add(x: Tensor) -> None:
+            pixels = x.cpu().numpy().transpose(0, 2, 3, 1)
+            out.write_bytes(encode_like(pixels[0], partial(read_file, self.path), suffix))
+
+        yield add
+
+
+def open_folder(root: Path, found: FoundFiles, on_error: OnError) -> list[tuple[FolderImages, np.ndarray]]:
+    """The images in `found` (of find_files) by size and depth: each set, and where its images stand among all, [n].
+
+    Sets are in the order of their first images. Labels and names are those of the whole folder. Every image is decoded
+    once here. UserError where there is none, or one cannot be decoded (with on_error="skip", it is left out).
+    """
+    check_any(root, found)
+    note, files = found.note(root), Packed(found.files)
+    seen = survey(root, files, _fetches(root, files), on_error, between="/")
+    if seen.skipped:
+        files = Packed(files[i] for i in seen.kept)
     class_names, labels = _labels_from_subfolders(files)
     # Hashes, not the names again: equal ones would only show that some suffixes must stay.
     stems = np.unique(np.fromiter((hash(stem(file)) for file in files), np.int64, len(files)))
-    names = Stems(files) if len(stems) == len(files) else files
-    return FolderImages(
-        root,
-        names,
-        found.size,
-        labels,
-        class_names,
-        found.skipped,
-        depth=found.depth,
-        about=f"folder, {found.depth}",
-        files=files,
-    )
+    places: dict[Seen, list[int]] = {}
+    for i, kind in enumerate(seen.seen):
+        places.setdefault(kind, []).append(i)
+    sets: list[tuple[FolderImages, np.ndarray]] = []
+    for kind, members in places.items():
+        own = files if len(places) == 1 else Packed(files[i] for i in members)
+        images = FolderImages(
+            root,
+            Stems(own) if len(stems) == len(files) else own,
+            kind.size,
+            None if labels is None else labels[members],
+            class_names,
+            seen.skipped,
+            depth=kind.depth,
+            about=f"folder, {kind.depth}",
+            notes=() if note is None else (note,),
+            files=own,
+        )
+        sets.append((images, np.array(members, np.int64)))
+    return sets
+
+
+def check_any(root: Path, found: FoundFiles) -> None:
+    """UserError where no image file was found below `root`."""
+    if not found.files:
+        passed_over = f"; {sum(found.passed_over.values()):,} other files" if found.passed_over else ""
+        raise UserError(f"{root}: no images here or below (looked for {LISTED_SUFFIXES}{passed_over})")
+
+
+def open_file(path: Path) -> FileImages:
+    """One image file. UserError where it cannot be decoded."""
+    seen = survey(path.parent, [path.name], lambda start, stop: [partial(read_file, path)], "fail", between="/").seen[0]
+    has_alpha = decode_alpha(read_file(path), str(path)) is not None
+    about = f"one image file, {seen.depth}"
+    return FileImages(path, [path.stem], seen.size, None, None, (), seen.depth, about, has_alpha=has_alpha)
 
 
 def _fetches(root: Path, files: Sequence[str]) -> Callable[[int, int], Sequence[Fetch]]:
-    return lambda start, stop: [partial(_content, os.path.join(root, file)) for file in files[start:stop]]
-
-
-def _content(file: str) -> bytes:
-    with open(file, "rb") as stream:
-        return stream.read()
-
-
-def files_below(root: Path, suffixes: frozenset[str]) -> Iterator[str]:
-    """Relative paths of all files with these suffixes (in small letters), in no order."""
-    for folder, _, files in os.walk(root):
-        below = Path(folder).relative_to(root).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        yield from (prefix + file for file in files if os.path.splitext(file)[1].lower() in suffixes)
-
-
-def sorted_naturally(names: Iterator[str]) -> list[str]:
-    """2.png before 10.png."""
-    return sorted(sorted(names), key=_natural_key)
-
-
-def _natural_key(name: str) -> str:
-    """Every number as the count of its digits and then the digits, below all text."""
-    return re.sub(r"0*([0-9]+)", lambda number: f"\0{len(number[1]):04d}{number[1]}", name)
+    return lambda start, stop: [partial(read_file, os.path.join(root, file)) for file in files[start:stop]]
 
 
 def _labels_from_subfolders(files: Sequence[str]) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
     if any("/" not in file for file in files):
         return None, None
-    class_names = tuple(sorted_naturally(iter({_top(file) for file in files})))
+    class_names = tuple(sorted_naturally({_top(file) for file in files}))
     index = {name: i for i, name in enumerate(class_names)}
     return class_names, np.fromiter((index[_top(file)] for file in files), np.int64, len(files))
 

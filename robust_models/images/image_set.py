@@ -1,6 +1,7 @@
 """What an image set is, whatever holds it."""
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,11 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
+from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.pixels import Depth
 
 OnError = Literal["fail", "skip"]  # what an undecodable image does: end the run, or be left out and listed
 Add = Callable[[Tensor], None]  # takes the next images [n,3,H,W] of a set that is being written
-_SET_SUFFIXES = frozenset({".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"})
+_FILE_SUFFIXES = IMAGE_SUFFIXES | {".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"}  # none is the name of a folder
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class ImageSet(ABC):
     skipped: tuple[str, ...] = ()  # what could not be read, with on_error="skip"
     depth: Depth = "uint8"  # the type that `read` gives
     about: str = ""  # what was found, in words: "npy, uint16 [N,3,H,W]"
+    notes: tuple[str, ...] = ()  # a line each on what was passed over or how the file was understood
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]  # of a file of this kind; () for kinds that are folders only
@@ -51,6 +54,10 @@ class ImageSet(ABC):
         self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None
     ) -> AbstractContextManager[Add]:
         """Writes a set of the same kind, names and layout to `out`; see `write_images`, which calls it."""
+
+    def holds(self, suffix: str) -> bool:
+        """Whether a file ending in `suffix` (in small letters) can hold the refined copy of this set."""
+        return self.in_one_file and suffix in self.suffixes
 
     @property
     def in_one_file(self) -> bool:
@@ -132,9 +139,9 @@ def stem(file: str) -> str:
 
 def check_out(out: Path, like: ImageSet) -> None:
     """UserError where the name of `out` contradicts the kind of `like`; to be called before any work."""
-    fitting = like.suffixes if like.in_one_file else ()
-    if out.suffix in _SET_SUFFIXES - {".npz", *fitting}:
-        raise UserError(f"out: {out} ends in {out.suffix}, but {kind_of(like)} (or an .npz)")
+    suffix = out.suffix.lower()
+    if suffix != ".npz" and not like.holds(suffix) and (suffix in _FILE_SUFFIXES or like.kind == "image file"):
+        raise UserError(f"out: {out} ends in {suffix or 'nothing'}, but {kind_of(like)} (or an .npz)")
 
 
 def check_apart(out: Path, source: Path, *, shown: Path | None = None) -> None:
@@ -142,12 +149,27 @@ def check_apart(out: Path, source: Path, *, shown: Path | None = None) -> None:
 
     shown: what the message calls `out`, where that is a place derived from what the user named.
     """
-    place, origin = out.resolve(), source.resolve()
+    try:
+        place, origin = out.resolve(), source.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a link to itself, a null byte
+        raise UserError(f"out: {shown or out} or the input {source} is no usable path ({error})") from error
     if place == origin or origin in place.parents or place in origin.parents:
         raise UserError(f"out: {shown or out} overlaps the input {source}; choose a place outside it")
 
 
 def kind_of(like: ImageSet) -> str:
     """A clause for messages: what `like` is, and what its refined copy is called."""
-    name = f"a file ending in {like.suffixes[0]}" if like.in_one_file else "a folder"
+    suffix = next(filter(like.holds, like.suffixes), "")
+    name = f"a file ending in {suffix}" if suffix else "a folder"
     return f"the images are {like.about or like.kind} and stay of that kind; name {name}"
+
+
+def say(notes: Iterable[str]) -> None:
+    """Prints each note to stderr, once in a process and by the first of the ranks alone."""
+    for note in notes:
+        if note not in _said and os.environ.get("RANK", "0") == "0":
+            _said.add(note)
+            print(note, file=sys.stderr)
+
+
+_said: set[str] = set()

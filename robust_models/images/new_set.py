@@ -15,7 +15,7 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images import Add
 from robust_models.images.arrays import opened_rows
-from robust_models.images.codec import IMAGE_SUFFIXES, encode_png
+from robust_models.images.codec import IMAGE_SUFFIXES, encode
 from robust_models.images.npz import npz_writer
 from robust_models.images.pt_writer import Placeholder, pt_writer
 from robust_models.runtime.files import whole_file, whole_folder
@@ -142,7 +142,7 @@ def _each_as_png(put: Callable[[int, bytes], None]) -> Add:
     def add(x: Tensor) -> None:
         nonlocal written
         for pixels in x.numpy().transpose(0, 2, 3, 1):
-            put(written, encode_png(pixels))
+            put(written, encode(pixels))
             written += 1
 
     return add

@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
+import numpy as np
+
 from robust_models.errors import UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
-from robust_models.images.folder import files_below, open_folder, sorted_naturally
-from robust_models.images.image_set import ImageSet, OnError
+from robust_models.images.files import check_regular, files_below, find_files, sorted_naturally
+from robust_models.images.folder import open_file, open_folder
+from robust_models.images.groups import ImageGroups
+from robust_models.images.image_set import ImageSet, OnError, say
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet
 from robust_models.images.pt import open_pt
 from robust_models.images.tar import open_tar
 
+_HOLDERS = frozenset({".tar", ".parquet", ".arrow"})  # of many images in one file
 KNOWN = "a folder of images, .npz, .npy, .pt, WebDataset .tar shards, or Hugging Face .parquet files"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
@@ -40,28 +45,59 @@ def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
     Depth stays: 8 bits, 16 bits (PNG and arrays), floats in [0,1] (arrays). Grey images become RGB. Alpha takes no part
     and is kept: the refined image is written with the alpha channel of its source, except into an `.npz`.
     """
+    return open_image_groups(path, on_error=on_error).one_set()
+
+
+def open_image_groups(path: Path | str, *, on_error: OnError = "fail") -> ImageGroups:
+    """As `open_images`, but a folder of image files may hold images of any sizes and depths: one set for each.
+
+        groups = open_image_groups("photos")
+        with write_image_groups(Path("out"), like=groups) as adds:
+            for images, add in zip(groups.sets, adds):
+                for part, x in images.batches(16):
+                    add(x)
+
+    puts every image back in its own size, under its own name. A path of another kind is one set, as open_images
+    gives it. What was passed over, and how an array was understood, is in `notes` and printed once to stderr.
+    """
     path = Path(path)
-    if not path.exists():
-        if _is_pattern(path):
-            return open_tar(path, expand(path), on_error)
+    sets = _opened(path, on_error)
+    say(sets[0][0].notes)
+    return ImageGroups(path, tuple(images for images, _ in sets), tuple(places for _, places in sets))
+
+
+def _opened(path: Path, on_error: OnError) -> list[tuple[ImageSet, np.ndarray]]:
+    if "\0" in str(path):
+        raise UserError(f"{path}: a path cannot hold a null byte")
+    if path.is_dir():
+        return _open_folder(path, on_error)
+    if path.exists():
+        images = _open_file(path, on_error)
+    elif _is_pattern(path):
+        images = open_tar(path, expand(path), on_error)
+    else:
         raise UserError(f"{path}: no such file or folder; give {KNOWN}")
-    return _open_folder(path, on_error) if path.is_dir() else _open_file(path, on_error)
+    return [(images, np.arange(len(images)))]
 
 
-def _open_folder(root: Path, on_error: OnError) -> ImageSet:
-    holders = sorted_naturally(files_below(root, frozenset({".tar", ".parquet", ".arrow"})))
+def _open_folder(root: Path, on_error: OnError) -> list[tuple[ImageSet, np.ndarray]]:
+    found = find_files(root, IMAGE_SUFFIXES | _HOLDERS)
+    holders = [file for file in found.files if Path(file).suffix.lower() in _HOLDERS]
     kinds = {Path(file).suffix.lower() for file in holders}
     if not kinds:
-        return open_folder(root, on_error)
-    if len(kinds) > 1 or next(files_below(root, IMAGE_SUFFIXES), None) is not None:
+        return [*open_folder(root, found, on_error)]
+    if len(kinds) > 1 or len(holders) < len(found.files):
         raise UserError(f"{root}: holds {', '.join(sorted(kinds))} files among others; give a folder of one kind")
     if kinds == {".arrow"}:
         raise UserError(f"{root}: Arrow files, as save_to_disk makes them; write parquet: dataset.to_parquet(FILE)")
     files = [root / file for file in holders]
-    return open_tar(root, files, on_error) if kinds == {".tar"} else open_parquet(root, files, on_error)
+    images = open_tar(root, files, on_error) if kinds == {".tar"} else open_parquet(root, files, on_error)
+    return [(images, np.arange(len(images)))]
 
 
 def _open_file(path: Path, on_error: OnError) -> ImageSet:
+    if not path.is_file():
+        check_regular(path)
     with path.open("rb") as file:
         head = file.read(512)
     suffix = path.suffix.lower()
@@ -77,8 +113,9 @@ def _open_file(path: Path, on_error: OnError) -> ImageSet:
         return open_tar(path, [path], on_error)
     if suffix == ".npy":
         return open_npy(path)
-    what = "one image file; put it into a folder" if suffix in IMAGE_SUFFIXES else f"of no known kind; give {KNOWN}"
-    raise UserError(f"{path}: {what}")
+    if suffix in IMAGE_SUFFIXES:
+        return open_file(path)
+    raise UserError(f"{path}: of no known kind; give {KNOWN}")
 
 
 def _is_torch_zip(path: Path, head: bytes) -> bool:
@@ -96,7 +133,7 @@ def expand(path: Path) -> list[Path]:
     """The files that a pattern names, in its order (matches of * in natural order). UserError where one is missing."""
     found: list[Path] = []
     for name in _without_braces(str(path)):
-        matches = sorted_naturally(iter(glob(name))) if has_magic(name) else [name]
+        matches = sorted_naturally(glob(name)) if has_magic(name) else [name]
         found += map(Path, matches)
     missing = [file for file in found if not file.is_file()]
     if missing:
@@ -129,18 +166,16 @@ def fingerprint(path: Path) -> str:
     """
     total = 0
     for file in _files(path):
-        status = file.stat()
-        digest = hashlib.sha256(
-            f"{os.path.relpath(file, path)}\n{status.st_size}\n{status.st_mtime_ns}".encode()
-        ).digest()
+        status = file.stat() if file.exists() else file.lstat()  # a link to nothing
+        fields = f"{os.path.relpath(file, path)}\n{status.st_size}\n{status.st_mtime_ns}"
+        digest = hashlib.sha256(os.fsencode(fields)).digest()
         total += int.from_bytes(digest[:16])
     return f"{total % 2**64:016x}"
 
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        for folder, _, names in os.walk(path):
-            yield from (Path(folder, name) for name in names)
+        yield from (path / file for file in files_below(path))
     elif path.exists():
         yield path
     else:

@@ -66,15 +66,16 @@ def open_parquet(path: Path, files: Sequence[Path], on_error: OnError) -> Parque
         begin=lambda row: _encoded_from(files, columns, *groups[np.searchsorted(firsts, row), 1:3].tolist()),
     )
     found = survey(path, Numbered(count), lambda i, j: _fetches(path, stream, np.arange(i, j)), on_error)
+    seen = found.one_kind(path, Numbered(count))
     return ParquetImages(
         path,
         Numbered(len(found.kept)),
-        found.size,
+        seen.size,
         None if labels is None else labels[found.kept],
         columns.class_names,
         found.skipped,
-        depth=found.depth,
-        about=f"{len(files)} parquet file{'s' if len(files) > 1 else ''}, column {columns.image!r}, {found.depth}",
+        depth=seen.depth,
+        about=f"{len(files)} parquet file{'s' if len(files) > 1 else ''}, column {columns.image!r}, {seen.depth}",
         files=files,
         columns=columns,
         rows=found.kept,

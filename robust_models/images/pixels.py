@@ -1,5 +1,6 @@
-"""Pixels as numbers: what a file holds (uint8, uint16, float in [0,1]) and float in [0,1], there and back."""
+"""Pixels as numbers: what a file holds (uint8, uint16, float in [0,1]) and float in [0,1]; how many are accepted."""
 
+import os
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +14,8 @@ Depth = Literal["uint8", "uint16", "float32"]
 DTYPES: dict[Depth, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
 _CHUNK_BYTES = 16 << 20
+_MAX_PIXELS = 1 << 26  # 8192 x 8192: a bomb of 13000 x 13000 is refused, the photograph of a 60-megapixel camera is not
+_MAX_BYTES = 256 << 20
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -58,3 +61,29 @@ def check_range(read: Callable[[int, int], np.ndarray], count: int, row_bytes: i
         remedy = "(x + 1) / 2" if -1 <= low < 0 and high <= 1 else "x / 255" if 0 <= low and high <= 255 else None
         advice = f"store {remedy}" if remedy else "rescale or clip them"
         raise UserError(f"{source}: values run from {low:.6g} to {high:.6g}; expected floats in [0,1]: {advice}")
+
+
+def max_pixels() -> int:
+    """How many pixels one image may have; the environment variable BIGROC_MAX_PIXELS raises or lowers it."""
+    return _limit("BIGROC_MAX_PIXELS", _MAX_PIXELS)
+
+
+def max_bytes() -> int:
+    """How many bytes one file, entry or label array that must be in memory at once may have: BIGROC_MAX_BYTES."""
+    return _limit("BIGROC_MAX_BYTES", _MAX_BYTES)
+
+
+def check_pixels(height: int, width: int, *, source: str) -> None:
+    """UserError, which begins with `source`, for an image of more than max_pixels(); for use before it is decoded."""
+    if height * width > max_pixels():
+        raise UserError(
+            f"{source}: {width}x{height} is {height * width:,} pixels; at most {max_pixels():,} are read: "
+            f"resize it, or set BIGROC_MAX_PIXELS={height * width} if it is right"
+        )
+
+
+def _limit(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    if text and not (text.isascii() and text.isdigit() and 0 < len(text) < 19):
+        raise UserError(f"{variable}: {text[:40]!r} is not a whole number")
+    return int(text or default)

@@ -81,15 +81,16 @@ def open_tar(path: Path, shards: Sequence[Path], on_error: OnError) -> TarImages
     table = np.array(places, np.int64).reshape(-1, 3)
     found = survey(path, members, _fetches(shards, table), on_error)
     labels_found = np.array(labels, np.int64)[found.kept] if labels else None
+    seen = found.one_kind(path, members)
     return TarImages(
         path,
         Packed(names[i] for i in found.kept) if found.skipped else names,
-        found.size,
+        seen.size,
         labels_found,
         None,
         found.skipped,
-        depth=found.depth,
-        about=f"{len(shards)} tar shard{'s' if len(shards) > 1 else ''}, {found.depth}",
+        depth=seen.depth,
+        about=f"{len(shards)} tar shard{'s' if len(shards) > 1 else ''}, {seen.depth}",
         shards=shards,
         places=table[found.kept],
     )

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
+from robust_models.images.folder import FileImages
 from robust_models.images.image_set import Add, ImageSet, check_out, kind_of
 from robust_models.images.npz import NpzImages, npz_writer
 from robust_models.images.pixels import DTYPES
@@ -26,7 +27,7 @@ def write_images(
     and pt; folders, tar shards and parquet files keep those of their source; an npy has none.
     UserError: `out` names another kind; other than len(like) labels or images; x of another size or type.
     """
-    to_npz = out.suffix == ".npz"
+    to_npz = out.suffix.lower() == ".npz"
     if labels is not None and len(labels) != len(like):
         raise UserError(f"labels: {len(labels)} for {len(like)} images; give one for each")
     if not to_npz:
@@ -37,14 +38,16 @@ def write_images(
     with (whole_file if in_one_file else whole_folder)(out) as partial:
         if to_npz and not isinstance(like, NpzImages):
             writer = npz_writer(partial, (len(like), *like.size, 3), np.dtype(like.depth), labels, class_names)
+        elif isinstance(like, FileImages):
+            writer = like.writer_of(out.suffix.lower(), partial)
         else:
             writer = like.writer(partial, labels, class_names)
-        with writer as add, _complete(add, like) as checked:
+        with writer as add, checked_add(add, like) as checked:
             yield checked
 
 
 @contextmanager
-def _complete(add: Add, like: ImageSet) -> Iterator[Add]:
+def checked_add(add: Add, like: ImageSet) -> Iterator[Add]:
     """`add` with its promises checked: each batch fits the set, and in the end all are there."""
     written = 0
 
