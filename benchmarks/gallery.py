@@ -46,9 +46,9 @@ COUNT = 8  # images in a row
 ABOUT = f"""# Gallery
 
 All by one small robust classifier, `{CKPT}` (1.2 M parameters, CIFAR-10, L2 eps 0.5; it comes with the package), on a
-CPU. Images are 32 pixels, enlarged with sharp pixels. Inputs are the first test images of their classes, the first
-samples of a VAE, and drawings of a few strokes: none was left out for its result. Some of the settings, though, were
-chosen by eye, on these very images. Under each image stands its class and, unless said otherwise, the classifier's
+CPU in float32. Images are 32 pixels, enlarged with sharp pixels. Inputs are the first test images of their classes, the
+first samples of a VAE, and drawings of a few strokes: none was left out for its result. Some of the settings, though,
+were chosen by eye, on these very images. Under each image stands its class and, unless said otherwise, the classifier's
 confidence in it before > after. That confidence is what the steps raise: it says that they worked, not that the image
 is good. eps and steps are in pixels of [0,1].
 

@@ -14,6 +14,7 @@ PAGES = sorted(
         *(ROOT / "robust_models" / "pretrained").glob("*.md"),
     ]
 )
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 _FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!`)\[[^\]`]*\]\(([^)\s]+)\)")
 _INLINE = re.compile(r"`((?:bigroc|python -m|torchrun|make) [^`]+)`")
@@ -48,10 +49,22 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[Documented]:
-    """Every command line in the page's blocks, in order."""
-    lines = "".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    """Every command line in the page's blocks, or in a recipe's first comment, in order."""
+    text = _commented(page) if page.suffix == ".yaml" else "".join(blocks(page, ""))
+    lines = text.replace("\\\n", " ").splitlines()
     parts = [part.strip() for line in lines for part in line.split(" && ")]
     return [Documented(name_of(page), part) for part in parts if part]
+
+
+def _commented(recipe: Path) -> str:
+    return "\n".join(re.findall(r"^#   ((?:bigroc|python -m|torchrun) .*)$", recipe.read_text(), flags=re.MULTILINE))
+
+
+def examples_of(shown: str, page: str) -> list[Documented]:
+    """The examples at the end of a --help; what stands in brackets behind one is a remark."""
+    lines = shown.partition("examples:\n")[2].replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"\s{2,}\(.*\)$", "", line).strip() for line in lines if line.startswith("  ")]
+    return [Documented(page, line) for line in lines if re.match(r"(bigroc|torchrun|python) [^|]*$", line)]
 
 
 def mentions(page: Path) -> list[Documented]:

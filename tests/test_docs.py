@@ -18,7 +18,8 @@ from bigroc.cli import main as bigroc
 from robust_models.checkpoints import embedded_names
 from robust_models.checkpoints.published import published
 from robust_models.runtime.config import RECIPES
-from tests.documented import PAGES, ROOT, Documented, anchors, blocks, commands, links, mentions, name_of
+from tests.documented import PAGES, ROOT, Documented, anchors, blocks, commands, examples_of, links, mentions, name_of
+from tests.documented import RECIPES as RECIPE_FILES
 
 PRETRAINED = "robust_models/pretrained"
 PLACEHOLDERS = {  # words in capitals stand for a reader's own files; here, for something of their kind
@@ -40,8 +41,9 @@ READS = {
 }
 DATASETS = ("cifar10", "cifar100", "imagenet", "restricted_imagenet", "cinic10")
 PROGRAMS = {"bigroc", "python", "python3", "make", "pip", "git", "cd", ".", "apt-get", "bash", ".venv/bin/pre-commit"}
-OURS = [command for page in PAGES for command in commands(page) if command.words and command.words[0] == "bigroc"]
-ALL_COMMANDS = [command for page in PAGES for command in commands(page) if command.words]
+SOURCES = [*PAGES, *RECIPE_FILES]
+OURS = [command for page in SOURCES for command in commands(page) if command.words and command.words[0] == "bigroc"]
+ALL_COMMANDS = [command for page in SOURCES for command in commands(page) if command.words]
 _id = lambda command: f"{command.page}: {command.text[:60]}"  # noqa: E731
 
 
@@ -106,7 +108,19 @@ def test_commands_are_of_known_programs(command):
 @pytest.mark.parametrize("command", [command for command in ALL_COMMANDS if of_ours(command)], ids=_id)
 def test_the_parser_takes_the_command(command, clone):
     words = own_words(command)
+    if "study" in words[:2]:  # whose dry run opens what it judges by: no Inception, no CIFAR-10 is downloaded here
+        words += ["--judge", "classifier:cifar10-standard-small", "--data", "null", "--robust.eps", "{}"]
     said(words if words[0] == "recipes" or words[-1] == "--help" else [*words, "--dry-run"])
+
+
+@pytest.mark.parametrize("words", [["refine"], ["train"], ["eval"], ["models"], ["study"], ["survey"]], ids=" ".join)
+def test_the_parser_takes_the_examples_of_help(words, clone):
+    """All but those of studies, which open the files that they name."""
+    examples = examples_of(said([*words, "--help"]), "--help")
+    assert examples
+    for example in examples:
+        if of_ours(example) and "study" not in example.words and "--help" not in example.words:
+            said([*own_words(example), "--dry-run"])
 
 
 @pytest.mark.parametrize(
@@ -123,13 +137,15 @@ def test_a_mentioned_command_has_its_flags(command, clone):
             assert re.search(rf"{re.escape(word.partition('=')[0].replace('_', '-'))}\b", shown), word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", SOURCES, ids=name_of)
 def test_files_that_commands_read_are_there(page, clone):
     """In the repository, by a name that loads, or made by an earlier command of the page."""
     made: set[str] = set()
     for command in commands(page):
         if command.words[:3] == ["python", "-m", "benchmarks.gallery"] and "--inputs" in command.words:
             made |= {path.name for path in _gallery_inputs(clone)}
+        if "--out" in command.words:
+            made |= {command.words[command.words.index("--out") + 1].rstrip("/")}
         if of_ours(command):
             words = own_words(command)
             for flag, value in _read(words):
