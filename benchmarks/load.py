@@ -23,7 +23,7 @@ from torch import nn
 
 from robust_models import load
 from robust_models.architectures import build
-from robust_models.checkpoints.torch_format.torch_file import read_torch_file
+from robust_models.checkpoints.torch_format import read_torch_file
 from robust_models.runtime.version import environment
 
 

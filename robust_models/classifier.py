@@ -1,8 +1,9 @@
 """RobustClassifier: pixels in [0,1] -> logits, with the normaliser inside and all that its file says about it."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -47,12 +48,17 @@ NORMALIZERS = {
     "none": Normalizer(),
     "cifar10": Normalizer((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": Normalizer((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": Normalizer((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # pixels in [-1,1]
+    "cifar10-std0.2": Normalizer((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar's
+    "std0.225": Normalizer((0.485, 0.456, 0.406), (0.225, 0.225, 0.225)),  # convex_adversarial's, alpha-beta-CROWN's
+    "cifar100": Normalizer((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": Normalizer((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint tells about its network besides the tensors."""
+    """What is known of a network besides its tensors; a checkpoint of this project states all of it."""
 
     arch: str
     class_names: tuple[str, ...]
@@ -67,6 +73,27 @@ class Description:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def assumptions(self) -> dict[str, str]:
+        """What the file did not state and the person did not give, and what was taken: {"normalize": "none", ...}.
+
+        Named as the keyword of robust_models.load that states it: arch, normalize, activation, class_names, image_size.
+        """
+        return self.recipe.get("source", {}).get("assumed", {})
+
+    def known(self, names: Iterable[str]) -> "Description":
+        """The description without the assumptions of these names."""
+        stated = {*names}
+        left = {name: value for name, value in self.assumptions.items() if name not in stated}
+        if left == self.assumptions:
+            return self
+        source = {**self.recipe["source"], "assumed": left}
+        return replace(self, recipe={**self.recipe, "source": source})
+
+
+# Networks whose forward takes channels_last; other people's code may call view() on a map, which needs contiguous.
+_CHANNELS_LAST_LIBRARIES = {"robust_models", "torchvision", "timm", "transformers"}
 
 
 class RobustClassifier(nn.Module):
@@ -83,7 +110,11 @@ class RobustClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.description = description
+        library = type(network).__module__.partition(".")[0]
+        channels_last = library in _CHANNELS_LAST_LIBRARIES
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.precision: Precision = "fp32"
+        self._head_name: str | None = None  # found when it is asked for
         self.register_buffer("mean", torch.tensor(description.normalizer.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(description.normalizer.std).view(1, -1, 1, 1), persistent=False)
 
@@ -100,14 +131,22 @@ class RobustClassifier(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Of the logits, in order."""
         return self.description.class_names
 
     @property
     def image_size(self) -> int:
+        """Pixels of a side of the images it was made for."""
         return self.description.image_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; also of a network that has no parameters, as a program has none."""
+        return self.mean.device
+
     def forward(self, x: Tensor) -> Tensor:
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        """x [N,3,H,W] in [0,1] -> logits [N,classes], float32."""
+        x = ((x - self.mean) / self.std).contiguous(memory_format=self.memory_format)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.network(x).float()
 
@@ -123,8 +162,56 @@ class RobustClassifier(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """The last linear layer of the network."""
-        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
+        """The linear layer that gives the logits. UserError where none does: then the network has no features."""
+        if self._head_name is None:
+            self._head_name = self._find_head()
+        module = self.network.get_submodule(self._head_name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    @torch.no_grad()
+    def _find_head(self) -> str:
+        """Its name: on two random images, the linear layer of vectors [N,D] whose output is what the network gives."""
+        linear = {name: module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)}
         if not linear:
             raise UserError(f"{self.description.arch}: no linear layer, so no features to take")
-        return linear[-1]
+        if type(self.network).__module__.startswith("robust_models."):
+            return [*linear][-1]  # ours end so
+        outputs: list[tuple[str, Tensor]] = []
+
+        def keep(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if inputs[0].ndim == 2:
+                outputs.append((name, output))
+
+        handles = [module.register_forward_hook(partial(keep, name)) for name, module in linear.items()]
+        modes = [(module, module.training) for module in self.network.modules()]
+        size = self.image_size
+        x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(self.mean)
+        try:
+            self.network.eval()
+            logits = self(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes:
+                module.training = mode
+        largest = float(logits.abs().max())
+        for name, output in reversed(outputs):
+            if output.shape == logits.shape and torch.allclose(output.float(), logits, rtol=1e-4, atol=1e-5 * largest):
+                return name
+        raise UserError(
+            f"{self.description.arch}: no linear layer gives the logits (they are a mean of several heads, scaled, or "
+            "come out of something else), so it has no features to take"
+        )
+
+
+def check_finite(values: Tensor, what: str) -> Tensor:
+    """The values [N,...] (logits, gradients, ...) as they came. UserError where any is NaN or infinite, with counts."""
+    finite = torch.isfinite(values.detach()).flatten(1).all(dim=1)
+    if not finite.all():
+        broken = int((~finite).sum())
+        raise UserError(
+            f"{what}: NaN or infinite for {broken} of {len(values)} images, so nothing can be computed from them; "
+            "check the weights, the normaliser (--normalize) and the precision (--precision fp32)"
+        )
+    return values

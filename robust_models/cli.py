@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic.dataclasses import dataclass
 
 from robust_models.checkpoints import embedded_names
+from robust_models.checkpoints.load import format_assumptions
 from robust_models.checkpoints.published import published
 from robust_models.inspection import ConvertConfig, InspectConfig, run_convert, run_inspect
 from robust_models.runtime.command import Command, OneOf, Summary, run
@@ -20,6 +21,7 @@ MAX_SHOWN = 8  # entries of a list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `bigroc models`; gives the exit status."""
     return run(MODELS, argv)
 
 
@@ -38,19 +40,21 @@ def _format_summary(seen: Summary) -> str:
         ("normaliser", _with_source(_normalizer(seen["normalizer"]), seen["normalizer_from"])),
         ("threat model", seen["threat_model"] or "the file names none"),
         ("scores", _pairs(seen["scores"])),
-        ("told", _pairs(seen["told"])),
+        ("metadata", _pairs(seen["metadata"])),
         ("ignored", _listed(seen["ignored"])),
+        ("assumed", format_assumptions(seen["assumptions"])),
     ]
     if "clean_accuracy" in seen:
         lines.append(("clean accuracy", f"{seen['clean_accuracy']:.2%} on N = {seen['n']} of {seen['data']}"))
-        lines += [(f"{reading['field']} tried", _reading(reading)) for reading in seen["readings"]]
+        lines += [(f"{compared['field']} tried", _comparison(compared)) for compared in seen["readings"]]
     if "out" in seen:
         lines.append(("written", seen["out"]))
     return "\n".join(f"{name:15} {value}" for name, value in lines if value)
 
 
 def _with_source(value: str, source: str | None) -> str:
-    return f"{value} ({source})" if source else value
+    """The value and in brackets where it comes from, without the brackets of that."""
+    return f"{value} ({source.partition(' (')[0]})" if source else value
 
 
 def _normalizer(values: dict[str, Sequence[float]]) -> str:
@@ -67,24 +71,28 @@ def _pairs(values: dict[str, object]) -> str:
     return _listed([f"{name} {value}" for name, value in values.items()])
 
 
-def _reading(reading: Summary) -> str:
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in reading["accuracy"].items())
-    verdict = f"taken: {reading['best']}" if reading["sure"] else "no sure difference, left as assumed"
-    return f"{shares}; {verdict}"
+def _comparison(compared: Summary) -> str:
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in compared["accuracy"].items())
+    ties = [name for name in (compared["best"], *compared["ties"]) if name != compared["chosen"]]
+    if len(ties) == len(compared["accuracy"]) - 1:
+        return f"{shares}; no significant difference, left as assumed"
+    return f"{shares}; taken: {compared['chosen']}" + (
+        f" (not significantly different: {_listed(ties)})" if ties else ""
+    )
 
 
 def _format_list(rows: Summary) -> str:
-    told = [(name, "comes with the package") for name in rows["embedded"]]
+    lines = [(name, "comes with the package") for name in rows["embedded"]]
     for row in rows["published"]:
         trained = row["threat_model"] or "standard training"
-        told.append((row["name"], f"{row['arch']}, {trained}, {row['licence']}, {row['source']}"))
-    width = max(len(name) for name, _ in told)
-    return "\n".join(f"{name:{width}}  {about}" for name, about in told)
+        lines.append((row["name"], f"{row['arch']}, {trained}, {row['licence']}, {row['source']}"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{width}}  {about}" for name, about in lines)
 
 
 @dataclass(frozen=True, config=STRICT)
 class ListConfig:
-    """Nothing to say."""
+    """`list` takes no settings."""
 
 
 def _list(_: ListConfig) -> Summary:
@@ -115,7 +123,7 @@ COMMANDS = {
     ),
     "convert": Command(
         name="bigroc models convert",
-        about="Anyone's checkpoint as a .safetensors file of this project, with all that it told.",
+        about="Anyone's checkpoint as a .safetensors file of this project, with its metadata.",
         schema=ConvertConfig,
         work=run_convert,
         format_summary=_format_summary,

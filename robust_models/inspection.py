@@ -14,7 +14,7 @@ from robust_models.checkpoints.published import known_by_hash
 from robust_models.classifier import RobustClassifier
 from robust_models.datasets import Dataset, load_dataset
 from robust_models.errors import UserError
-from robust_models.inspection_by_accuracy import correct_mask, summary, tell
+from robust_models.inspection_by_accuracy import choose_by_accuracy, correct_mask, summary
 from robust_models.labels import fit_labels
 from robust_models.runtime.config import DEVICE, STRICT
 from robust_models.runtime.device import pick_device
@@ -25,6 +25,8 @@ _DATA = "labelled images that show whether the load is right: cifar10, cifar10:D
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class InspectConfig(CheckpointFlags):
+    """What `inspect` takes."""
+
     file: str = Field(description="a checkpoint: a file, a Hugging Face folder or a name")
     data: str | None = Field(default=None, description=_DATA)
     limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="only the first so many images of the data")
@@ -33,17 +35,19 @@ class InspectConfig(CheckpointFlags):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ConvertConfig(InspectConfig):
+    """What `convert` takes."""
+
     out: Path = Field(description="the .safetensors file to write")
     overwrite: bool = Field(default=False, description="replace what stands at OUT")
 
 
 def run_inspect(config: InspectConfig) -> dict[str, Any]:
-    """What `inspect` prints, ready for JSON."""
+    """What `inspect` prints about config.file, ready for JSON."""
     return _inspected(config)[1]
 
 
 def run_convert(config: ConvertConfig) -> dict[str, Any]:
-    """Writes config.out, all that the file told in its metadata, and gives what `inspect` says of the source."""
+    """Writes config.out with all that is known of the file in its metadata; gives what `inspect` says of the file."""
     if config.out.suffix != ".safetensors":
         raise UserError(f"out: {config.out} does not end in .safetensors, the format of this project's checkpoints")
     if config.out.exists() and not config.overwrite:
@@ -55,7 +59,7 @@ def run_convert(config: ConvertConfig) -> dict[str, Any]:
 
 def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]:
     path = find(config.file)
-    model = config.load(config.file).to(pick_device(config.device))
+    model = config.load(config.file, quiet=True).to(pick_device(config.device))
     known = known_by_hash(path) if path.is_file() else None
     accuracy: dict[str, Any] = {}
     if config.data is not None:
@@ -80,7 +84,8 @@ def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]
         "normalizer_from": source.get("normalizer", "the file's description"),
         "threat_model": str(description.threat_model) if description.threat_model else None,
         "scores": description.scores,
-        "told": source.get("told", {}),
+        "metadata": source.get("told", {}),
+        "assumptions": description.assumptions,
         "ignored": source.get("ignored", []),
         **accuracy,
     }
@@ -93,11 +98,11 @@ def _measured(model: RobustClassifier, data: Dataset) -> tuple[RobustClassifier,
         )
     names = fit_labels(data.y.numpy(), data.class_names, model.class_names, source=data.source)
     y = torch.from_numpy(names)
-    model, tellings = tell(model, data.x_u8, y)
+    model, comparisons = choose_by_accuracy(model, data.x_u8, y)
     right = correct_mask(model, data.x_u8, y)
     return model, {
         "data": data.source,
         "n": len(right),
         "clean_accuracy": right.float().mean().item(),
-        "readings": summary(tellings),
+        "readings": summary(comparisons),
     }

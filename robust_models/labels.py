@@ -76,3 +76,13 @@ def _no_class(name: str, class_names: Sequence[str], source: str) -> UserError:
 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def default_class_names(count: int, image_size: int) -> tuple[str, ...]:
+    """Names for the classes of a network that has none: CIFAR-10's where count and pixels fit, else the numbers."""
+    return CIFAR10_CLASSES if (count, image_size) == (10, 32) else tuple(str(i) for i in range(count))
+
+
+def assumed_names(names: tuple[str, ...]) -> str:
+    """The default names in a few words."""
+    return "those of CIFAR-10" if names == CIFAR10_CLASSES else f"numbers, 0 to {len(names) - 1}"

@@ -9,8 +9,8 @@ from torch import nn
 
 from robust_models import RobustClassifier, UserError
 from robust_models.architectures import ACTIVATIONS, build
-from robust_models.architectures.families import EXAMPLES
 from robust_models.architectures.preact_resnet import SameConv3x3, preact_block
+from robust_models.architectures.registry import EXAMPLES
 from tests.tiny import tiny_classifier
 
 # Counted in the original packages (MadryLab robustness, RobustBench) with 10 classes.

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from robust_models import Normalizer, UserError
 from robust_models.architectures import build
-from robust_models.checkpoints.infer import Match, cifar
+from robust_models.checkpoints.infer import READERS, Match
 from robust_models.checkpoints.infer.match import MAX_BLOCKS, depths
 from tests.oracles.lively import lively, two_images
 
 
 def infer_cifar(state: dict[str, Tensor]) -> Match | None:
-    return next(filter(None, (reader(state) for reader in cifar.READERS)), None)
+    return next(filter(None, (reader(state) for reader in READERS)), None)
 
 
 def vgg11() -> nn.Module:
@@ -198,7 +198,7 @@ SHAPES = st.sampled_from(
 def test_hostile_shapes_end_in_an_architecture_or_in_one_line(left_out, reshaped):
     shapes = {name: reshaped.get(name, shape) for name, shape in LOOKED_AT.items() if name not in left_out}
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    for match in filter(None, (reader(state) for reader in cifar.READERS)):
+    for match in filter(None, (reader(state) for reader in READERS)):
         builds_or_refuses(match.arch)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from robust_models import Description, RobustClassifier, embedded_names, load
+from robust_models import NORMALIZERS, Description, RobustClassifier, embedded_names, load
 from robust_models.cli import main
 from robust_models.images import to_float
-from robust_models.inspection_by_accuracy import tell
+from robust_models.inspection_by_accuracy import choose_by_accuracy
 from tests.tiny import tiny_pixels
 
 
@@ -59,7 +59,7 @@ def test_inspect_tells_what_was_read_assumed_and_ignored(foreign, capsys):
     seen = inspected("inspect", file, capsys=capsys)
     assert (seen["arch"], seen["arch_from"]) == ("preact_resnet10_w16", "from the tensors' shapes")
     assert seen["layout"] == "state dict under state_dict"
-    assert seen["told"] == {"epoch": 7}
+    assert seen["metadata"] == {"epoch": 7}
     assert seen["ignored"] == ["optimizer"]
     assert seen["activation_from"].startswith("relu is assumed")
     assert seen["normalizer_from"] == "none found, none assumed"
@@ -76,7 +76,7 @@ def test_labelled_images_tell_the_activation_and_the_normaliser(foreign, capsys)
     assert "by accuracy on 200 labelled images" in seen["activation_from"]
     assert seen["clean_accuracy"] == 1.0
     readings = {reading["field"]: reading for reading in seen["readings"]}
-    assert readings["normalizer"]["accuracy"].keys() == {"none", "cifar10", "imagenet"}
+    assert readings["normalizer"]["accuracy"].keys() == NORMALIZERS.keys()
     assert readings["activation"]["accuracy"]["silu"] == 1.0
 
 
@@ -102,9 +102,9 @@ def test_what_was_given_is_not_tried(foreign, capsys):
 
 def test_too_few_images_change_nothing(foreign):
     file, _, x_u8, y = foreign
-    model, tellings = tell(load(file), x_u8[:3], y[:3])
+    model, comparisons = choose_by_accuracy(load(file), x_u8[:3], y[:3])
     assert model.description.activation == "relu"
-    assert not any(telling.sure for telling in tellings if telling.best != "relu")
+    assert not any(comparison.is_settled for comparison in comparisons if comparison.best != "relu")
 
 
 def test_convert_keeps_everything_and_the_logits(foreign, tmp_path, capsys):

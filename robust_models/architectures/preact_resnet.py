@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robust_models.architectures.resnet import Activation, conv1x1, conv3x3
 from robust_models.errors import UserError
 
-Conv = Callable[[int, int, int], nn.Conv2d]
+Conv = Callable[..., nn.Conv2d]  # (planes in, planes out, stride=)
 
 
 class PreAct(nn.Module):
@@ -33,7 +33,7 @@ class PreAct(nn.Module):
         self.preact = nn.Sequential(nn.BatchNorm2d(in_planes), act())
         self.branch = branch
         same = stride == 1 and in_planes == out_planes
-        self.shortcut = None if same else project(in_planes, out_planes, stride)
+        self.shortcut = None if same else project(in_planes, out_planes, stride=stride)
         self.raw_shortcut = raw_shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,9 @@ def preact_block(
     raw_shortcut: bool = False,
 ) -> PreAct:
     """Two 3x3 convolutions."""
-    branch = nn.Sequential(conv(in_planes, planes, stride), nn.BatchNorm2d(planes), act(), conv3x3(planes, planes))
+    branch = nn.Sequential(
+        conv(in_planes, planes, stride=stride), nn.BatchNorm2d(planes), act(), conv3x3(planes, planes)
+    )
     return PreAct(branch, in_planes, planes, stride, act, project=project, raw_shortcut=raw_shortcut)
 
 
@@ -67,7 +69,7 @@ def preact_bottleneck(
         conv1x1(in_planes, planes),
         nn.BatchNorm2d(planes),
         act(),
-        conv3x3(planes, planes, stride),
+        conv3x3(planes, planes, stride=stride),
         nn.BatchNorm2d(planes),
         act(),
         conv1x1(planes, 4 * planes),

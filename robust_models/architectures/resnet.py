@@ -1,31 +1,55 @@
 """Residual networks for 32x32 images: 3x3 stem, no pooling before the last stage."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Callable[[], nn.Module]
 
 
-def conv3x3(in_planes: int, planes: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, groups=groups, bias=False)
+# Of (planes in, planes out); stride= and groups= where they are not 1. Padded: stride 1 keeps the size.
+conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+conv1x1 = partial(nn.Conv2d, kernel_size=1, bias=False)
 
 
-def conv1x1(in_planes: int, planes: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False)
+def projection(in_planes: int, planes: int, stride: int) -> nn.Sequential:
+    """A shortcut with weights (option B of He et al. 2016, arXiv:1512.03385)."""
+    return nn.Sequential(conv1x1(in_planes, planes, stride=stride), nn.BatchNorm2d(planes))
+
+
+class ZeroPadding(nn.Module):
+    """A shortcut without weights (option A): every second pixel, and channels of zeros, half of them on each side."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.added = stride, planes - in_planes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N,C,H,W] -> [N,C+added,H/stride,W/stride]."""
+        before = self.added // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
 
 
 class Residual(nn.Module):
-    """act(branch(x) + shortcut(x)); the shortcut is a projection where shapes change."""
+    """act(branch(x) + shortcut(x)); the shortcut has weights or zeros where shapes change."""
 
-    def __init__(self, branch: nn.Sequential, in_planes: int, out_planes: int, stride: int, act: Activation) -> None:
+    def __init__(
+        self,
+        branch: nn.Sequential,
+        in_planes: int,
+        out_planes: int,
+        stride: int,
+        act: Activation,
+        *,
+        shortcut: Callable[[int, int, int], nn.Module] = projection,
+    ) -> None:
         super().__init__()
         self.out_planes = out_planes
         self.branch = branch
         same = stride == 1 and in_planes == out_planes
-        self.shortcut: nn.Module = (
-            nn.Identity() if same else nn.Sequential(conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes))
-        )
+        self.shortcut: nn.Module = nn.Identity() if same else shortcut(in_planes, out_planes, stride)
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,16 +59,23 @@ class Residual(nn.Module):
 Block = Callable[[int, int, int, Activation], Residual]
 
 
-def basic_block(in_planes: int, planes: int, stride: int, act: Activation) -> Residual:
+def basic_block(
+    in_planes: int,
+    planes: int,
+    stride: int,
+    act: Activation,
+    *,
+    shortcut: Callable[[int, int, int], nn.Module] = projection,
+) -> Residual:
     """Two 3x3 convolutions."""
     branch = nn.Sequential(
-        conv3x3(in_planes, planes, stride),
+        conv3x3(in_planes, planes, stride=stride),
         nn.BatchNorm2d(planes),
         act(),
         conv3x3(planes, planes),
         nn.BatchNorm2d(planes),
     )
-    return Residual(branch, in_planes, planes, stride, act)
+    return Residual(branch, in_planes, planes, stride, act, shortcut=shortcut)
 
 
 def bottleneck(
@@ -59,7 +90,7 @@ def bottleneck(
         conv1x1(in_planes, inner),
         nn.BatchNorm2d(inner),
         act(),
-        conv3x3(inner, inner, stride, groups),
+        conv3x3(inner, inner, stride=stride, groups=groups),
         nn.BatchNorm2d(inner),
         act(),
         conv1x1(inner, out_planes),

@@ -1,15 +1,17 @@
-"""From a description and tensors to a network; what does not fit is one line."""
+"""From a description and tensors to a network, first without memory; what does not fit is one line."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from robust_models.architectures import build
-from robust_models.checkpoints.layouts import State
-from robust_models.checkpoints.outline import outline
+from robust_models.checkpoints.subtrees import State
 from robust_models.classifier import Description
 from robust_models.errors import UserError
 
@@ -29,12 +31,34 @@ def fill(description: Description, candidates: Sequence[State], path: Path) -> n
     states = [_with_counters(state, expected) for state in candidates]
     state = next((state for state in states if state.keys() == expected.keys()), states[-1])
     _compare(expected, state, description.arch, path)
+    _refuse_non_finite(state, network, path)
     if _covers(state, network):
-        network.load_state_dict(_own_memory(state, expected), assign=True)
+        network.load_state_dict(_versioned(_own_memory(state, expected), expected), assign=True)
     else:
         network = builder()
-        network.load_state_dict(state)
+        network.load_state_dict(_versioned(state, expected))
     return network
+
+
+def _versioned(state: State, expected: State) -> State:
+    """The same tensors with the versions of their modules, which state_dict() gives and some modules ask for."""
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(expected, "_metadata", {})  # pyright: ignore[reportAttributeAccessIssue]
+    return versioned
+
+
+def _refuse_non_finite(state: State, network: nn.Module, path: Path) -> None:
+    """UserError that names the first weight or running statistic with NaN or infinity; masks may hold infinity."""
+    used = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    used |= {name for name in state if name.endswith((".running_mean", ".running_var"))}
+    for name in sorted(used & state.keys()):
+        tensor = state[name]
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            broken = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                f"ckpt: {path}: {name} holds {broken:,} NaN or infinite numbers of {tensor.numel():,}; such a network "
+                "computes nothing, take an earlier checkpoint of that training"
+            )
 
 
 def _covers(state: State, network: nn.Module) -> bool:
@@ -78,3 +102,40 @@ def _compare(expected: dict[str, Tensor], state: State, arch: str, path: Path) -
             raise UserError(
                 f"ckpt: {path} does not fit {arch}: {name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
             )
+
+
+def outline(build: Callable[[], nn.Module], tensors: int) -> nn.Module:
+    """The network with meta tensors, where it can be built so; `tensors`: as many as the file has.
+
+    UserError where the network would have many times more, since a file of a few bytes may ask for a million layers.
+    """
+    with _at_most(1000 + 20 * tensors):
+        try:
+            with torch.device("meta"):
+                return build()
+        except (UserError, NotImplementedError) as error:
+            if not isinstance(error.__cause__ or error, NotImplementedError):
+                raise
+            return build()  # some, such as torchvision's RegNets, compute their sizes with tensors
+
+
+@contextmanager
+def _at_most(registrations: int) -> Iterator[None]:
+    """UserError once modules built meanwhile have registered more parameters and parts than that."""
+    left = registrations
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise UserError("arch: the network described has many times more layers than there are tensors")
+
+    registered = (
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_module_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from robust_models.architectures import ACTIVATIONS
 from robust_models.checkpoints.load import load
-from robust_models.classifier import RobustClassifier
+from robust_models.classifier import NORMALIZERS, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.config import STRICT
 
@@ -21,10 +22,10 @@ class CheckpointFlags:
     )
     normalize: str | None = Field(
         default=None,
-        description="its normaliser: cifar10, imagenet, none, or mean,std as two or six numbers (null: the file's)",
+        description=f"its normaliser: {', '.join(NORMALIZERS)}, or mean,std as two or six numbers (null: the file's)",
     )
     activation: str | None = Field(
-        default=None, description="its activation: relu, silu or softplus (null: relu unless known)"
+        default=None, description=f"its activation: {', '.join(ACTIVATIONS)} (null: relu unless known)"
     )
     class_names: str | None = Field(
         default=None,
@@ -38,11 +39,11 @@ class CheckpointFlags:
         default=False, description="load TorchScript, torch.export and ONNX files, which run with your rights"
     )
 
-    def load(self, checkpoint: str) -> RobustClassifier:
-        """robust_models.load with these settings."""
+    def load(self, checkpoint: str, *, quiet: bool = False) -> RobustClassifier:
+        """robust_models.load with these settings; it says on stderr what was assumed, unless quiet."""
         settings: dict[str, Any] = {name: getattr(self, name) for name in CheckpointFlags.__dataclass_fields__}
         settings["class_names"] = self.class_names and _names(self.class_names)
-        return load(checkpoint, **settings)
+        return load(checkpoint, **settings, quiet=quiet)
 
 
 def _names(text: str) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from robust_models.architectures import build, huggingface
-from robust_models.checkpoints.layouts import Found, State
+from robust_models.checkpoints.fill import outline
+from robust_models.checkpoints.layouts import Found
 from robust_models.checkpoints.ours import (
     MAX_CLASSES,
     check_arch,
@@ -22,10 +23,9 @@ from robust_models.checkpoints.ours import (
     is_safetensors,
     read_safetensors,
 )
-from robust_models.checkpoints.outline import outline
 from robust_models.checkpoints.preprocessing import image_size_of, normalizer_of, normalizer_of_processor
-from robust_models.checkpoints.subtrees import find_network
-from robust_models.checkpoints.torch_format.torch_file import read_torch_file
+from robust_models.checkpoints.subtrees import State, find_network
+from robust_models.checkpoints.torch_format import read_torch_file
 from robust_models.errors import UserError
 
 MAX_JSON_BYTES = 16 << 20

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust_models.checkpoints.pickled_module import state_of_module
 from robust_models.checkpoints.subtrees import State, find_network
-from robust_models.checkpoints.torch_format.records import BrokenPickle, Record
+from robust_models.checkpoints.torch_format import BrokenPickle, Record
 from robust_models.classifier import Normalizer
 from robust_models.errors import UserError
 

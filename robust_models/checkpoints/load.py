@@ -1,18 +1,24 @@
 """From a name or a file to a RobustClassifier. Without trust, loading never runs code from the file."""
 
 import difflib
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+from robust_models.architectures.libraries import is_function
 from robust_models.checkpoints import programs
 from robust_models.checkpoints.fill import fill
-from robust_models.checkpoints.foreign import Given, describe
+from robust_models.checkpoints.foreign import describe
+from robust_models.checkpoints.functions import load_function
 from robust_models.checkpoints.hugging_face import folder_of, read_folder
-from robust_models.checkpoints.layouts import Found, State, find_layout
-from robust_models.checkpoints.ours import is_safetensors, read_description, read_safetensors
-from robust_models.checkpoints.published import fetch, published
-from robust_models.checkpoints.torch_format.torch_file import read_torch_file
-from robust_models.classifier import Normalizer, RobustClassifier
+from robust_models.checkpoints.layouts import Found, find_layout
+from robust_models.checkpoints.ours import Given, is_safetensors, read_description, read_safetensors
+from robust_models.checkpoints.published import Published, fetch, published
+from robust_models.checkpoints.subtrees import State
+from robust_models.checkpoints.torch_format import read_torch_file
+from robust_models.classifier import Description, Normalizer, RobustClassifier
 from robust_models.errors import UserError
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
@@ -31,13 +37,18 @@ def find(checkpoint: str | Path) -> Path:
     name, path = str(checkpoint), Path(checkpoint)
     if name in embedded_names():
         return PRETRAINED / f"{name}.safetensors"
-    if name in published() and not path.exists():
-        return fetch(published()[name])
+    if (known := _published(checkpoint)) is not None:
+        return fetch(known)
     if not (path.is_file() or path.is_dir()):
         near = difflib.get_close_matches(name, [*embedded_names(), *published()], n=1)
         hint = f"did you mean {near[0]}?" if near else f"give a file or one of: {', '.join(embedded_names())}"
         raise UserError(f"ckpt: no file {path}; {hint}")
     return path
+
+
+def _published(checkpoint: str | Path) -> Published | None:
+    """The published classifier of that name; a file of that name is only what its bytes are (known_by_hash)."""
+    return None if Path(checkpoint).exists() else published().get(str(checkpoint))
 
 
 def load(
@@ -50,21 +61,29 @@ def load(
     image_size: int | None = None,
     ema: bool = False,
     trust: bool = False,
+    quiet: bool = False,
 ) -> RobustClassifier:
     """The classifier called `checkpoint` (see embedded_names, published) or stored there, in eval mode on the CPU.
 
     Reads this project's files and other people's: PyTorch's formats, safetensors, Hugging Face folders (layouts.py,
-    hugging_face.py). What a foreign file does not tell may be given: arch (see architectures.build; None: from the
-    tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (relu, silu, softplus;
+    hugging_face.py). What a foreign file does not state may be given: arch (see architectures.build; None: from the
+    tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (see ACTIVATIONS;
     None: relu where the file is not known), class_names and image_size [pixels]. ema: the averaged weights. trust: also
     load TorchScript, torch.export and ONNX files, which are programs and run with your rights.
-    `description.recipe["source"]` says what was read, ignored and assumed. UserError when there is no file, it is not a
-    checkpoint, or it does not fit its architecture.
+    `description.recipe["source"]` says what was read and ignored, `description.assumptions` what was assumed; one line
+    on stderr says the latter too, unless quiet. UserError when there is no file, it is not a checkpoint, it does not
+    fit its architecture, or its weights are not finite.
     """
     path = find(checkpoint)
     given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names, image_size)
-    if kind := programs.kind_of(path):
-        return _program(path, kind, given, ema=ema, trust=trust)
+    model = _open(path, given, checkpoint, ema=ema, trust=trust)
+    if not quiet:
+        report_assumptions(model.description, str(checkpoint))
+    return model
+
+
+def _open(path: Path, given: Given, checkpoint: str | Path, *, ema: bool, trust: bool) -> RobustClassifier:
+    """The classifier in a file of ours, in a program, or in anyone's file or folder."""
     tensors, metadata = read_safetensors(path) if path.is_file() and is_safetensors(path) else (None, {})
     if tensors is not None and "bigroc" in metadata:
         if ema:
@@ -72,8 +91,40 @@ def load(
         trusted = trust or given.arch is not None
         description = given.over(read_description(metadata["bigroc"], path, any_function=trusted))
         return RobustClassifier(fill(description, [tensors], path), description).eval()
-    description, candidates = describe(_found(path, tensors, ema), path, given, published().get(str(checkpoint)))
+    if tensors is None and (kind := programs.kind_of(path)):
+        return _program(path, kind, given, ema=ema, trust=trust)
+    description, candidates = describe(_found(path, tensors, ema), path, given, _published(checkpoint))
+    if is_function(description.arch):
+        return load_function(description, candidates, path)
     return RobustClassifier(fill(description, candidates, path), description).eval()
+
+
+_WORDS = {
+    "arch": "architecture",
+    "normalize": "normaliser",
+    "activation": "activation",
+    "class_names": "class names",
+    "image_size": "image size",
+}
+
+
+def format_assumptions(assumptions: Mapping[str, str]) -> str:
+    """What was assumed, each with the flag that states it: "normaliser none (--normalize)"; "" for nothing."""
+    return ", ".join(
+        f"{_WORDS.get(name, name)} {ascii(value)[1:-1]} (--{name.replace('_', '-')})"
+        for name, value in ((ascii(name)[1:-1], value) for name, value in assumptions.items())
+    )
+
+
+def report_assumptions(description: Description, checkpoint: str) -> None:
+    """One line on stderr about what was assumed of the checkpoint; once, by the first of several ranks."""
+    if (text := format_assumptions(description.assumptions)) and os.environ.get("RANK", "0") == "0":
+        _print_once(f"{checkpoint}: not stated in the file, so assumed: {text}")
+
+
+@cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _found(path: Path, tensors: State | None, ema: bool) -> Found:

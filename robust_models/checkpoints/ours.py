@@ -1,8 +1,9 @@
-"""Safetensors files, and the description that ours carry in their metadata."""
+"""Safetensors files, the description that ours carry in their metadata, and what a person may put in its place."""
 
 import json
 import re
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robust_models.runtime.files import whole_file
 from robust_models.threat import ThreatModel
 
 FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 1 << 40  # more is text of another format, read as a number
 MAX_CLASSES = 50_000  # ImageNet-21k has 21,843
 MAX_PIXELS = 2048  # of a side; some networks prepare tables that grow with its fourth power
 MAX_OPTION = 1 << 17  # widths fit; lists as long as a huge depth do not
@@ -25,10 +27,30 @@ _LIBRARIES = ("torchvision", "timm", "transformers")
 _NEVER = re.compile(r"_|pretrained|checkpoint|cache|weights|feature|scriptable|exportable|no_jit|auto_map|trust")
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the person said about a file; None: what the file says, else what is usual."""
+
+    arch: str | None = None
+    normalizer: Normalizer | None = None
+    activation: str | None = None
+    class_names: Sequence[str] | None = None
+    image_size: int | None = None
+
+    def over(self, description: Description) -> Description:
+        """The description with what was given in its place, which is then no longer assumed."""
+        given = {name: getattr(self, name) for name in ("arch", "normalizer", "activation", "image_size")}
+        given["class_names"] = self.class_names and tuple(self.class_names)
+        given["options"] = {} if self.arch else None
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(description, **given).known("normalize" if name == "normalizer" else name for name in given)
+
+
 def is_safetensors(path: Path) -> bool:
     """By the first bytes: the size of a JSON header, eight bytes, then the header's brace."""
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER_BYTES
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -116,6 +138,11 @@ def _check(description: Description) -> None:
         raise ValueError(f"class_names are not 1 to {MAX_CLASSES:,} texts")
     if type(size) is not int or not 0 < size <= MAX_PIXELS:
         raise ValueError(f"image_size is not a number of pixels up to {MAX_PIXELS}")
+    if not isinstance(description.recipe, dict) or not isinstance(description.recipe.get("source", {}), dict):
+        raise TypeError("recipe is not names and values")
+    assumed = description.assumptions
+    if not isinstance(assumed, dict) or not all(isinstance(text, str) for pair in assumed.items() for text in pair):
+        raise TypeError("what was assumed is not names and texts")
     numbers = (*description.normalizer.mean, *description.normalizer.std)
     if not all(isinstance(n, int | float) and abs(n) <= 1e6 for n in numbers) or min(description.normalizer.std) <= 0:
         raise ValueError("the normalizer is not finite means and standard deviations above zero")
@@ -126,6 +153,16 @@ def save(model: RobustClassifier, path: Path | str) -> None:
     if isinstance(model.network, Program):
         raise UserError(f"save: {model.description.arch} is code, not only tensors; keep the file it came from")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    metadata = {"bigroc": json.dumps({"version": FORMAT_VERSION, **asdict(model.description)}), "format": "pt"}
+    described = json.dumps({"version": FORMAT_VERSION, **asdict(model.description)})
     with whole_file(Path(path)) as partial:
-        partial.write_bytes(as_bytes(state, metadata))  # safetensors' own writing does not say that a disk is full
+        partial.write_bytes(reproducible_bytes(state, {"bigroc": described, "format": "pt"}))
+
+
+def reproducible_bytes(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on tensors and metadata only: the library orders its header by chance."""
+    written = as_bytes(state, metadata)
+    size = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + size])
+    sorted_header = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    sorted_header += b" " * (-len(sorted_header) % 8)  # tensors begin at a multiple of eight bytes
+    return len(sorted_header).to_bytes(8, "little") + sorted_header + written[8 + size :]

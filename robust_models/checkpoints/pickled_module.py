@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robust_models.checkpoints.torch_format.records import BrokenPickle, Record
+from robust_models.checkpoints.torch_format import BrokenPickle, Record
 
 MAX_MODULES = 100_000  # visits: a file may hold one module twice in one that it holds twice, and so on
 MAX_DEPTH, MAX_NAME = 100, 1_000

@@ -1,6 +1,5 @@
 """`.pt`: what torch.save made of a tensor of images, or of a dict of `images`, `labels` and `class_names`."""
 
-import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class PtImages(ArrayImages):
 
 def open_pt(path: Path) -> PtImages:
     """Pixels are read by their place in the file; only the format of torch before 1.6, no zip, is read whole."""
-    content = read_places(path) if zipfile.is_zipfile(path) else _read_whole(path)
+    content = _read(path)
     bare = isinstance(content, Place | _Whole)
     images = content.get("images") if isinstance(content, dict) else content
     if not isinstance(images, Place | _Whole):
@@ -98,14 +97,8 @@ class _Whole:
         return lambda first, stop: self.tensor[first:stop].numpy()
 
 
-def _read_whole(path: Path) -> Any:
-    # Here, because checkpoints lead to datasets, which lead here.
-    from robust_models.checkpoints.torch_format.torch_file import read_torch_file
-
-    try:
-        content = read_torch_file(path)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("ckpt: ")) from error
+def _read(path: Path) -> Any:
+    content = read_places(path)
     if isinstance(content, dict):
         return {key: _Whole(value) if isinstance(value, Tensor) else value for key, value in content.items()}
     return _Whole(content) if isinstance(content, Tensor) else content

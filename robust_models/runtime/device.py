@@ -110,10 +110,10 @@ def _kind(device: torch.device) -> str:
 
 
 def place(model: RobustClassifier, device: torch.device, precision: Precision) -> RobustClassifier:
-    """The model on the device, convolutions in channels_last, computing in the precision."""
+    """The model on the device, in the memory format that its network takes, computing in the precision."""
     model.precision = precision
     model.to(device)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=model.memory_format)
 
 
 @contextmanager

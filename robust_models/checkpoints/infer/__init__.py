@@ -4,19 +4,39 @@ The networks agree with the foreign ones in mathematics (activation placement, s
 tests/test_oracle_robustness.py, test_oracle_robustbench.py and test_infer_cifar.py compare logits.
 """
 
-from robust_models.checkpoints.infer import cifar, imagenet, ours
+from robust_models.checkpoints.infer import chains, deepmind, residual
+from robust_models.checkpoints.infer.imagenet import library_network
+from robust_models.checkpoints.infer.inception import inception
 from robust_models.checkpoints.infer.match import Match
-from robust_models.checkpoints.layouts import State
+from robust_models.checkpoints.infer.ours import our_network
+from robust_models.checkpoints.subtrees import State
 
-__all__ = ["Match", "infer"]
+__all__ = ["READERS", "Match", "infer"]
+
+# The first that recognises itself counts.
+READERS = (
+    library_network,
+    residual.resnet,
+    residual.cifar_resnet,
+    residual.preact_resnet,
+    residual.wide_resnet,
+    residual.robust_wide_resnet,
+    residual.resnext,
+    deepmind.wide_resnet,
+    deepmind.preact_resnet,
+    chains.vgg,
+    chains.densenet,
+    inception,
+    our_network,
+)
 
 
 def infer(state: State) -> Match | None:
     """The first family that recognises itself, or None.
 
-    Only what tells the families apart is looked at: the caller compares every name and shape.
+    Only what distinguishes the families is compared: the caller compares every name and shape.
     """
-    for reader in (*imagenet.READERS, *cifar.READERS, *ours.READERS):
+    for reader in READERS:
         if match := reader(state):
             return match
     return None

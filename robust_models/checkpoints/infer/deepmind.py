@@ -5,7 +5,7 @@ Their forward normalises with constants that no file holds, and the published on
 
 from robust_models.checkpoints.infer.match import Depths, Match, depths, renamed, shape, size
 from robust_models.checkpoints.infer.residual import wide_name
-from robust_models.checkpoints.layouts import State
+from robust_models.checkpoints.subtrees import State
 from robust_models.classifier import Normalizer
 
 # By classes, with the digits that their code has.

@@ -8,14 +8,14 @@ padding or in pooling, so all of them are told.
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
-from robust_models.checkpoints.infer.match import Match
-from robust_models.checkpoints.layouts import State
+from robust_models.checkpoints.infer.match import Match, is_head, num_classes
+from robust_models.checkpoints.subtrees import State
 
 TABLE = Path(__file__).parent / "library_table.txt"
 _POSITIONS = re.compile(r"(?:encoder\.)?pos_embed(?:ding)?")
@@ -26,15 +26,23 @@ _SIZE_OPTION = {"torchvision": "image_size", "timm": "img_size"}
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """Of all names and shapes, but for what differs between files of one network.
 
-    That is the number of classes (a first dimension, so none is looked at), the number of positions (image size), and
-    the counters of batch norms (not there before torch 0.4.1).
+    That is the number of classes (rows of the heads), the number of positions (image size), and the counters of batch
+    norms (not there before torch 0.4.1).
     """
+    classes = num_classes(state)
+    heads = {name.rpartition(".")[0] for name, tensor in state.items() if is_head(tensor) and len(tensor) == classes}
     lines = sorted(
-        name if _POSITIONS.fullmatch(name) else f"{name} {tuple(tensor.shape[1:])}"
+        name if _POSITIONS.fullmatch(name) else f"{name} {_comparable(name, tensor, heads)}"
         for name, tensor in state.items()
         if not name.endswith(".num_batches_tracked")
     )
     return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=6).hexdigest()
+
+
+def _comparable(name: str, tensor: Tensor, heads: Set[str]) -> tuple[int | str, ...]:
+    """The shape, without the number of classes."""
+    shape = tuple(tensor.shape)
+    return ("classes", *shape[1:]) if shape and name.rpartition(".")[0] in heads else shape
 
 
 def library_network(state: State) -> Match | None:
@@ -47,7 +55,8 @@ def library_network(state: State) -> Match | None:
     arch = fitting[0]
     resized = size is not None and size != networks[arch]
     options = {_SIZE_OPTION[arch.partition(":")[0]]: size} if resized else {}
-    return Match(arch, state, "relu", image_size=size or networks[arch], also=tuple(fitting[1:]), options=options)
+    also, usual = tuple(fitting[1:]), networks[arch]
+    return Match(arch, state, "relu", image_size=size, usual_size=usual, also=also, options=options)
 
 
 @cache
@@ -69,6 +78,3 @@ def _image_size(state: State) -> int | None:
     sides = [math.isqrt(positions[0] - tokens) for tokens in range(3) if positions[0] > tokens]
     side = next((side for tokens, side in enumerate(sides) if side * side == positions[0] - tokens), None)
     return side * patches[0] if side else None
-
-
-READERS = (library_network,)

@@ -3,7 +3,7 @@
 import re
 
 from robust_models.checkpoints.infer.match import Match
-from robust_models.checkpoints.layouts import State
+from robust_models.checkpoints.subtrees import State
 
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 _MIXED_5 = {"branch1x1": "0.0", "branch5x5": "1", "branch3x3": "2", "branchpool": "3"}

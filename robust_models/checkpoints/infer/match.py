@@ -1,10 +1,13 @@
 """What the readers of tensor names share: the answer they give, and how they look at names and shapes."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from robust_models.checkpoints.layouts import State
+from torch import Tensor
+
+from robust_models.checkpoints.subtrees import State
 from robust_models.classifier import Normalizer
 
 MAX_BLOCKS = 200  # WideResNet-604; a hostile file may name a million
@@ -28,10 +31,23 @@ class Match:
     arch: str
     state: State
     activation: str | None = None  # the family's usual one (it leaves no trace in the tensors); None: they vary
-    image_size: int | None = None  # pixels, where the tensors tell (position embeddings) or the family has one
+    image_size: int | None = None  # pixels, where the tensors show it (position embeddings)
+    usual_size: int | None = None  # pixels of the images that this network is usually made for
     also: tuple[str, ...] = ()  # other architectures with the same tensors, which arch= chooses
     options: dict[str, Any] = field(default_factory=dict)  # what a library's builder needs besides the classes
     normalizer: Normalizer | None = None  # what the family's own code does to its pixels, and never stores
+
+
+def num_classes(state: Mapping[str, Tensor]) -> int:
+    """Rows of the last matrix, which is the head of every family, else of the last 1x1 convolution; 0 without any."""
+    matrices = [len(tensor) for tensor in state.values() if tensor.ndim == 2]
+    convolutions = [len(tensor) for tensor in state.values() if is_head(tensor)]
+    return next(reversed(matrices or convolutions), 0)
+
+
+def is_head(tensor: Tensor) -> bool:
+    """Whether the shape is that of a linear layer's or a 1x1 convolution's weights."""
+    return tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1))
 
 
 def shape(state: State, name: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from robust_models.checkpoints.infer.match import (
     shape,
     size,
 )
-from robust_models.checkpoints.layouts import State
+from robust_models.checkpoints.subtrees import State
 
 _RESNETS = {**RESNETS, ("basic", (1, 1, 1, 1)): "resnet10"}
 _LAYER = r"layer(\d)\.(\d{1,4})\.(.+)"
@@ -32,6 +32,29 @@ def resnet(state: State) -> Match | None:
         return None
     outer = {"conv1": "stem.0", "bn1": "stem.1", "linear": "head"}
     return Match(name, renamed(state, outer, _LAYER, _POSTACT_BLOCK))
+
+
+def cifar_resnet(state: State) -> Match | None:
+    """The networks of He et al. 2016, section 4.2, under akamaru's names (head `linear`) or torchvision's (`fc`).
+
+    Shortcuts without weights leave no tensors; those with weights are `shortcut` or `downsample`.
+    """
+    per_stage = depths(state, r"layer(\d)\.(\d{1,4})\.conv1\.weight")
+    width, head = (
+        size(state, "conv1.weight"),
+        next((name for name in ("linear", "fc") if f"{name}.weight" in state), ""),
+    )
+    widths = [size(state, f"layer{stage}.0.conv1.weight") for stage in (1, 2, 3)]
+    if len(per_stage) != 3 or len(set(per_stage)) != 1 or residual_block(state) != "basic" or not head:
+        return None
+    if shape(state, "conv1.weight") != (width, 3, 3, 3) or not 0 < width <= MAX_WIDTH or "bn1.weight" not in state:
+        return None
+    if widths != [width, 2 * width, 4 * width]:
+        return None
+    weighted = any(name.startswith(("layer2.0.shortcut.", "layer2.0.downsample.")) for name in state)
+    name = f"cifar_resnet{6 * per_stage[0] + 2}" + ("_b" if weighted else "") + ("" if width == 16 else f"_w{width}")
+    block = _POSTACT_BLOCK | {"downsample.0": "shortcut.0", "downsample.1": "shortcut.1"}
+    return Match(name, renamed(state, {"conv1": "stem.0", "bn1": "stem.1", head: "head"}, _LAYER, block))
 
 
 def preact_resnet(state: State) -> Match | None:

@@ -24,7 +24,8 @@ class Fitted:
 
     program: Program
     num_classes: int
-    told: dict[str, Any]
+    found: dict[str, Any]
+    size_is_stated: bool  # by the person or by the program
 
 
 def fit(opened: Opened, normalizer: Normalizer, image_size: int | None) -> Fitted:
@@ -36,19 +37,19 @@ def fit(opened: Opened, normalizer: Normalizer, image_size: int | None) -> Fitte
         _refuse_side_effects(program, x)
         program.log = _are_probabilities(program, x)
         _refuse_missing_gradients(program, x)
-    told = {
+    found = {
         "image_size": f"{program.image_size}, {said_by}",
         "batch": _batch_text(program.smallest, program.largest),
         "outputs": "probabilities, taken by their logarithm" if program.log else "logits",
         "dtype": str(program.dtype).removeprefix("torch."),
         "parameters": sum(tensor.numel() for tensor in program.module.parameters()),
     }
-    return Fitted(program, num_classes, told)
+    return Fitted(program, num_classes, found, size_is_stated=len(sizes) == 1)
 
 
 def _sizes(opened: Opened, given: int | None) -> tuple[tuple[int, ...], str]:
     """Image sizes to try [pixels], and who says so."""
-    channels, height, width = opened.size
+    channels, height, width = opened.image_shape
     if channels not in (None, 3):
         raise Unfit(f"its input has {channels} channels; only RGB images are refined")
     if height != width and None not in (height, width):

@@ -4,15 +4,14 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from robust_models.checkpoints.programs.exported import open_exported
 from robust_models.checkpoints.programs.fit import Unfit, fit
 from robust_models.checkpoints.programs.kinds import Kind
 from robust_models.checkpoints.programs.onnx.graph import open_onnx
 from robust_models.checkpoints.programs.program import Opened, reason
-from robust_models.checkpoints.programs.torchscript import open_torchscript
+from robust_models.checkpoints.programs.torch_programs import open_exported, open_torchscript
 from robust_models.classifier import Description, Normalizer, RobustClassifier
-from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.errors import UserError
+from robust_models.labels import assumed_names, default_class_names
 
 _OPEN: dict[Kind, Callable[[Path], Opened]] = {
     "torchscript": open_torchscript,
@@ -60,14 +59,20 @@ def load_program(
         fitted = fit(opened, normalizer or Normalizer(), image_size)
     except Unfit as error:
         raise UserError(f"{name}, but {error}") from error
-    names = tuple(class_names or _class_names(fitted.num_classes, fitted.program.image_size))
+    names = tuple(class_names or default_class_names(fitted.num_classes, fitted.program.image_size))
     if len(names) != fitted.num_classes:
         raise UserError(f"class_names: {len(names)} given, but {path} gives logits for {fitted.num_classes} classes")
+    assumed = {
+        "normalize": None if normalizer else "none, or within the program",
+        "class_names": None if class_names else assumed_names(names),
+        "image_size": None if fitted.size_is_stated else f"{fitted.program.image_size} px",
+    }
     source = {
         "layout": f"{_NAMES[kind].split(' ', 1)[1]} program",
         "trusted": True,
         "normalizer": "as given" if normalizer else "none assumed; the program may hold its own",
-        **fitted.told,
+        **fitted.found,
+        "assumed": {name: value for name, value in assumed.items() if value is not None},
     }
     description = Description(
         f"program:{kind}",
@@ -77,7 +82,3 @@ def load_program(
         recipe={"source": source},
     )
     return RobustClassifier(fitted.program, description).eval()
-
-
-def _class_names(count: int, image_size: int) -> tuple[str, ...]:
-    return CIFAR10_CLASSES if (count, image_size) == (10, 32) else tuple(str(i) for i in range(count))

@@ -17,9 +17,20 @@ class Opened:
     module: nn.Module
     move: Callable[[torch.device], nn.Module]  # the module on that device
     dtype: torch.dtype = torch.float32
-    size: tuple[int | None, int | None, int | None] = (None, None, None)  # channels, height, width
+    size: tuple[int | None, int | None, int | None] = (None, None, None)  # of an image, in the order of its input
     batches: tuple[tuple[int, int | None], ...] = ((1, None),)  # smallest and largest, the first that works counts
     stem: int | None = None  # pixels of the first convolution's kernel
+
+    @property
+    def channels_last(self) -> bool:
+        """Its input is [N,H,W,C], as TensorFlow's programs have it."""
+        return self.size[2] == 3 and self.size[0] != 3
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int | None]:
+        """Channels, height, width."""
+        first, second, third = self.size
+        return (third, first, second) if self.channels_last else self.size
 
 
 class Program(nn.Module):
@@ -36,6 +47,7 @@ class Program(nn.Module):
         self._move = opened.move
         self.device = torch.device("cpu")
         self.dtype = opened.dtype
+        self.channels_last = opened.channels_last
         self.smallest, self.largest = batch
         self.image_size = image_size
         self.log = log  # the program ends in a softmax: the logarithm of its output has that softmax
@@ -47,7 +59,7 @@ class Program(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Contiguous: a traced `view` fails on channels_last.
-        x = x.to(self.dtype).contiguous()
+        x = (x.permute(0, 2, 3, 1) if self.channels_last else x).to(self.dtype).contiguous()
         with torch.autocast(x.device.type, enabled=False):
             parts = [self._padded(part) for part in x.split(self.largest or max(1, len(x)))]
         output = torch.cat(parts) if len(parts) > 1 else parts[0]

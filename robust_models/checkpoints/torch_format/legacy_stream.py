@@ -68,7 +68,7 @@ def _read_body(file: BinaryIO) -> Any:
         if count != len(storage.flat):
             raise BrokenPickle(f"a storage declares {count} elements, {len(storage.flat)} in its tensors")
         fill(storage.raw, file)
-        storage.settle()
+        storage.make_valid()
     return content
 
 

@@ -92,7 +92,7 @@ def _storages(file: BinaryIO) -> dict[int, Storage]:
         raw = empty_bytes(checked_count(count, dtype, total - file.tell()))
         fill(raw, file)
         storage = storages[_key(key)] = Storage(dtype, raw)
-        storage.settle()
+        storage.make_valid()
     views = read_pickle(file, persistent=_nothing, rebuild={})
     for view in views if isinstance(views, list) else ():
         if not (isinstance(view, tuple) and len(view) == 4 and _key(view[1]) in storages):

@@ -3,6 +3,8 @@
 Files are read, not mapped: a mapped file that someone else shortens or saves again ends the process that looks at it.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -30,12 +32,12 @@ _DTYPES_BY_NAME = {
 
 
 class Storage:
-    """Elements of the file as a flat tensor, over bytes that may be read later (then call `settle`)."""
+    """Elements of the file as a flat tensor, over bytes that may be read later (then call `make_valid`)."""
 
     def __init__(self, dtype: torch.dtype, raw: Tensor) -> None:
         self.dtype, self.raw, self.flat = dtype, raw, raw.view(dtype)
 
-    def settle(self) -> None:
+    def make_valid(self) -> None:
         """Once the bytes are there: one that is neither 0 nor 1 in a bool is undefined behaviour in kernels."""
         if self.dtype == torch.bool:
             self.raw.clamp_(max=1)
@@ -43,6 +45,37 @@ class Storage:
     def part(self, offset: Any, count: Any) -> "Storage":
         """A run of its elements."""
         return Storage(self.dtype, strided(self.flat, offset, (count,), (1,)).view(torch.uint8))
+
+    def tensor(self, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
+        """A view of the elements, of another type where one is given. BrokenPickle where any would lie outside."""
+        return strided(self.flat if dtype is None else self.raw.view(dtype), offset, size, stride)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that was left in the file."""
+
+    path: Path
+    start: int  # byte of its first element
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class StorageInFile:
+    """Elements that are left in the file."""
+
+    path: Path
+    start: int  # bytes
+    size: int  # bytes
+    dtype: torch.dtype
+
+    def tensor(self, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> StoredTensor:
+        """Where a view of the elements lies. BrokenPickle where any would lie outside."""
+        dtype = dtype or self.dtype
+        check_view(self.size // dtype.itemsize, offset, size, stride)
+        return StoredTensor(self.path, self.start + offset * dtype.itemsize, tuple(size), tuple(stride), dtype)
 
 
 def empty_bytes(count: int) -> Tensor:
@@ -77,6 +110,13 @@ def checked_count(count: Any, dtype: torch.dtype, available: int) -> int:
 
 def strided(flat: Tensor, offset: Any, size: Any, stride: Any) -> Tensor:
     """The view of a flat tensor; BrokenPickle where any of it would lie outside."""
+    check_view(len(flat), offset, size, stride)
+    # The offset is one into the memory, not into flat.
+    return torch.as_strided(flat, tuple(size), tuple(stride), flat.storage_offset() + offset)
+
+
+def check_view(available: int, offset: Any, size: Any, stride: Any) -> None:
+    """BrokenPickle where a view of `available` elements is no shape, or any of it would lie outside."""
     if not (isinstance(size, tuple | list) and isinstance(stride, tuple | list) and len(size) == len(stride) <= 16):
         raise BrokenPickle("a tensor with an impossible shape")
     if not all(type(n) is int and 0 <= n < MAX_ELEMENTS for n in (offset, *size, *stride)):
@@ -85,27 +125,24 @@ def strided(flat: Tensor, offset: Any, size: Any, stride: Any) -> Tensor:
     for n, step in zip(size, stride, strict=True):
         elements, extent = elements * n, extent * max(n, 1)
         last += (n - 1) * step
-    if offset > len(flat) or (elements and last >= len(flat)) or elements > max(len(flat), MAX_EXPANDED):
-        raise BrokenPickle(f"a tensor of shape {list(size)} is larger than its storage of {len(flat)} elements")
+    if offset > available or (elements and last >= available) or elements > max(available, MAX_EXPANDED):
+        raise BrokenPickle(f"a tensor of shape {list(size)} is larger than its storage of {available} elements")
     if extent > MAX_ELEMENTS:
         raise BrokenPickle("a tensor with an impossible shape")
-    return torch.as_strided(
-        flat, tuple(size), tuple(stride), flat.storage_offset() + offset
-    )  # of the memory, not of flat
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, Storage):
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor | StoredTensor:
+    if not isinstance(storage, Storage | StorageInFile):
         raise BrokenPickle("a tensor without a storage")
-    return strided(storage.flat, offset, size, stride)
+    return storage.tensor(offset, size, stride)
 
 
 def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Any:
     """A tensor of a type that has no storage class of its own, in an untyped storage (bytes)."""
     known = _DTYPES_BY_NAME.get(dtype.name) if isinstance(dtype, Record) else None
-    if known is None or known == torch.bool or not isinstance(storage, Storage):
+    if known is None or known == torch.bool or not isinstance(storage, Storage | StorageInFile):
         return Record("torch._utils._rebuild_tensor_v3", (dtype,))
-    return strided(storage.raw.view(known), offset, size, stride)
+    return storage.tensor(offset, size, stride, known)
 
 
 def _from_type(function: Any, tensor_type: Any, args: Any, state: Any) -> Any:
@@ -117,7 +154,7 @@ def _from_type(function: Any, tensor_type: Any, args: Any, state: Any) -> Any:
 
 
 def _parameter(data: Any = None, *_: Any) -> Any:
-    return data if isinstance(data, Tensor) else Record("torch.nn.parameter.Parameter", (data,))
+    return data if isinstance(data, Tensor | StoredTensor) else Record("torch.nn.parameter.Parameter", (data,))
 
 
 def _old_variable(record: Record) -> Any:

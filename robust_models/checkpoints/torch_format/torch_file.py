@@ -17,17 +17,18 @@ _FAILURES = (ValueError, TypeError, IndexError, KeyError, AttributeError, Overfl
 _FAILURES += (MemoryError, NotImplementedError, struct.error, OSError)
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, *, lazy: bool = False) -> Any:
     """What torch.save wrote to `path`: containers, numbers, text and CPU tensors; every other object is a Record.
 
     Numpy's arrays of numbers become tensors, its scalars numbers. Nothing is allocated that the file does not hold.
+    lazy: the tensors of a zip are left in the file, each as its StoredTensor; those of older formats are read.
     Raises UserError, one line, for a file that is broken, hostile or something else.
     """
     with _named_failures(path), path.open("rb") as file:
         head = file.read(1024)
         file.seek(0)
         if head.startswith(b"PK\x03\x04"):
-            return read_zip(file, path)
+            return read_zip(file, path, lazy=lazy)
         if is_tar(head):
             return read_tar(file, path)
         _refuse_other_kinds(head, path)

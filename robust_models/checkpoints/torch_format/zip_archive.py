@@ -17,6 +17,7 @@ from robust_models.checkpoints.torch_format.tensors import (
     FINISH,
     REBUILD,
     Storage,
+    StorageInFile,
     checked_count,
     dtype_of,
     empty_bytes,
@@ -45,8 +46,11 @@ class Entry:
     stored: bool  # neither compressed nor encrypted
 
 
-def read_zip(file: BinaryIO, path: Path) -> Any:
-    """What torch.save wrote. BrokenPickle or UserError where the archive is broken or of another kind."""
+def read_zip(file: BinaryIO, path: Path, *, lazy: bool) -> Any:
+    """What torch.save wrote. BrokenPickle or UserError where the archive is broken or of another kind.
+
+    lazy: tensors are left in the file, each as its StoredTensor.
+    """
     entries = read_directory(file)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if any("/code/" in name or name.endswith("constants.pkl") for name in entries):
@@ -55,27 +59,36 @@ def read_zip(file: BinaryIO, path: Path) -> Any:
         raise UserError(f"ckpt: {path} is a zip archive, but not one of torch.save (it has no data.pkl)")
     root = pickles[0].removesuffix("data.pkl")
 
-    def content(name: str) -> Tensor:
+    def placed(name: str) -> tuple[int, int]:
         if name not in entries:
             raise BrokenPickle(f"no zip entry {name!r}")
-        return _read(file, name, entries[name])
+        return _start(file, name, entries[name]), entries[name].size
+
+    def content(name: str) -> Tensor:
+        start, size = placed(name)
+        file.seek(start)
+        raw = empty_bytes(size)
+        fill(raw, file)
+        return raw
 
     if f"{root}byteorder" in entries and content(f"{root}byteorder").numpy().tobytes() != b"little":
         raise BrokenPickle("its tensors are not little-endian")
     raws: dict[str, Tensor] = {}
     storages: dict[tuple[str, Any], Storage] = {}
 
-    def persistent(pid: Any) -> Storage:
+    def persistent(pid: Any) -> Storage | StorageInFile:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[2], str)):
             raise BrokenPickle("a persistent id that is not a storage")
         _, storage_type, key, _, count = pid
         dtype = dtype_of(storage_type)
+        if lazy:
+            return StorageInFile(path, *placed(f"{root}data/{key}"), dtype)
         if key not in raws:
             raws[key] = content(f"{root}data/{key}")
         size = checked_count(count, dtype, len(raws[key]))
         if (key, dtype) not in storages:
             storages[key, dtype] = Storage(dtype, raws[key][:size])
-            storages[key, dtype].settle()
+            storages[key, dtype].make_valid()
         return storages[key, dtype]
 
     pickled = io.BytesIO(content(pickles[0]).numpy().tobytes())
@@ -152,8 +165,8 @@ def _wide(extra: bytes) -> tuple[int, ...]:
     return ()
 
 
-def _read(file: BinaryIO, name: str, entry: Entry) -> Tensor:
-    """The bytes of a stored entry."""
+def _start(file: BinaryIO, name: str, entry: Entry) -> int:
+    """Where the bytes of a stored entry begin in the file."""
     if not entry.stored:
         raise BrokenPickle(f"zip entry {name!r} is compressed or encrypted; torch.save stores")
     header = _HEADER.unpack(_at(file, entry.offset, entry.offset + _HEADER.size))
@@ -162,10 +175,7 @@ def _read(file: BinaryIO, name: str, entry: Entry) -> Tensor:
     start = file.seek(sum(header[-2:]), os.SEEK_CUR)
     if start + entry.size > file.seek(0, os.SEEK_END):
         raise BrokenPickle(f"zip entry {name!r} lies outside the file")
-    file.seek(start)
-    raw = empty_bytes(entry.size)
-    fill(raw, file)
-    return raw
+    return start
 
 
 def _at(file: BinaryIO, start: int, end: int) -> bytes:

@@ -1,6 +1,7 @@
-"""torch.export files (torch.export.save)."""
+"""PyTorch's own programs: TorchScript (torch.jit.save) and torch.export files (torch.export.save)."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,25 @@ def _batch(n: Any, ranges: dict[Any, Any]) -> tuple[int, int | None]:
         return 1, None
     largest = int(limits.upper) if limits.upper < _UNBOUNDED else None
     return max(1, int(limits.lower)), largest
+
+
+# A traced `view` may hold the batch of its example; the file does not tell which.
+_BATCHES = ((1, None), *((n, n) for n in (1, 2, 4, 8, 16, 32)))
+
+
+def open_torchscript(path: Path) -> Opened:
+    """The module in eval mode. Runs the file's code; raises whatever that raises."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):  # until 2.15 and after: TorchScript itself is deprecated
+            warnings.filterwarnings("ignore", r"`torch\.jit", category)
+        module = torch.jit.load(path, map_location="cpu")
+    if getattr(module, "training", False):
+        module.eval()
+
+    def move(device: torch.device) -> nn.Module:
+        return module.to(device)
+
+    tensors = [*module.parameters(), *module.buffers()]
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    stem = next((tensor.shape[-1] for tensor in tensors if tensor.ndim == 4), None)
+    return Opened(module, move, dtype=dtype, batches=_BATCHES, stem=stem)

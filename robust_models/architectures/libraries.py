@@ -1,0 +1,70 @@
+"""Networks that are not ours: torchvision's, timm's, transformers', and whatever a person's own function builds."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from robust_models.errors import UserError
+
+# What people call the number of classes in their own functions.
+CLASS_COUNTS = ("num_classes", "n_classes", "nb_classes", "num_class", "nclasses", "nclass", "classes", "num_labels")
+
+
+def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    """The network called "torchvision:NAME", "timm:NAME", "transformers:NAME" or "package.module:function".
+
+    options: further keyword arguments of its builder. UserError where it is not there or does not build.
+    """
+    library, name = arch.split(":", 1)
+    if library == "program":
+        raise UserError(f"arch: {arch!r} is a file of code, which nothing else can build; load the file itself")
+    try:
+        if library == "torchvision":
+            from torchvision.models import get_model
+
+            slow_start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            return get_model(name, weights=None, num_classes=num_classes, **slow_start, **options)
+        if library == "timm":
+            if ":" in name:
+                raise UserError(f"arch: {arch!r} names a model to download; give timm:NAME and the file as --ckpt")
+            create = importlib.import_module("timm").create_model
+            return create(name, pretrained=False, num_classes=num_classes, **options)
+        if library == "transformers":
+            from robust_models.architectures import huggingface
+
+            return huggingface.build(name, options, num_classes)
+        function = function_of(arch)
+        network = function(**class_count_argument(function, num_classes), **options)
+    except UserError:
+        raise
+    except (ImportError, AttributeError, ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"arch: {arch!r} cannot be built ({type(error).__name__}: {error})") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"arch: {arch!r} gives a {type(network).__name__}, expected a torch.nn.Module")
+    return network
+
+
+def is_function(arch: str) -> bool:
+    """Whether the architecture is "package.module:function"."""
+    library, colon, _ = arch.partition(":")
+    return bool(colon) and library not in ("torchvision", "timm", "transformers", "program")
+
+
+def function_of(arch: str) -> Callable[..., Any]:
+    """The function called "package.module:function". ImportError or AttributeError where it is not there."""
+    module, _, name = arch.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def class_count_argument(function: Callable[..., Any], num_classes: int) -> dict[str, int]:
+    """The keyword argument by which a function of other people takes the number of classes; {} where it takes none."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no signature to be had, as of functions in C
+        return {"num_classes": num_classes}
+    positional_only = {name for name, each in parameters.items() if each.kind is each.POSITIONAL_ONLY}
+    named = next((name for name in CLASS_COUNTS if name in parameters and name not in positional_only), None)
+    return {named: num_classes} if named else {}
