@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.config import RefineConfig
-from refine.refinery import Refinery
+from refine.config import AUTO_NORMS, RefineConfig
+from refine.refine_batch import BatchRefiner
+from refine.selection import halves, spread
 from robust_models.attacks import PGD
 from robust_models.checkpoints import find
 from robust_models.errors import UserError
@@ -41,7 +42,6 @@ RESAMPLES_WIDE, WIDE = 10, 512  # above so many features a distance takes a seco
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # x_u8 -> features [n,D], and logits [n,C] where it has some
 RefineAt = Callable[[float], Tensor]  # eps -> the chosen part of the set, refined, uint8
-
 Pixels = Callable[[int], Tensor]  # index of an image -> [1,3,H,W] in the set's depth
 
 
@@ -66,6 +66,7 @@ class Curve:
 
     @property
     def best(self) -> Point:
+        """The point of smallest distance."""
         return min(self.points, key=lambda point: point.frechet)
 
     @property
@@ -97,24 +98,24 @@ class EpsSearch:
             check_images(part, judge)
         if min(len(images), len(reference)) < 4:
             raise UserError(f"eps: auto needs at least 4 images and 4 real; got {len(images)} and {len(reference)}")
-        every = torch.linspace(0, len(reference) - 1, min(len(reference), MAX_REFERENCE)).round().long().unique()
+        every = spread(len(reference), MAX_REFERENCE)
         features = _features(judge, lambda i: reference.read(i, i + 1), every)
         chosen, rest = halves(len(images), config.auto_images)
         return cls(judge, images, chosen, rest[: config.auto_images], features[::2], features[1::2])
 
-    def choose(self, refinery: Refinery, attack_at: Callable[[float], PGD], targets: Tensor | None) -> Curve:
+    def choose(self, refiner: BatchRefiner, attack_at: Callable[[float], PGD], targets: Tensor | None) -> Curve:
         """The curve over eps on the choosing images; progress on stderr."""
 
         def refine_at(eps: float) -> Tensor:
             print(f"eps auto: {len(self.chosen)} images at eps {eps:g}", file=sys.stderr)
-            return _refined(replace(refinery, attack=attack_at(eps)), self.images, self.chosen, targets)
+            return _refined(replace(refiner, attack=attack_at(eps)), self.images, self.chosen, targets)
 
         def judged(x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
             parts = [self.judge(batch) for batch in x_u8.split(JUDGE_BATCH)]
             features = torch.cat(parts)
             return features, self.judge.logits(features)
 
-        return search(refine_at, judged, self.choosing, norm=refinery.attack.norm)
+        return search(refine_at, judged, self.choosing, norm=refiner.attack.norm)
 
     def verdict(self, refined: Pixels) -> dict[str, Any]:
         """Frechet distances of images that did not choose to the reference's other half, before and after."""
@@ -136,8 +137,8 @@ def search(refine_at: RefineAt, judge: Judge, reference: Tensor, *, norm: str, s
     eps doubles from STARTS until the distance has risen WORSE_IN_A_ROW times, then the gaps beside the minimum are
     halved once. UserError where a set has fewer than 2 images.
     """
-    if norm not in STARTS:
-        raise UserError(f"eps: auto knows where to begin for {', '.join(STARTS)}; give a number for norm={norm}")
+    if norm not in AUTO_NORMS:
+        raise UserError(f"eps: auto knows where to begin for {', '.join(AUTO_NORMS)}; give a number for norm={norm}")
     reference_statistics = FrechetStatistics.of(reference)
     seen: dict[float, tuple[Tensor, Tensor | None]] = {}
 
@@ -201,14 +202,6 @@ def _bootstrap(columns: Sequence[Tensor], reference: FrechetStatistics, seed: in
     return (distances - (distances.mean(axis=0) - whole)).clip(min=0)
 
 
-def halves(n: int, count: int) -> tuple[Tensor, Tensor]:
-    """(indices that choose, indices that judge) of n images: `count` at most to choose, spread evenly, half at most."""
-    chosen = torch.linspace(0, n - 1, max(2, min(count, n // 2))).round().long().unique()
-    rest = torch.ones(n, dtype=torch.bool)
-    rest[chosen] = False
-    return chosen, rest.nonzero().squeeze(1)
-
-
 def format_curve(curve: Curve) -> str:
     """The curve as a table, and what it says."""
     rows = [f"{'eps':>8} {'Frechet':>10} {'95 %':>17} {'IS':>7} {'prec.':>6} {'recall':>6} {'best in':>8}"]
@@ -247,12 +240,12 @@ def _feature_space(config: RefineConfig) -> str:
     return f"classifier:{name}"
 
 
-def _refined(refinery: Refinery, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:
+def _refined(refiner: BatchRefiner, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:
     """The images at `index` refined, uint8 [n,3,H,W]."""
     parts: list[Tensor] = []
-    for rows in index.split(refinery.block):
+    for rows in index.split(refiner.block):
         pixels = torch.cat([images.read(i, i + 1) for i in rows.tolist()])
-        stored, _ = refinery.refine(pixels, None if targets is None else targets[rows])
+        stored, _ = refiner.refine(pixels, None if targets is None else targets[rows])
         parts.append(to_u8(to_float(stored)))
     return torch.cat(parts)
 

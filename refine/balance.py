@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.label_files import read_table
+from refine.label_files import check_is_file, read_table
 from refine.transport import chunks, transport
 from robust_models.errors import UserError
 from robust_models.labels import class_index
@@ -63,10 +63,9 @@ def parse_prior(text: str, class_names: Sequence[str]) -> Tensor:
     Classes that the file does not name get none. See read_table for the layouts; weights without class
     names are those of all classes, in order.
     """
+    check_prior(text)
     if text == "uniform":
         return torch.full((len(class_names),), 1 / len(class_names), dtype=torch.float64)
-    if not Path(text).suffix and not Path(text).exists():
-        raise UserError(f"prior: {text!r} is neither uniform nor a CSV or JSON file of classes and weights")
     rows = read_table(Path(text), field="prior", names=_CLASS_COLUMNS, values=_WEIGHT_COLUMNS)
     if rows[0].name is None and len(rows) != len(class_names):
         raise UserError(
@@ -83,6 +82,15 @@ def parse_prior(text: str, class_names: Sequence[str]) -> Tensor:
     if not weights.any():
         raise UserError(f"prior: all weights in {text} are 0; at least one class needs a positive one")
     return weights / weights.sum()
+
+
+def check_prior(text: str) -> None:
+    """UserError unless text is "uniform" or names a file that is there."""
+    if text == "uniform":
+        return
+    if not Path(text).suffix and not Path(text).exists():
+        raise UserError(f"prior: {text!r} is neither uniform nor a CSV or JSON file of classes and weights")
+    check_is_file(Path(text), field="prior")
 
 
 def _weight(value: str | int | float, where: str) -> float:

@@ -3,13 +3,16 @@
 Ganz & Elad 2023, arXiv:2108.03702.
 """
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine.network import consensus
-from robust_models.attacks import PGD, Loss, cross_entropy, frozen_eval, target_margin
-from robust_models.errors import UserError
+from robust_models.attacks import PGD, Center, Keep, Loss, cross_entropy, frozen_eval, target_margin
+from robust_models.errors import UserError, none_of
+from robust_models.threat import NormName, check_ball, check_step_size
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -26,7 +29,9 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(is_y, -torch.inf).logsumexp(dim=1) - logits[is_y]
 
 
+LossName = Literal["ce", "margin", "log_odds"]
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "log_odds": log_odds}
+assert tuple(LOSSES) == get_args(LossName)
 
 
 def find_loss(loss: str | Loss) -> Loss:
@@ -34,7 +39,7 @@ def find_loss(loss: str | Loss) -> Loss:
     give the mean of their losses.
     """
     if isinstance(loss, str) and loss not in LOSSES:
-        raise UserError(f"loss: {loss!r} is none of {', '.join(LOSSES)}")
+        raise UserError(f"loss: {none_of(loss, LOSSES)}")
     single = LOSSES[loss] if isinstance(loss, str) else loss
 
     def averaged(logits: Tensor, y: Tensor) -> Tensor:
@@ -50,10 +55,10 @@ def bigroc(
     *,
     steps: int = 7,
     step_size: float | None = None,
-    norm: str = "l2",
-    center: str = "input",
-    keep: str = "last",
-    loss: str | Loss = "ce",
+    norm: NormName = "l2",
+    center: Center = "input",
+    keep: Keep = "last",
+    loss: LossName | Loss = "ce",
 ) -> PGD:
     """The paper's loop: from the image itself, ball around it, last iterate of one run, clipped once at the end.
 
@@ -64,6 +69,8 @@ def bigroc(
     their eps. keep="best" takes each image's best iterate, which may be the image itself; as it compares images, it
     clips every step too. loss: ce, margin, log_odds, or a function (logits, y) -> [N].
     """
+    check_ball(norm, eps)
+    check_step_size(norm, eps, step_size)
     as_in_the_paper = center == "input" and keep == "last"
     return PGD(
         eps,

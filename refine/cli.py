@@ -21,6 +21,7 @@ The same command run again continues where it stopped. OUT.manifest.jsonl says w
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line argv (None: sys.argv) and gives its exit status."""
     return run(REFINE_OR_TASK, argv)
 
 
@@ -43,7 +44,7 @@ def _refine(config: RefineConfig) -> Summary:
 
     summary = refine_set(config)
     if summary is None:
-        sys.exit(0)  # a rank that has helped; the first one tells
+        sys.exit(0)  # a rank that has helped; the first one prints the summary
     return summary
 
 

@@ -15,8 +15,6 @@ from robust_models.images import IMAGE_SUFFIXES
 from robust_models.labels import class_indices
 
 Value = str | int | float
-
-
 _NAME_COLUMNS = ("file", "filename", "file_name", "name", "path", "image")
 _LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target")
 
@@ -36,16 +34,27 @@ def read_table(path: Path, *, field: str, names: Sequence[str], values: Sequence
     ...], [value, ...], or one of these under a key among `values` (StyleGAN's {"labels": ...}). UserError, beginning
     with `field`, where the file is something else.
     """
+    check_is_file(path, field=field)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{field}: {path} cannot be read ({reason}); give a CSV or JSON file") from error
+        raise _unreadable(path, field, reason) from error
     where = f"{field}: {path}"
     rows = _from_json(text, where, values) if path.suffix.lower() == ".json" else _from_csv(text, where, names, values)
     if not rows:
         raise UserError(f"{where} is empty; expected a {values[0]} for each {names[0]}")
     return rows
+
+
+def check_is_file(path: Path, *, field: str) -> None:
+    """UserError, beginning with `field`, unless there is a regular file (a pipe or a device might never end)."""
+    if not path.is_file():
+        raise _unreadable(path, field, "not a regular file" if path.exists() else "No such file or directory")
+
+
+def _unreadable(path: Path, field: str, reason: str | None) -> UserError:
+    return UserError(f"{field}: {path} cannot be read ({reason}); give a CSV or JSON file")
 
 
 def _from_json(text: str, where: str, values: Sequence[str]) -> list[Row]:

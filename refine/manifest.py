@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from refine.refinery import Outcome
+from refine.refine_batch import Outcome
 from refine.work_folder import Row
 
 DIGITS = 6
@@ -43,11 +43,13 @@ class Means:
         self.n = self.untouched = 0
 
     def add(self, row: Row) -> None:
+        """Counts one row."""
         for name in self.sums:
             self.sums[name] += row[name]
         self.n += 1
         self.untouched += row["label_source"] == UNTOUCHED
 
     def summary(self) -> dict[str, float]:
+        """N, how many images were left alone, and the mean of every measure."""
         means = {name: round(total / self.n, 4) for name, total in self.sums.items()}
         return {"n": self.n, "untouched": self.untouched, **means}

@@ -42,14 +42,17 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the classifier is."""
         return self.model.mean.device
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """The classifier's classes, in the order of its logits."""
         return self.model.class_names
 
     @property
     def image_size(self) -> int:
+        """Side of the images that the classifier was made for, pixels."""
         return self.model.image_size
 
 
@@ -85,6 +88,11 @@ def consensus(logits: Tensor) -> Tensor:
     if logits.ndim == 2:
         return logits
     return logits.log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
+
+
+def confidence(logits: Tensor, target: Tensor) -> Tensor:
+    """Probability of each image's target class: logits [N,classes], target [N] -> [N]."""
+    return logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
 
 
 def images_first(logits: Tensor) -> Tensor:

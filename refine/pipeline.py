@@ -2,7 +2,7 @@
 
 One process and every rank of a torchrun job take this same path; ranks take shards in turn. A run that was killed goes
 on with the shards that are not finished (work_folder.py). What an image becomes depends neither on the batch size nor
-on the number of ranks (refinery.py).
+on the number of ranks (refine_batch.py).
 """
 
 import sys
@@ -23,7 +23,7 @@ from refine.config import RefineConfig
 from refine.manifest import Means, rows
 from refine.network import together
 from refine.pictures import save_pictures
-from refine.refinery import Refinery, block_size
+from refine.refine_batch import BatchRefiner, block_size
 from refine.run_settings import deciding
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
 from refine.work_folder import Shards, WorkFolder, as_line
@@ -55,7 +55,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         precision = decide_precision(config.precision, device, attack_loop(classifiers))
         classifiers = [place(classifier, device, precision.precision) for classifier in classifiers]
         class_names = classifiers[0].class_names
-        refinery = _refinery(config, images, classifiers)
+        refiner = _batch_refiner(config, images, classifiers)
         mode = config.targets or ("pseudo" if images.labels is None else "given")
         targets = known_targets(mode, images, classifiers[0])
         prior = None if config.prior is None else parse_prior(config.prior, class_names)
@@ -63,17 +63,17 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         if ranks.is_first:
             work.claim(deciding(config, images, device, precision.precision), overwrite=config.overwrite)
         if not ranks.share(work.is_assembled):
-            passes = Passes(ranks, work, images, Shards(len(images), config.shard_size), refinery)
+            passes = Passes(ranks, work, images, Shards(len(images), config.shard_size), refiner)
             if mode in WHOLE_SET:
                 targets = passes.whole_set_targets(mode, prior)
             if config.eps == "auto":
-                eps = _chosen_eps(config, search, refinery, targets, work, ranks)
-                passes = replace(passes, refinery=replace(refinery, attack=_attack(config, eps)))
+                eps = _chosen_eps(config, search, refiner, targets, work, ranks)
+                passes = replace(passes, refiner=replace(refiner, attack=_attack(config, eps)))
             rate = passes.refine(targets, class_names, label_source(mode))
             if ranks.is_first:
                 means = assemble(work, images, passes.shards, precision)
-                save_pictures(config, passes.refinery, images, work, passes.shards)
-                summary = _facts(config, mode, passes.refinery.attack, images, precision) | means | rate
+                save_pictures(config, passes.refiner, images, work, passes.shards)
+                summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
                 if search is not None:
                     summary["eps_search"] = work.read_json(EPS) | search.verdict(partial(work.image, passes.shards))
                 work.write_summary(summary)
@@ -88,7 +88,7 @@ class Passes:
     work: WorkFolder
     images: ImageSet
     shards: Shards
-    refinery: Refinery
+    refiner: BatchRefiner
 
     def whole_set_targets(self, mode: str, prior: Tensor | None) -> Tensor:
         """Classes [N] that all logits together decide: a first pass, whose logits the second one takes up."""
@@ -103,7 +103,7 @@ class Passes:
         for k, bar in self._mine("predict", lambda k: self.work.has(logits_name(k))):
             logits: list[Tensor] = []
             for part in self._blocks(k):
-                logits.append(self.refinery.logits(self.images.read(part.start, part.stop)))
+                logits.append(self.refiner.logits(self.images.read(part.start, part.stop)))
                 bar.update(part.stop - part.start)
             self.work.write_array(logits_name(k), torch.cat(logits).numpy())
         self.ranks.barrier()
@@ -117,7 +117,7 @@ class Passes:
             shape = (self.shards.count(k), 3, *self.images.size)
             with self.work.writing_shard(k, shape, self.images.depth) as add:
                 for part in self._blocks(k):
-                    pixels, outcome = self.refinery.refine(
+                    pixels, outcome = self.refiner.refine(
                         self.images.read(part.start, part.stop),
                         None if targets is None else targets[part],
                         None if seen is None else torch.from_numpy(seen[part.start - first : part.stop - first]),
@@ -142,8 +142,8 @@ class Passes:
 
     def _blocks(self, k: int) -> Iterator[slice]:
         part = self.shards.part(k)
-        for start in range(part.start, part.stop, self.refinery.block):
-            yield slice(start, min(start + self.refinery.block, part.stop))
+        for start in range(part.start, part.stop, self.refiner.block):
+            yield slice(start, min(start + self.refiner.block, part.stop))
 
 
 def assemble(work: WorkFolder, images: ImageSet, shards: Shards, precision: PrecisionDecision) -> dict[str, float]:
@@ -178,11 +178,11 @@ def publish(work: WorkFolder) -> dict[str, Any]:
     return summary
 
 
-def _refinery(config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier]) -> Refinery:
+def _batch_refiner(config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier]) -> BatchRefiner:
     device, image_size = classifiers[0].mean.device, max(classifier.image_size for classifier in classifiers)
     block = min(block_size(device, image_size, config.batch_size), len(images))
     attack = _attack(config, 0.0 if config.eps == "auto" else config.eps)
-    return Refinery(together(classifiers), attack, device, block, images.depth, config.uncertain)
+    return BatchRefiner(together(classifiers), attack, device, block, images.depth, config.uncertain)
 
 
 def _attack(config: RefineConfig, eps: float) -> PGD:
@@ -200,14 +200,14 @@ def _attack(config: RefineConfig, eps: float) -> PGD:
 def _chosen_eps(
     config: RefineConfig,
     search: EpsSearch | None,
-    refinery: Refinery,
+    refiner: BatchRefiner,
     targets: Tensor | None,
     work: WorkFolder,
     ranks: Ranks,
 ) -> float:
     """What --eps auto finds, on the first rank; kept for a resumed run."""
     if search is not None and not work.has(EPS):
-        work.write_json(EPS, as_plain(search.choose(refinery, partial(_attack, config), targets)))
+        work.write_json(EPS, as_plain(search.choose(refiner, partial(_attack, config), targets)))
     ranks.barrier()
     return work.read_json(EPS)["eps"]
 

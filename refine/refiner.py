@@ -6,17 +6,19 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from refine.bigroc import bigroc, pseudo_labels
+from refine.bigroc import LossName, bigroc, pseudo_labels
 from refine.network import together
-from robust_models.attacks import Loss
-from robust_models.classifier import RobustClassifier
+from robust_models.attacks import Center, Keep, Loss
 from robust_models.errors import UserError
 from robust_models.labels import class_index
-from robust_models.threat import check_ball
+from robust_models.tensor_checks import check_images, check_labels, class_names_of
+from robust_models.threat import NormName
 
 Models = nn.Module | Sequence[nn.Module]
 Batch = Tensor | tuple[Tensor, Tensor]
-_GREY_LEVEL = 1 / 255  # what rounding may put outside the range of pixels
+_OTHER_RANGE = (
+    "clamp them, or say Refiner(..., pixel_range=(-1, 1)) where that is their range (eps stays in [0,1] units)"
+)
 
 
 class Refiner:
@@ -43,29 +45,25 @@ class Refiner:
         *,
         steps: int = 7,
         step_size: float | None = None,
-        norm: str = "l2",
-        center: str = "input",
-        keep: str = "last",
-        loss: str | Loss = "ce",
+        norm: NormName = "l2",
+        center: Center = "input",
+        keep: Keep = "last",
+        loss: LossName | Loss = "ce",
         targets: str | int = "pseudo",
         pixel_range: tuple[float, float] = (0, 1),
     ) -> None:
         if tuple(pixel_range) not in ((0, 1), (-1, 1)):
             raise UserError(f"pixel_range: {pixel_range} is neither (0, 1) nor (-1, 1)")
         self.attack = bigroc(eps, steps=steps, step_size=step_size, norm=norm, center=center, keep=keep, loss=loss)
-        try:
-            check_ball(norm, eps)
-        except ValueError as error:
-            raise UserError(str(error)) from error
         self.model = together(model)
-        self.class_names = _class_names(self.model)
+        self.class_names = class_names_of(self.model)
         self.low, self.high = pixel_range
         self.targets = targets if targets in ("pseudo", "given") else self._class(targets)
 
     @torch.inference_mode(False)  # in inference mode there are no gradients, not even under enable_grad
     def __call__(self, x: Tensor, y: Tensor | Sequence[int] | None = None) -> Tensor:
         """x [N,3,H,W], y [N] class indices -> x_ref, of x's shape, dtype, device and range."""
-        self._check(x)
+        check_images(x, name="images", channels=3, low=self.low, high=self.high, advice=_OTHER_RANGE)
         place = next(self.model.parameters(), x)
         x01 = x.detach().to(place.device, torch.promote_types(torch.float32, place.dtype), copy=True)
         x01 = (x01 - self.low) / (self.high - self.low)
@@ -74,40 +72,14 @@ class Refiner:
 
     def _targets(self, x: Tensor, y: Tensor | Sequence[int] | None) -> Tensor:
         if y is not None:
-            return self._labels(torch.as_tensor(y), len(x)).to(x.device, torch.int64, copy=True)
+            y = torch.as_tensor(y)
+            check_labels(y, len(x), None if self.class_names is None else len(self.class_names))
+            return y.to(x.device, torch.int64, copy=True)
         if self.targets == "given":
             raise UserError("y: None, and targets is 'given'; pass the classes, or targets='pseudo'")
         if self.targets == "pseudo":
             return pseudo_labels(self.model, x)
         return torch.full((len(x),), int(self.targets), device=x.device)
-
-    def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
-            came = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(
-                f"images: {came}; expected float tensors [N,3,H,W] (robust_models.to_float makes them of uint8)"
-            )
-        if x.numel() == 0:
-            return
-        low, high = (value.item() for value in x.aminmax())
-        slack = _GREY_LEVEL * (self.high - self.low)
-        if not (self.low - slack <= low and high <= self.high + slack):
-            raise UserError(
-                f"images: pixels run from {low:.4g} to {high:.4g}, outside [{self.low:g}, {self.high:g}]; clamp them, "
-                f"or say Refiner(..., pixel_range=(-1, 1)) where that is their range (eps stays in [0,1] units)"
-            )
-
-    def _labels(self, y: Tensor, n: int) -> Tensor:
-        if y.is_floating_point() or y.shape != (n,):
-            raise UserError(f"y: {y.dtype} {list(y.shape)} for {n} images; expected one class index for each")
-        if self.class_names is not None and n > 0:
-            low, high = (int(value) for value in y.aminmax())
-            if low < 0 or high >= len(self.class_names):
-                raise UserError(
-                    f"y: classes run from {low} to {high}, but the classifier has {len(self.class_names)} classes "
-                    f"(0 to {len(self.class_names) - 1})"
-                )
-        return y
 
     def _class(self, name: str | int) -> int:
         if self.class_names is not None:
@@ -146,7 +118,3 @@ def refine(
     if y is not None:
         raise UserError("y: labels for an iterator of images; let it give pairs (images, y) instead")
     return (refiner(*batch) if isinstance(batch, tuple | list) else refiner(batch) for batch in images)
-
-
-def _class_names(model: nn.Module) -> tuple[str, ...] | None:
-    return next((part.class_names for part in model.modules() if isinstance(part, RobustClassifier)), None)

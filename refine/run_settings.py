@@ -13,7 +13,7 @@ from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.files import sha256_of
 
-# Without effect, or told below in other words. On a GPU batch_size moves the last float32 bits, but a run that was out
+# Without effect, or given below in other words. On a GPU batch_size moves the last float32 bits, but a run that was out
 # of memory must be able to go on with a smaller one.
 _LEFT_OUT = {
     "ckpt", "input", "out", "targets", "reference", "judge", "auto_images", "batch_size", "device", "precision",

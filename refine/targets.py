@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from refine.balance import balanced
-from refine.config import ONE_CLASS
-from refine.label_files import (
-    labels_from_file,
-)
+from refine.flags import ONE_CLASS, is_label_file
+from refine.label_files import labels_from_file
 from refine.network import consensus, images_first
 from refine.work_folder import Shards, WorkFolder
 from robust_models.classifier import RobustClassifier
@@ -27,7 +25,7 @@ def label_source(targets: str) -> str:
     """How the manifest calls where these --targets come from."""
     if targets.startswith(ONE_CLASS):
         return "one"
-    return "file" if Path(targets).suffix else targets
+    return "file" if is_label_file(targets) else targets
 
 
 def known_targets(targets: str, images: ImageSet, classifier: RobustClassifier) -> Tensor | None:
@@ -36,7 +34,7 @@ def known_targets(targets: str, images: ImageSet, classifier: RobustClassifier) 
         return given_targets(images, classifier)
     if targets.startswith(ONE_CLASS):
         return one_class(targets.removeprefix(ONE_CLASS), len(images), classifier.class_names)
-    if Path(targets).suffix in (".csv", ".json"):
+    if is_label_file(targets):
         return labels_from_file(Path(targets), images.names, classifier.class_names)
     return None
 
@@ -53,6 +51,7 @@ def assign(targets: str, prior: Tensor | None, work: WorkFolder, shards: Shards)
 
 
 def logits_name(k: int) -> str:
+    """The file in the work folder with the logits of shard k."""
     return f"logits-{k:05d}.npy"
 
 

@@ -46,6 +46,7 @@ class _Assignment:
         self.loss = np.stack([self._least_loss(self._members(a), a, self.classes) for a in range(len(places))])
 
     def solve(self) -> None:
+        """Moves images until every class has as many as it has places."""
         while (self.surplus > 0).any():
             self._move(self._cheapest_path())
 

@@ -48,11 +48,12 @@ class Shards:
         return slice(k * self.size, min((k + 1) * self.size, self.n))
 
     def count(self, k: int) -> int:
+        """How many images shard k has."""
         return self.part(k).stop - self.part(k).start
 
 
 class WorkFolder:
-    """What one run has finished; `out` is the user's name for the result, told in messages."""
+    """What one run has finished; `out` is the user's name for the result, which messages give."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -63,6 +64,7 @@ class WorkFolder:
 
     @property
     def is_assembled(self) -> bool:
+        """Whether all is refined and put together, so that only moving it to its place remains."""
         return self.has(STATE) and "summary" in self._read_state()
 
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
@@ -91,6 +93,7 @@ class WorkFolder:
         self.write_json(STATE, {"settings": settings})
 
     def has_shard(self, k: int) -> bool:
+        """Whether shard k is finished."""
         return self._shard(k, "npy").exists()
 
     @contextmanager
@@ -128,21 +131,26 @@ class WorkFolder:
             yield from map(json.loads, lines)
 
     def has(self, name: str) -> bool:
+        """Whether the file of this name is there, and so complete."""
         return (self.path / name).exists()
 
     def write_array(self, name: str, array: np.ndarray) -> None:
+        """Writes an .npy of this name, whole."""
         with whole_file(self.path / name) as partial, partial.open("wb") as file:
             _write_header(file, array.shape, array.dtype)
             file.write(_bytes(array))
 
     def read_array(self, name: str) -> np.ndarray:
+        """The array of an .npy of this name."""
         return np.load(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of this name, whole."""
         with whole_file(self.path / name) as partial:
             partial.write_text(json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
+        """What the JSON file of this name holds."""
         return json.loads((self.path / name).read_text())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -150,6 +158,7 @@ class WorkFolder:
         self.write_json(STATE, {**self._read_state(), "summary": summary})
 
     def read_summary(self) -> dict[str, Any]:
+        """What write_summary was given."""
         return self._read_state()["summary"]
 
     def remove(self) -> None:
@@ -173,6 +182,7 @@ class WorkFolder:
 
 
 def as_line(row: Row) -> str:
+    """The row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -182,5 +192,5 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> N
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """What numpy itself would write; its own writing tells of a full disk without the reason."""
+    """What numpy itself would write; its own writing reports a full disk without the reason."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

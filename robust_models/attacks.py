@@ -3,16 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_models.errors import UserError
-from robust_models.threat import NORMS, per_sample
+from robust_models.tensor_checks import check_images, check_labels, class_names_of
+from robust_models.threat import NORMS, NormName, check_ball, check_step_size, per_sample
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Box = Literal["every_step", "last"]
+Center = Literal["input", "first_step"]
+Keep = Literal["last", "best"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ Gradient = Callable[[nn.Module, Tensor, Tensor, Loss], tuple[Tensor, Tensor]]
 
 
 class Iterate(NamedTuple):
-    """One point of a run. `loss` [N] comes with the gradient taken there; None at the last point, where none is."""
+    """One point of a run. `loss` [N] comes with the gradient taken there; None at the last point, which needs none."""
 
     x_adv: Tensor
     loss: Tensor | None
@@ -74,27 +78,24 @@ class PGD:
     eps: float
     step_size: float
     steps: int
-    norm: str = "l2"
+    norm: NormName = "l2"
     targeted: bool = False
     random_start: bool = False
     restarts: int = 1
-    box: str = "every_step"
-    center: str = "input"
-    keep: str = "last"
+    box: Box = "every_step"
+    center: Center = "input"
+    keep: Keep = "last"
     loss: Loss = cross_entropy
     gradient: Gradient = gradient_and_loss
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise UserError(f"norm: {self.norm!r} is none of {', '.join(NORMS)}")
-        for name, value, least in (("eps", self.eps, 0), ("steps", self.steps, 0), ("restarts", self.restarts, 1)):
+        check_ball(self.norm, self.eps)
+        check_step_size(self.norm, self.eps, self.step_size)
+        for name, value, least in (("steps", self.steps, 0), ("restarts", self.restarts, 1)):
             if not value >= least:
                 raise UserError(f"{name}: {value} is less than {least}")
-        for name, value, one, other in (
-            ("box", self.box, "every_step", "last"),
-            ("center", self.center, "input", "first_step"),
-            ("keep", self.keep, "last", "best"),
-        ):
+        for name, choices in (("box", Box), ("center", Center), ("keep", Keep)):
+            value, (one, other) = getattr(self, name), get_args(choices)
             if value not in (one, other):
                 raise UserError(f"{name}: {value!r} is neither {one!r} nor {other!r}")
         if self.keep == "best" and self.box == "last":
@@ -111,10 +112,30 @@ class PGD:
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """x_adv [N,C,H,W]. The first run begins at `start` where one is given; the generator draws the other starts."""
-        if not x.is_floating_point() or x.ndim != 4:
-            raise UserError(f"x: {x.dtype} {list(x.shape)}; expected float [N,C,H,W] in [0,1] (robust_models.to_float)")
-        x = x.detach()
+        """x_adv [N,C,H,W]. The first run begins at `start` where one is given; the generator draws the other starts.
+
+        Works inside no_grad and inference_mode. UserError for pixels outside [0,1] and classes that do not fit.
+        """
+        check_images(x)
+        if self.loss is cross_entropy or not (isinstance(y, Tensor) and y.is_floating_point()):
+            names = class_names_of(model)
+            check_labels(y, len(x), None if names is None else len(names))
+            y = y.to(x.device, torch.int64)
+        return self.unchecked(model, x, y, start=start, generator=generator)
+
+    @torch.inference_mode(False)  # in inference mode there are no gradients, not even under enable_grad
+    def unchecked(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The attack without the checks of a call, which wait for the GPU: for loops that know their images."""
+        x, y = _outside_inference(x.detach()), _outside_inference(y)
+        start = start if start is None else _outside_inference(start)
         with frozen_eval(model):
             x_adv = self._run(model, x, y, self._start(x, generator) if start is None else start)
             if self.restarts == 1:
@@ -167,6 +188,11 @@ class PGD:
             best = torch.where(per_sample(better, best), x_adv, best)
             of_best = torch.where(better, loss, of_best)
         return best
+
+
+def _outside_inference(x: Tensor) -> Tensor:
+    """x, or its copy where inference_mode made it: such a tensor takes part in no gradient."""
+    return x.clone() if x.is_inference() else x
 
 
 def _last(iterates: Iterator[Iterate]) -> Tensor:

@@ -1,5 +1,8 @@
 """The one exception meant for people: bad input, said in one line."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """What was wrong, what came, what to do. Command lines print it as one line and exit with status 2.
@@ -13,3 +16,12 @@ class UserError(ValueError):
 
 def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def none_of(value: object, choices: Iterable[str]) -> str:
+    """ "'l3' is none of l1, l2; did you mean l1?": for messages about a name that is not among the choices."""
+    choices = list(choices)
+    by_small_letters = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(str(value).casefold(), by_small_letters, n=1)
+    hint = f"; did you mean {by_small_letters[near[0]]}?" if near else ""
+    return f"{value!r} is none of {', '.join(choices)}{hint}"

@@ -6,12 +6,14 @@ Pixels are in [0,1]; eps and step sizes are in those units. The [0,1] box is the
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from robust_models.errors import UserError
+from robust_models.errors import UserError, none_of
 
+NormName = Literal["l2", "linf", "l1", "fourier", "unconstrained"]
 ROUNDING = 1e-6  # a projected point that float32 puts this share outside is not projected again
 
 
@@ -23,7 +25,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class Norm(ABC):
     """One threat-model geometry; every method takes and gives a batch [N,...]."""
 
-    name: str
+    name: NormName
     eps_max: float  # a larger radius cannot be meant (no bound for norms that grow with the number of pixels)
 
     @abstractmethod
@@ -45,7 +47,9 @@ class Norm(ABC):
 
 @dataclass(frozen=True)
 class L2(Norm):
-    name: str = "l2"
+    """Euclidean distance; the steepest step is the gradient at length 1."""
+
+    name: NormName = "l2"
     eps_max: float = math.inf
 
     def length(self, delta: Tensor) -> Tensor:
@@ -70,7 +74,9 @@ class L2(Norm):
 
 @dataclass(frozen=True)
 class Linf(Norm):
-    name: str = "linf"
+    """The largest change of any pixel; the steepest step is the gradient's sign."""
+
+    name: NormName = "linf"
     eps_max: float = 1.0
 
     def length(self, delta: Tensor) -> Tensor:
@@ -96,7 +102,7 @@ class L1(Norm):
     """
 
     share: float = 0.01
-    name: str = "l1"
+    name: NormName = "l1"
     eps_max: float = math.inf
 
     def length(self, delta: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class Fourier(Norm):
     HxW image by s has length s * sqrt(HW). Inputs are [..., H, W].
     """
 
-    name: str = "fourier"
+    name: NormName = "fourier"
     eps_max: float = math.inf
 
     def length(self, delta: Tensor) -> Tensor:
@@ -191,9 +197,9 @@ def _self_conjugate(like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Unconstrained(L2):
-    """L2 steps that nothing holds back: the radius is inf (0, as everywhere, is no attack)."""
+    """L2 steps without projection; eps must be inf (or 0, which as everywhere is no attack)."""
 
-    name: str = "unconstrained"
+    name: NormName = "unconstrained"
 
     def random(self, like: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
         if math.isinf(eps):
@@ -202,6 +208,7 @@ class Unconstrained(L2):
 
 
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (L2(), Linf(), L1(), Fourier(), Unconstrained())}
+assert tuple(NORMS) == get_args(NormName)
 
 
 @dataclass(frozen=True)
@@ -216,14 +223,32 @@ class ThreatModel:
         return f"{self.norm} eps {radius}"
 
 
-def check_ball(norm: str, eps: float) -> None:
-    """ValueError for an unknown norm, and for an eps that it cannot have (the slip: 8 for 8/255 of [0,1] pixels)."""
+def check_norm(norm: str) -> None:
+    """UserError, with the near miss, for a name that is not in NORMS."""
     if norm not in NORMS:
-        raise ValueError(f"norm: {norm!r} is none of {', '.join(NORMS)}")
-    if norm == Unconstrained.name and eps not in (0, math.inf):
-        raise ValueError(f"eps: {eps:g} bounds nothing for norm={norm}; write eps=.inf, or norm=l2 for a ball")
-    if eps > NORMS[norm].eps_max:
-        raise ValueError(
+        raise UserError(f"norm: {none_of(norm, NORMS)}")
+
+
+def check_ball(norm: str, eps: float) -> None:
+    """UserError for an unknown norm, and for an eps that it cannot have (the slip: 8 for 8/255 of [0,1] pixels)."""
+    check_norm(norm)
+    if not eps >= 0:  # NaN compares false
+        raise UserError(f"eps: {eps} is less than 0")
+    if norm == Unconstrained.name:
+        if eps not in (0, math.inf):
+            raise UserError(f"eps: {eps:g} bounds nothing for norm={norm}; write eps=.inf, or norm=l2 for a ball")
+    elif math.isinf(eps):
+        raise UserError(f"eps: inf is no radius for norm={norm}; give a number, or norm={Unconstrained.name}")
+    elif eps > NORMS[norm].eps_max:
+        raise UserError(
             f"eps: {eps:g} is outside [0, {NORMS[norm].eps_max:g}] for norm={norm} (pixels are in [0,1]); "
             f"did you mean {eps:g}/255 = {eps / 255:.4f}?"
         )
+
+
+def check_step_size(norm: str, eps: float, step_size: float | None) -> None:
+    """UserError for steps of no finite length; None stands for a length derived from eps, which must then be finite."""
+    if step_size is None and math.isinf(eps):
+        raise UserError(f"step_size: norm={norm} has no radius to derive it from; give one (pixels in [0,1])")
+    if step_size is not None and not 0 <= step_size < math.inf:
+        raise UserError(f"step_size: {step_size:g} is no length; give a number of 0 or more (pixels in [0,1])")

@@ -1,3 +1,6 @@
+import math
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from eval.robust.seeded_pgd import SeededPGD
+from refine import Refiner, bigroc
 from robust_models import NORMS, PGD, UserError
 from robust_models.attacks import frozen_eval, input_gradient, target_margin
 from robust_models.smoothing import SmoothedGradient
@@ -189,3 +194,81 @@ def test_an_attack_takes_another_gradient(classifier):
     assert not torch.equal(x_adv, plain(classifier, x, y))
     assert torch.equal(x_adv, again(classifier, x, y))
     assert (x_adv - x).flatten(1).norm(dim=1).max() <= 0.5 + 1e-6
+
+
+STRANGE_IMAGES = {
+    "around zero": (2 * X - 1, r"pixels run from -.* to .*, outside \[0, 1\]"),
+    "grey levels": (255 * X, r"pixels run from .* to 2.*, outside \[0, 1\]"),
+    "nan": (X / 0 * 0, "pixels run from nan to nan"),
+    "uint8": (X.to(torch.uint8), r"torch.uint8 \[6, 3, 16, 16\]; expected float"),
+    "one image": (X[0], r"torch.float32 \[3, 16, 16\]; expected float"),
+    "an array": (X.numpy(), "ndarray; expected float"),
+}
+STRANGE_LABELS = {
+    "too few": (Y[:2], r"y: torch.int64 \[2\] for 6 images; expected one class index for each"),
+    "probabilities": (torch.rand(6, 3), r"y: torch.float32 \[6, 3\] for 6 images"),
+    "floats": (Y.float(), r"y: torch.float32 \[6\] for 6 images"),
+    "bools": (Y > 0, r"y: torch.bool \[6\] for 6 images"),
+    "too large": (Y + 1, r"y: classes run from 1 to 3, but the classifier has 3 classes \(0 to 2\)"),
+    "negative": (Y - 1, "y: classes run from -1 to 1, but the classifier has 3 classes"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_IMAGES)
+def test_attack_and_refinement_refuse_the_same_images_with_the_same_words(classifier, name):
+    x, message = STRANGE_IMAGES[name]
+    for act in (PGD(0.5, 0.1, 1), Refiner(classifier, 0.5), SeededPGD(PGD(0.5, 0.1, 1))):
+        arguments = {Refiner: (x, Y), PGD: (classifier, x, Y), SeededPGD: (classifier, x, Y, torch.arange(6))}
+        with pytest.raises(UserError, match=message):
+            act(*arguments[type(act)])
+
+
+@pytest.mark.parametrize("name", STRANGE_LABELS)
+def test_attack_and_refinement_refuse_the_same_labels_with_the_same_words(classifier, name):
+    y, message = STRANGE_LABELS[name]
+    with pytest.raises(UserError, match=message):
+        PGD(0.5, 0.1, 1)(classifier, X, y)
+    with pytest.raises(UserError, match=message):
+        Refiner(classifier, 0.5)(X, y)
+
+
+def test_classes_of_an_unknown_network_are_at_least_not_negative():
+    with pytest.raises(UserError, match="y: classes run from -1 to 0, but class indices are 0 or more"):
+        PGD(0.5, 0.1, 1)(Linear(), X[:2], torch.tensor([0, -1]))
+
+
+STRANGE_BALLS = {
+    "unknown": ({"norm": "l22"}, "norm: 'l22' is none of l2, linf, l1, fourier, unconstrained; did you mean l2?"),
+    "negative": ({"eps": -1.0}, "eps: -1.0 is less than 0"),
+    "nan": ({"eps": math.nan}, "eps: nan is less than 0"),
+    "grey levels": ({"norm": "linf", "eps": 8.0}, "did you mean 8/255 = 0.0314?"),
+    "infinite l2": ({"eps": math.inf, "step_size": 0.1}, "eps: inf is no radius for norm=l2"),
+    "infinite l1": ({"norm": "l1", "eps": math.inf, "step_size": 0.1}, "eps: inf is no radius for norm=l1"),
+    "bounded": ({"norm": "unconstrained", "eps": 1.0}, "eps: 1 bounds nothing for norm=unconstrained; write eps=.inf"),
+    "endless step": ({"step_size": math.inf}, "step_size: inf is no length"),
+    "backwards": ({"step_size": -0.1}, "step_size: -0.1 is no length"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_BALLS)
+def test_attack_and_refinement_refuse_the_same_balls_with_the_same_words(classifier, name):
+    settings, message = STRANGE_BALLS[name]
+    settings = {"eps": 0.5, "step_size": 0.1, **settings}
+    for make in (lambda **s: PGD(**s, steps=1), lambda **s: Refiner(classifier, **s), lambda **s: bigroc(**s)):
+        with pytest.raises(UserError, match=re.escape(message)):
+            make(**settings)
+
+
+def test_without_a_ball_the_length_of_a_step_must_be_given(classifier):
+    with pytest.raises(UserError, match="step_size: norm=unconstrained has no radius to derive it from"):
+        Refiner(classifier, math.inf, norm="unconstrained")
+    moved = Refiner(classifier, math.inf, norm="unconstrained", step_size=0.3, steps=3)(X, Y) - X
+    assert (NORMS["l2"].length(moved) <= 0.9 + 1e-5).all()
+    assert (NORMS["l2"].length(moved) > 0.3).all()
+
+
+def test_works_in_inference_mode_on_images_made_there(classifier):
+    attack = PGD(0.5, 0.2, 3, random_start=True, restarts=2)
+    with torch.inference_mode():
+        inside = attack(classifier, X * 1, Y * 1, start=X * 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(inside, attack(classifier, X, Y, start=X, generator=torch.Generator().manual_seed(0)))

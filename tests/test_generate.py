@@ -6,8 +6,8 @@ import torch
 
 from refine.cli import main
 from refine.synthesis import Ball
+from refine.synthesis.class_seeds import ClassSeeds
 from refine.synthesis.mixture import RIDGE, Mixture, fit, log_likelihood
-from refine.synthesis.seed_file import Seeds
 from refine.synthesis.tasks.generate import EMBEDDED, TASK
 from refine.synthesis.tasks.seeds import block_average
 from robust_models import UserError, open_images
@@ -110,13 +110,13 @@ def one_gaussian(mean: float, d: int = 12) -> Mixture:
 
 @pytest.fixture
 def seeds(tmp_path):
-    seeds = Seeds(CLASSES, tuple(one_gaussian(mean) for mean in (0.2, 0.5, 0.8)), 2, 16, "made up")
+    seeds = ClassSeeds(CLASSES, tuple(one_gaussian(mean) for mean in (0.2, 0.5, 0.8)), 2, 16, "made up")
     seeds.save(tmp_path / "tiny.seeds.npz")
     return tmp_path / "tiny.seeds.npz"
 
 
 def test_a_seed_is_a_clamped_draw_in_blocks(seeds):
-    loaded = Seeds.load(seeds)
+    loaded = ClassSeeds.load(seeds)
     assert (loaded.class_names, loaded.side, loaded.image_size, loaded.source) == (CLASSES, 2, 16, "made up")
     x = loaded.draw(2, torch.Generator().manual_seed(0))
     assert x.shape == (3, 16, 16)
@@ -125,7 +125,7 @@ def test_a_seed_is_a_clamped_draw_in_blocks(seeds):
     drawn = loaded.mixtures[2].sample(torch.Generator().manual_seed(0)).float().clamp(0, 1)
     assert torch.equal(blocks[..., 0].flatten(), drawn)
     assert abs(float(x.mean()) - 0.8) < 0.1
-    bright = Seeds(("a",), (one_gaussian(3.0),), 2, 4, "").draw(0, torch.Generator().manual_seed(0))
+    bright = ClassSeeds(("a",), (one_gaussian(3.0),), 2, 4, "").draw(0, torch.Generator().manual_seed(0))
     assert (bright == 1).all()
 
 
@@ -142,7 +142,7 @@ def test_fitted_seeds_are_the_statistics_of_each_classs_block_averages(tmp_path,
     status, printed, _ = run(*flags, task="seeds", capsys=capsys)
     assert status == 0
     assert json.loads(printed)["side"] == 4
-    seeds = Seeds.load(out)
+    seeds = ClassSeeds.load(out)
     x = torch.from_numpy(pixels[labels == 1].transpose(0, 3, 1, 2).copy()).double() / 255
     x = block_average(x, 4)
     torch.testing.assert_close(seeds.mixtures[1].means[0], x.mean(0), rtol=0, atol=1e-3)
@@ -158,7 +158,7 @@ def test_block_averages():
 
 
 def test_the_embedded_seeds_are_small_and_cifars():
-    seeds = Seeds.load(EMBEDDED)
+    seeds = ClassSeeds.load(EMBEDDED)
     assert seeds.class_names == CIFAR10_CLASSES
     assert seeds.image_size == 32
     assert EMBEDDED.stat().st_size < 1.5 * 2**20
@@ -178,7 +178,7 @@ def test_images_are_balanced_labelled_and_start_at_their_seeds(checkpoint, seeds
     assert run(*flags, "--steps", 1, capsys=capsys)[0] == 0
     made = open_images(out)
     assert made.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    loaded = Seeds.load(seeds)  # found beside the checkpoint
+    loaded = ClassSeeds.load(seeds)  # found beside the checkpoint
     for i in range(7):
         expected = loaded.draw(i % 3, generator("cpu", 5, 3, i))
         assert (made.read(i, i + 1)[0].float() / 255 - expected).abs().max() <= 0.5 / 255 + 1e-6
@@ -226,10 +226,10 @@ def test_what_does_not_fit_is_one_line(checkpoint, seeds, tmp_path, flags, messa
 def test_files_that_are_no_seeds_are_told(seeds, tmp_path):
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(UserError, match=r"images.npz is no file of seeds .*make one: --task seeds"):
-        Seeds.load(tmp_path / "images.npz")
+        ClassSeeds.load(tmp_path / "images.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(UserError, match=r"text.npz is no file of seeds"):
-        Seeds.load(tmp_path / "text.npz")
+        ClassSeeds.load(tmp_path / "text.npz")
     with np.load(seeds) as file:
         arrays = {name: file[name] for name in file.files}
     for name, changed in (
@@ -241,11 +241,11 @@ def test_files_that_are_no_seeds_are_told(seeds, tmp_path):
     ):
         np.savez(tmp_path / "broken.npz", **{**arrays, name: changed})
         with pytest.raises(UserError, match="holds arrays that do not fit"):
-            Seeds.load(tmp_path / "broken.npz")
+            ClassSeeds.load(tmp_path / "broken.npz")
 
 
 def test_seeds_of_other_classes_are_told(checkpoint, tmp_path, capsys):
-    Seeds(("a", "b"), (one_gaussian(0.1), one_gaussian(0.2)), 2, 16, "").save(tmp_path / "ab.npz")
+    ClassSeeds(("a", "b"), (one_gaussian(0.1), one_gaussian(0.2)), 2, 16, "").save(tmp_path / "ab.npz")
     flags = ["--ckpt", checkpoint, "--out", tmp_path / "o.npz", "--seeds", tmp_path / "ab.npz"]
     assert "is for 2 classes (a, b, ...), the classifier has 3" in run(*flags, capsys=capsys)[2]
 

@@ -336,7 +336,7 @@ BAD = [
     ("--metrics fidd", "metrics: 'fidd' is none of fid, is, kid, prc, sfid, fd-dinov2; did you mean fid?"),
     ("--metrics is --bootstrap 10", "bootstrap: is of the Frechet distance; add fid to --metrics"),
     ("--bootstrap 1", "bootstrap: 1 resample has no spread"),
-    ("--protocol torch", "protocol: input should be 'pytorch-fid', 'tf', 'clean' or 'adm'; got 'torch'"),
+    ("--protocol torch", "protocol: 'torch' is none of pytorch-fid, tf, clean, adm"),
     ("--features inception-77", "features: 'inception-77' is none of"),
     ("--features classifier:x --protocol tf", "protocol: belongs to the Inception network"),
     ("--weights absent.pth", "weights: no file absent.pth"),

@@ -167,10 +167,15 @@ def test_an_unreadable_image_is_fatal_or_skipped_as_asked(checkpoint, tmp_path, 
         ({"--eps": "auto"}, "eps: auto needs --reference REAL_IMAGES and --judge CLASSIFIER"),
         ({"--eps": "automatic"}, "eps: "),
         ({"--uncertain": "50"}, "uncertain: input should be less than or equal to 1; got 50"),
-        ({"--center": "middle"}, "center: input should be 'input' or 'first_step'; got 'middle'"),
+        ({"--center": "middle"}, "center: 'middle' is none of input, first_step"),
         ({"--out": "refined.tar"}, "out: refined.tar ends in .tar, but the images are npz"),
         ({"--device": "abacus"}, "device: 'abacus' cannot be used here"),
         ({"--epz": "1"}, "--epz: no such flag; did you mean --eps?"),
+        ({"--loss": "log-odds"}, "loss: 'log-odds' is none of ce, margin, log_odds; did you mean log_odds?"),
+        ({"--norm": "unconstrained", "--eps": "3"}, "eps: 3 bounds nothing for norm=unconstrained; write eps=.inf"),
+        ({"--norm": "unconstrained", "--eps": ".inf"}, "step_size: norm=unconstrained has no radius to derive it from"),
+        ({"--eps": ".inf"}, "eps: inf is no radius for norm=l2; give a number, or norm=unconstrained"),
+        ({"--targets": "nowhere.csv"}, "targets: nowhere.csv cannot be read (No such file or directory)"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(checkpoint, unlabelled_npz, tmp_path, capsys, change, message):
@@ -181,6 +186,45 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(checkpoint, unlabelled_np
     assert message in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.npz", "tiny.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--loss", "foo"], "loss: 'foo' is none of ce, margin, log_odds"),
+        (["--norm", "linf", "--eps", "8"], "eps: 8 is outside [0, 1] for norm=linf"),
+        (["--norm", "L2"], "norm: 'L2' is none of l2, linf, l1, fourier, unconstrained; did you mean l2?"),
+        (["--targets", "labels.json"], "targets: labels.json cannot be read (No such file or directory)"),
+        (["--targets", "/dev/null.csv"], "targets: /dev/null.csv cannot be read"),
+        (["--targets", "balanced", "--prior", "p.csv"], "prior: p.csv cannot be read (No such file or directory)"),
+        (["--eps", "auto", "--norm", "l1"], "eps: auto knows where to begin for l2, linf; give a number for norm=l1"),
+        (["--task", "superres", "--norm", "l3", "--factor", "2"], "norm: 'l3' is none of l2, linf, l1, fourier"),
+        (["--task", "invert", "--targets", "balanced"], "targets: 'balanced' is none of given, pseudo, class:NAME"),
+        (["--task", "invert", "--targets", "labels.csv"], "targets: labels.csv cannot be read (No such file or"),
+        (["--task", "invert", "--norm", "l1", "--eps", ".inf"], "eps: inf is no radius for norm=l1"),
+    ],
+)
+def test_values_are_checked_in_a_dry_run_too(flags, message, capsys):
+    words = ["--ckpt", "a", "--input", "b", "--out", "c", "--dry-run"]
+    eps = [] if "--task" in flags or "--eps" in flags else ["--eps", 1]
+    status, printed, error = run(*flags, *words, *eps, capsys=capsys)
+    assert (status, printed) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_without_a_ball_images_move_by_their_steps_and_do_not_become_black(
+    checkpoint, unlabelled_npz, tmp_path, capsys
+):
+    out = tmp_path / "o.npz"
+    flags = ["--norm", "unconstrained", "--eps", ".inf", "--step-size", 0.5, "--steps", 3]
+    status, printed, _ = run("--ckpt", checkpoint, "--input", unlabelled_npz, "--out", out, *flags, capsys=capsys)
+    assert status == 0
+    assert "unconstrained eps inf, 3 steps" in printed
+    moved = to_float(open_images(out).read(0, 10)) - to_float(open_images(unlabelled_npz).read(0, 10))
+    lengths = moved.flatten(1).norm(dim=1)
+    assert (lengths < 1.6).all()
+    assert (lengths > 0.4).all()
 
 
 def test_labels_that_fit_no_class_are_named(checkpoint, tmp_path, capsys):

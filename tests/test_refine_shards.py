@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import refine.cli
-from refine.refinery import Refinery, block_size
+from refine.refine_batch import BatchRefiner, block_size
 from refine.work_folder import Shards
 from robust_models import load, open_images, save
 from robust_models.images.open import fingerprint
@@ -100,12 +100,12 @@ def test_an_image_becomes_the_same_bits_alone_and_among_others(classifier, ckpt)
     model = classifier if ckpt == "tiny" else load(ckpt)
     block = block_size(torch.device("cpu"), model.image_size, batch_size=7)
     assert block == block_size(torch.device("cpu"), model.image_size, batch_size=512)
-    refinery = Refinery(model, refine.bigroc(1.0, steps=1), torch.device("cpu"), block, "float32")
+    refiner = BatchRefiner(model, refine.bigroc(1.0, steps=1), torch.device("cpu"), block, "float32")
     x = torch.rand(11, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
     y = torch.arange(11) % 3
-    together, outcome = refinery.refine(x, y)
+    together, outcome = refiner.refine(x, y)
     for part in (slice(0, 1), slice(4, 11)):
-        alone, outcome_alone = refinery.refine(x[part], y[part])
+        alone, outcome_alone = refiner.refine(x[part], y[part])
         assert torch.equal(alone, together[part])
         for column, column_alone in zip(outcome, outcome_alone, strict=True):
             assert torch.equal(column_alone, column[part])
@@ -148,8 +148,8 @@ def test_killed_at_any_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tm
     assert run(checkpoint, source, undisturbed, **flags) == 0
 
     refined = []
-    original = Refinery.refine
-    monkeypatch.setattr(Refinery, "refine", lambda *a: (refined.append(len(a[1])), original(*a))[1])
+    original = BatchRefiner.refine
+    monkeypatch.setattr(BatchRefiner, "refine", lambda *a: (refined.append(len(a[1])), original(*a))[1])
     for commit in itertools.count():
         out = tmp_path / f"{commit}.{kind}"
         if kind == "folder":
@@ -250,8 +250,8 @@ def test_another_run_is_not_mixed_in(checkpoint, pixels_npz, tmp_path, capsys, u
 def test_what_does_not_decide_the_images_may_change(checkpoint, pixels_npz, tmp_path, monkeypatch, unfinished, flags):
     monkeypatch.chdir(tmp_path)
     refined = []
-    original = Refinery.refine
-    monkeypatch.setattr(Refinery, "refine", lambda *a: (refined.append(len(a[1])), original(*a))[1])
+    original = BatchRefiner.refine
+    monkeypatch.setattr(BatchRefiner, "refine", lambda *a: (refined.append(len(a[1])), original(*a))[1])
     assert run(checkpoint, pixels_npz, unfinished, **flags) == 0
     assert sum(refined) == N - 2 * SHARD
     assert (tmp_path / "grid.png").exists() == ("grid" in flags)

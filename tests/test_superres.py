@@ -72,7 +72,7 @@ def test_a_guess_is_made_on_the_enlarged_image(classifier, checkpoint, small, tm
         (["--factor", "1"], "factor: input should be greater than or equal to 2; got 1"),
         ([], "factor: is required"),
         (["--factor", "2", "--targets", "cat"], "targets: 'cat' is none of given, pseudo, class:NAME"),
-        (["--factor", "2", "--start", "linear"], "start: input should be 'nearest' or 'bicubic'"),
+        (["--factor", "2", "--start", "linear"], "start: 'linear' is none of nearest, bicubic"),
     ],
 )
 def test_what_does_not_fit_is_one_line(checkpoint, small, tmp_path, flags, message, capsys):

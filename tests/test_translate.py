@@ -66,7 +66,7 @@ def test_of_two_domains_the_other_is_the_target(domains_npz):
         (
             {},
             ("horse", "zebra"),
-            r"^target_class: .*plain.npz has no labels that tell its images' domain; give --target",
+            r"^target_class: .*plain.npz has no labels that say which domain its images are of; give --target",
         ),
     ],
 )

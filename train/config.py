@@ -12,7 +12,7 @@ from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.runtime.config import DEVICE, STRICT, Number
 from robust_models.runtime.device import PRECISION, PrecisionChoice
-from robust_models.threat import NORMS, check_ball
+from robust_models.threat import NORMS, NormName, check_ball
 from train.schedule import at
 
 Fraction = Annotated[Number, Field(ge=0, le=1)]
@@ -56,7 +56,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AttackConfig:
-    norm: str = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
+    norm: NormName = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
     eps: NonNegative | dict[Fraction, NonNegative] = Field(
         default=0.5, description="radius, pixels in [0,1]; or {progress: radius}; 0 trains without attack"
     )

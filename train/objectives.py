@@ -40,7 +40,7 @@ class CrossEntropy(Objective):
     def attacked(
         self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator, ranks: Ranks = ALONE
     ) -> Tensor:
-        return attack(model, x, y, start=starts(attack, len(x) * ranks.world, x, generator, ranks))
+        return attack.unchecked(model, x, y, start=starts(attack, len(x) * ranks.world, x, generator, ranks))
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x_adv)
@@ -69,7 +69,7 @@ class Trades(Objective):
         start = starts(attack, count, x, generator, ranks)
         if start is None:
             start = (x + TRADES_START * part(noise, ranks)).clamp(0, 1)
-        return replace(attack, loss=divergence)(model, x, probs, start=start)
+        return replace(attack, loss=divergence).unchecked(model, x, probs, start=start)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         clean, logits = model(x), model(x_adv)

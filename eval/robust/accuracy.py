@@ -17,7 +17,7 @@ from robust_models.attacks import frozen_eval
 from robust_models.checkpoints.provenance import load_classifier
 from robust_models.labels import fit_labels
 from robust_models.runtime.device import exact_fp32, pick_device, place
-from robust_models.threat import check_ball
+from robust_models.threat import NormName, check_ball
 
 Labelled = str | PathLike[str] | Dataset | tuple[Tensor | np.ndarray, Tensor | np.ndarray]
 LOOKED_AT = 64  # images whose outputs are checked for being probabilities
@@ -43,7 +43,7 @@ def robust_accuracy(
     data: Labelled,
     *,
     eps: float,
-    norm: str = "l2",
+    norm: NormName = "l2",
     attack: str = "pgd",
     steps: int | None = None,
     step_size: float | None = None,

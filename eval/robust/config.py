@@ -13,7 +13,7 @@ from eval.robust.attacks import LIBRARIES, PLAIN, Budget, check_attack_name
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Positive
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
-from robust_models.threat import NORMS, check_ball
+from robust_models.threat import NORMS, NormName, check_ball
 
 
 def parse_radii(value: Any) -> float | tuple[float, ...]:
@@ -48,7 +48,7 @@ class RobustConfig(CheckpointFlags):
     ckpt: str = Field(description="a classifier: an embedded name or a checkpoint file, anyone's")
     data: str = Field(description='labelled images: "cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
     eps: Radii = Field(description="radius of the ball, pixels in [0,1]; 8/255 is a number here; several: 0.25,0.5,1")
-    norm: str = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
+    norm: NormName = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
     attack: str = Field("pgd", description=f"{', '.join(PLAIN)}, or LIBRARY:CLASS with {', '.join(LIBRARIES)}")
     steps: AtLeastOne | None = Field(
         None, description="gradient steps of each run (null: 20 where there is a step size, else the attack's own)"

@@ -17,7 +17,7 @@ from eval.robust.seeded_pgd import SeededPGD, random_start
 from eval.robust.stages import device_of, measure_robustness
 from robust_models import NORMS, PGD, input_gradient, to_float
 from robust_models.attacks import frozen_eval
-from robust_models.threat import per_sample
+from robust_models.threat import NormName, per_sample
 
 MOST_IMAGES = 64
 STEPS = 20
@@ -40,7 +40,7 @@ class Sanity:
 
 
 def check_sanity(
-    model: nn.Module, x_u8: Tensor, y: Tensor, *, norm: str, eps: float, seed: int = 0, batch_size: int = 250
+    model: nn.Module, x_u8: Tensor, y: Tensor, *, norm: NormName, eps: float, seed: int = 0, batch_size: int = 250
 ) -> Sanity:
     """The five checks on the first 64 rightly classified images of x_u8 uint8 [N,3,H,W], y int64 [N], at radius eps.
 

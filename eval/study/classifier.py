@@ -67,7 +67,7 @@ def _robust_config(
         ckpt=checkpoint.ckpt,
         **{name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__},
         data=data,
-        norm=norm,
+        norm=norm,  # type: ignore[arg-type]  (a name, checked there)
         eps=radii,
         steps=robust.steps,
         restarts=robust.restarts,

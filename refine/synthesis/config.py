@@ -7,13 +7,10 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from refine.config import ONE_CLASS
-from robust_models.checkpoints.flags import CheckpointFlags
+from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags, check_targets
 from robust_models.errors import UserError
-from robust_models.images import OnError
-from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number
-from robust_models.runtime.device import PRECISION, PrecisionChoice
-from robust_models.threat import NORMS, check_ball
+from robust_models.runtime.config import STRICT, AtLeastOne, Number
+from robust_models.threat import NORMS, NormName, check_ball, check_step_size
 
 SMALL = 64  # pixels: images up to this side get the values that the paper has for CIFAR-10, larger ones those for 224
 
@@ -25,7 +22,7 @@ class Ball:
     eps: float
     step_size: float
     steps: int
-    norm: str = "l2"
+    norm: NormName = "l2"
 
 
 def by_size(small: Ball, large: Ball) -> Callable[[int], Ball]:
@@ -34,10 +31,9 @@ def by_size(small: Ball, large: Ball) -> Callable[[int], Ball]:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class SynthesisConfig(CheckpointFlags):
+class SynthesisConfig(PictureFlags, MachineFlags, ClassifierFlags):
     """Options shared by all tasks."""
 
-    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's")
     out: Path = Field(
         description="where the images go: an .npz, .npy, .pt, .tar or .parquet file, or else a folder of classes"
     )
@@ -48,22 +44,15 @@ class SynthesisConfig(CheckpointFlags):
         default=None, description="length of a step (null: the paper's)"
     )
     steps: AtLeastOne | None = Field(default=None, description="number of steps (null: the paper's)")
-    norm: str = Field(default="l2", description=f"geometry of ball and steps: {', '.join(NORMS)}")
+    norm: NormName = Field(default="l2", description=f"geometry of ball and steps: {', '.join(NORMS)}")
     seed: int = Field(default=0, ge=0, description="of everything drawn; image k depends on (seed, k) alone")
-    batch_size: AtLeastOne = Field(
-        default=128, description="images at once on a GPU; the CPU takes blocks of its own, so that results are alike"
-    )
-    grid: Path | None = Field(default=None, description="also write a picture of images before and after")
-    grid_images: AtLeastOne = Field(default=32, description="how many images the picture shows")
-    trajectory: Path | None = Field(default=None, description="also write the way of a few images, .gif or .png")
-    trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
     overwrite: bool = Field(default=False, description="replace what stands at --out")
-    device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
 
     @model_validator(mode="after")
     def _ball_is_one(self) -> "SynthesisConfig":
-        check_ball(self.norm, self.eps or 0)
+        check_ball(self.norm, 0 if self.eps is None else self.eps)
+        if self.eps is not None:
+            check_step_size(self.norm, self.eps, self.step_size)
         return self
 
     def ball(self, defaults: Ball) -> Ball:
@@ -83,18 +72,8 @@ class SynthesisConfig(CheckpointFlags):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class SetFlags:
-    """Which images to begin with."""
-
-    input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
-    on_error: OnError = Field(
-        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
-    )
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class InputConfig(SynthesisConfig, SetFlags):
-    """Of tasks that take images towards a class each."""
+class InputConfig(InputFlags, SynthesisConfig):
+    """Options of the tasks that change given images, each towards a class."""
 
     targets: str | None = Field(
         default=None,
@@ -104,13 +83,5 @@ class InputConfig(SynthesisConfig, SetFlags):
 
     @model_validator(mode="after")
     def _targets_are_some(self) -> "InputConfig":
-        if self.targets is not None and not _is_target(self.targets):
-            raise ValueError(
-                f"targets: {self.targets!r} is none of given, pseudo, {ONE_CLASS}NAME, or a .csv or .json file of "
-                "labels"
-            )
+        check_targets(self.targets, ("pseudo",))
         return self
-
-
-def _is_target(text: str) -> bool:
-    return text in ("given", "pseudo") or text.startswith(ONE_CLASS) or Path(text).suffix in (".csv", ".json")

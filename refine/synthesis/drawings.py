@@ -38,7 +38,7 @@ def open_drawings(path: Path, side: int) -> Drawings:
 
 def _files(files: list[Path], names: list[str], side: int) -> Drawings:
     for file in files:
-        _on_white(file)  # a broken one is told before any work
+        _on_white(file)  # a broken one is refused before any work
     return Drawings(names, lambda i: fitted(_on_white(files[i]), side))
 
 

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from refine.bigroc import pseudo_labels
+from refine.flags import InputFlags
 from refine.network import Network
-from refine.refinery import block_size, filled
-from refine.synthesis.config import InputConfig, SetFlags
+from refine.refine_batch import block_size, filled
+from refine.synthesis.config import InputConfig
 from refine.targets import known_targets
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, to_float
 
 
-def open_set(config: SetFlags, out: Path) -> ImageSet:
-    """The set at config.input; what was skipped is told on stderr. UserError where `out` would lie in it."""
+def open_set(config: InputFlags, out: Path) -> ImageSet:
+    """The set at config.input; what was skipped is listed on stderr. UserError where `out` would lie in it."""
     source, place = config.input.resolve(), out.resolve()
     if place == source or source in place.parents or place in source.parents:
         raise UserError(f"out: {out} overlaps the input {config.input}; choose a place outside it")
@@ -44,10 +45,10 @@ def find_targets(
     known = known_targets(mode, images, network.model)
     if known is not None:
         return known
-    look = seen or (lambda rows: read(images, rows))
+    shown = seen or (lambda rows: read(images, rows))
     block = min(block_size(network.device, max(network.image_size, *images.size), config.batch_size), len(images))
     guesses = [
-        pseudo_labels(network, network.here(filled(look(rows), block)))[: len(rows)].cpu()
+        pseudo_labels(network, network.here(filled(shown(rows), block)))[: len(rows)].cpu()
         for rows in torch.arange(len(images)).split(block)
     ]
     return torch.cat(guesses)

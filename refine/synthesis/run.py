@@ -1,7 +1,7 @@
-"""A task on a whole set: work, write, and tell, a block of images at a time.
+"""A task on a whole set: makes, writes and lists its images, a block at a time.
 
-Blocks have one size (refine/refinery.py), so that an image does not depend on the batch size; memory does not grow with
-the number of images. One process; a run that was killed begins anew, as nothing stands before all is done.
+Blocks have one size (refine/refine_batch.py), so that an image does not depend on the batch size; memory does not grow
+with the number of images. One process; a run that was killed begins anew, as nothing stands before all is done.
 """
 
 import os
@@ -17,12 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from refine.network import Network
-from refine.refinery import block_size, filled
+from refine.refine_batch import block_size, filled
 from refine.synthesis.config import Ball, SynthesisConfig
 from refine.synthesis.loop import iterates, stored
-from refine.synthesis.outcome import MEANS, manifest_rows, measure
-from refine.synthesis.pictures import Grid, save_trajectory
+from refine.synthesis.measures import MEANS, manifest_rows, measure
 from refine.synthesis.task import Source, Task
+from refine.synthesis.task_pictures import Grid, save_trajectory
 from refine.work_folder import Row, as_line
 from robust_models.attacks import frozen_eval
 from robust_models.errors import UserError
@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
     rows: Tensor  # their numbers, [n]
     x_u8: Tensor  # [n,3,H,W] on the CPU
-    told: list[Row]  # of the manifest
+    manifest: list[Row]
 
 
 def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
@@ -98,8 +98,8 @@ def synthesize_blocks(network: Network, source: Source, ball: Ball, block: int, 
             x_u8 = stored(x, work)
             names = [source.names[int(i)] for i in rows]
             measured = measure(network, work, x_u8, ball.norm)
-            told = manifest_rows(measured, names, network.class_names, network.model.precision)
-            yield Block(rows, x_u8[: len(rows)].cpu(), told)
+            manifest = manifest_rows(measured, names, network.class_names, network.model.precision)
+            yield Block(rows, x_u8[: len(rows)].cpu(), manifest)
 
 
 def _write(out: Path, manifest: Path, blocks: Iterator[Block], new: NewSet, grid: Grid) -> dict[str, float]:
@@ -112,9 +112,9 @@ def _write(out: Path, manifest: Path, blocks: Iterator[Block], new: NewSet, grid
     ):
         for block in blocks:
             add(block.x_u8)
-            lines.writelines(map(as_line, block.told))
+            lines.writelines(map(as_line, block.manifest))
             grid.take(*block)
-            for row in block.told:
+            for row in block.manifest:
                 sums.update({name: row[name] for name in MEANS})
     return {name: round(sums[name] / len(new.labels), 4) for name in MEANS}
 

@@ -59,9 +59,7 @@ class Source:
     size: tuple[int, int]  # height, width of the result, pixels
     work: Callable[[Tensor], Work]
     before: Callable[[Tensor], Tensor]  # -> uint8 [n,3,h,w] on the CPU, which --grid shows beside the result
-    names: Sequence[
-        str
-    ]  # one for each image, told in the manifest (robust_models.images.image_set.Numbered makes some)
+    names: Sequence[str]  # of each image in the manifest (robust_models.images.image_set.Numbered makes some)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 import sys
 import types
 import typing
@@ -19,7 +20,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from robust_models.errors import UserError
+from robust_models.errors import UserError, none_of
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 _PACKAGE = Path(__file__).parent.parent
@@ -204,6 +205,9 @@ def _one_line(error: ValidationError, schema: type) -> str:
         )
     if first["type"] in ("missing", "missing_argument"):
         return f"{name}: is required{more}"
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+        return f"{name}: {none_of(first['input'], choices)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":  # our own checks of a whole section: their message begins with the field
         return f"{name}.{message}" if name else message

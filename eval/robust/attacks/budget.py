@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robust_models.threat import NormName
+
 Attempt = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (model, x, y, index of each image) -> x_adv
 
 DEFAULT_STEPS = 20
@@ -15,7 +17,7 @@ DEFAULT_STEPS = 20
 class Budget:
     """The ball and the effort; pixels in [0,1]. None leaves a choice to the attack."""
 
-    norm: str
+    norm: NormName
     eps: float
     num_classes: int
     steps: int | None = None

@@ -12,12 +12,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
+from refine.flags import ClassifierFlags, InputFlags, MachineFlags
 from refine.network import Network
-from refine.refinery import block_size, filled
-from refine.synthesis.config import SetFlags
+from refine.refine_batch import block_size, filled
 from refine.synthesis.feature_statistics import FeatureStatistics
 from refine.synthesis.inputs import open_set
-from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.folding import folded
@@ -25,7 +24,7 @@ from robust_models.grids import save_rows
 from robust_models.images import ImageSet, to_float, to_u8
 from robust_models.labels import fit_labels
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
+from robust_models.runtime.config import STRICT, AtLeastOne
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, pick_device, place
 from robust_models.runtime.run_folder import write_json
 
@@ -37,8 +36,9 @@ EXAMPLES = """\
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class FeaturesConfig(CheckpointFlags, SetFlags):
-    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's")
+class FeaturesConfig(MachineFlags, InputFlags, ClassifierFlags):
+    """Which features to list, over which images."""
+
     out: Path = Field(description="the picture, .png; the numbers go beside it, .json")
     feature: str | None = Field(default=None, description="indices of the features to list, with commas: 3,17")
     top: AtLeastOne = Field(
@@ -51,8 +51,6 @@ class FeaturesConfig(CheckpointFlags, SetFlags):
         description="the classes that features are compared with: the set's labels, or what the classifier sees "
         "(null: labels where there are some)",
     )
-    batch_size: AtLeastOne = Field(default=128, description="images at once on a GPU")
-    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(default="fp32", description=MEASURED_PRECISION)
 
 

@@ -11,9 +11,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from refine.network import Network
+from refine.synthesis.class_seeds import SUFFIX, ClassSeeds
 from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.loop import towards_class
-from refine.synthesis.seed_file import SUFFIX, Seeds
 from refine.synthesis.task import Source, Task, Work
 from robust_models.checkpoints import find
 from robust_models.checkpoints.load import PRETRAINED
@@ -36,6 +36,8 @@ Seeds for other classes: bigroc refine --task seeds --help
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class GenerateConfig(SynthesisConfig):
+    """How many images of which classes, and from which seeds."""
+
     num_images: AtLeastOne = Field(default=64, description="how many, as evenly over the classes as can be")
     classes: str | None = Field(default=None, description="their names or indices, with commas (null: all)")
     seeds: Path | None = Field(
@@ -48,6 +50,7 @@ class GenerateConfig(SynthesisConfig):
 
 
 def open_source(config: GenerateConfig, network: Network) -> Source:
+    """Seeds drawn for every image, towards the class each was drawn for."""
     seeds = _open_seeds(config, network.class_names)
     seeds = seeds if config.mixture else seeds.as_gaussians()
     classes = _classes(config.classes, network.class_names)
@@ -74,12 +77,12 @@ def _classes(text: str | None, class_names: tuple[str, ...]) -> Tensor:
     return torch.tensor(list(dict.fromkeys(class_indices(words, class_names, source="classes"))))
 
 
-def _open_seeds(config: GenerateConfig, class_names: tuple[str, ...]) -> Seeds:
+def _open_seeds(config: GenerateConfig, class_names: tuple[str, ...]) -> ClassSeeds:
     """UserError where there are none for the classifier's classes, in its order."""
     checkpoint = find(config.ckpt)
     beside = checkpoint.with_name(checkpoint.stem + SUFFIX)
     path = config.seeds or (beside if beside.exists() else EMBEDDED)
-    seeds = Seeds.load(path)
+    seeds = ClassSeeds.load(path)
     if seeds.class_names == class_names:
         return seeds
     if path == EMBEDDED:

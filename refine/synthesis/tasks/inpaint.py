@@ -69,6 +69,8 @@ FILLS = {"mean": filled_with_mean, "smooth": filled_smoothly}
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class InpaintConfig(InputConfig):
+    """What is missing of the images, and how it is filled in."""
+
     mask: Path | None = Field(
         default=None, description="a mask for all images or an image set with one for each; white is to be filled in"
     )
@@ -91,6 +93,7 @@ class InpaintConfig(InputConfig):
 
 
 def open_source(config: InpaintConfig, network: Network) -> Source:
+    """The images with their holes filled, and the loss that keeps what is known."""
     images = open_set(config, config.out)
     masks = _masks(config, images)
     fill = FILLS[config.fill or ("smooth" if max(images.size) <= SMALL else "mean")]

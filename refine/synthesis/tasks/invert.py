@@ -38,6 +38,8 @@ Start = Callable[[Tensor], Tensor]  # rows [n] -> where the loop begins, [n,3,H,
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class InvertConfig(InputConfig):
+    """Where to begin on the way to the given images' features."""
+
     start: str = Field(
         default="noise",
         description="where to begin: noise, mean (the colour that the classifier's normaliser takes off), or an image "
@@ -52,6 +54,7 @@ def relative_distance(features: Tensor, wanted: Tensor) -> Tensor:
 
 
 def open_source(config: InvertConfig, network: Network) -> Source:
+    """The starts, and the distance of their features from those of the given images."""
     images = open_set(config, config.out)
     _ = network.model.head  # UserError where there are no features
     start = find_start(config.start, config.seed, images, network.model)

@@ -33,6 +33,8 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PaintConfig(InputConfig):
+    """Which feature to raise, where and how much."""
+
     feature: int = Field(description="index of the feature to raise (--task features lists them)")
     mask: Path | None = Field(
         default=None, description="a mask for all images or an image set with one for each; white is to be painted"
@@ -59,6 +61,7 @@ def raising(feature: int, strength: float) -> Objective:
 
 
 def open_source(config: PaintConfig, network: Network) -> Source:
+    """The images, and the loss that raises the feature inside the mask."""
     feature = check_feature(network.model, config.feature)
     images = open_set(config, config.out)
     if config.mask is not None:

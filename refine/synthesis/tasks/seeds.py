@@ -1,4 +1,4 @@
-"""seeds: fits what generation begins with to labelled images, once for all classifiers of their classes."""
+"""seeds: fits the class seeds (class_seeds.py) to labelled images, once for all classifiers of their classes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
+from refine.synthesis.class_seeds import ClassSeeds
 from refine.synthesis.mixture import Mixture, fit
-from refine.synthesis.seed_file import Seeds
 from robust_models.datasets import AnyDataset, open_dataset
 from robust_models.errors import UserError
 from robust_models.images import to_float
@@ -30,6 +30,8 @@ OUT beside a checkpoint NAME.safetensors and called NAME.seeds.npz is what --tas
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class SeedsConfig:
+    """Which images to fit seeds to, and how detailed."""
+
     data: str = Field(description="labelled images: cifar10, imagenet:DIR, a folder, .npz, .pt, ... (train split)")
     out: Path = Field(description="the file of seeds, .npz")
     class_names: str | None = Field(default=None, description="the classes in order, with commas (null: the data's)")
@@ -64,7 +66,7 @@ def fit_seeds(config: SeedsConfig) -> Summary:
         draw = generator("cpu", config.seed, DRAW, label)
         mixtures.append(fit(x, config.components, rank=min(config.rank, x.shape[1]), generator=draw))
         used += len(x)
-    seeds = Seeds(data.class_names, tuple(mixtures), side, data.image_size, f"{data.source}, {used} images")
+    seeds = ClassSeeds(data.class_names, tuple(mixtures), side, data.image_size, f"{data.source}, {used} images")
     seeds.save(config.out)
     return {
         "out": str(config.out),

@@ -30,11 +30,14 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class SketchConfig(SynthesisConfig):
+    """Which drawings, and the class that they are to become."""
+
     input: Path = Field(description="a drawing (any image file; transparent is white), a folder of them, or a set")
     target: str = Field(description="the class that the drawing is to become: its name or index")
 
 
 def open_source(config: SketchConfig, network: Network) -> Source:
+    """The drawings at the classifier's size, towards the one class."""
     side = network.image_size
     drawings = open_drawings(config.input, side)
     targets = torch.full((len(drawings.names),), class_index(config.target, network.class_names, source="target"))

@@ -28,6 +28,8 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class SuperresConfig(InputConfig):
+    """How much larger, and from which enlargement on."""
+
     factor: int = Field(ge=2, description="how many times larger the images become, a whole number")
     start: Literal["nearest", "bicubic"] = Field(default="nearest", description="the enlargement that it begins with")
 
@@ -40,6 +42,7 @@ def enlarge(x: Tensor, factor: int, how: str) -> Tensor:
 
 
 def open_source(config: SuperresConfig, network: Network) -> Source:
+    """The enlarged images, towards the class of each."""
     images = open_set(config, config.out)
 
     def start(rows: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from refine.flags import InputFlags
 from refine.network import Network
-from refine.synthesis.config import Ball, SetFlags, SynthesisConfig, by_size
+from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.inputs import open_set, read
 from refine.synthesis.loop import towards_class
 from refine.synthesis.task import Source, Task, Work
@@ -31,7 +32,9 @@ EXAMPLES = """\
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class TranslateConfig(SynthesisConfig, SetFlags):
+class TranslateConfig(InputFlags, SynthesisConfig):
+    """From which class, into which."""
+
     source_class: str | None = Field(
         default=None, description="take the images of this class, by the set's labels if it has some (null: all images)"
     )
@@ -78,13 +81,14 @@ def _other_domain(own: Tensor | None, images: ImageSet, class_names: tuple[str, 
         )
     if own is None:
         raise UserError(
-            f"target_class: {images.path} has no labels that tell its images' domain; give --target-class or "
-            f"--source-class ({' or '.join(class_names)})"
+            f"target_class: {images.path} has no labels that say which domain its images are of; give "
+            f"--target-class or --source-class ({' or '.join(class_names)})"
         )
     return 1 - own
 
 
 def open_source(config: TranslateConfig, network: Network) -> Source:
+    """The chosen images, towards the class that each is to become."""
     images = open_set(config, config.out)
     chosen, targets = choose(config, images, network.class_names)
 

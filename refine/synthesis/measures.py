@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from refine.manifest import DIGITS
-from refine.network import Network
+from refine.network import Network, confidence
 from refine.synthesis.task import Work
 from refine.work_folder import Row
 from robust_models.classifier import Precision
@@ -28,8 +28,8 @@ def measure(network: Network, work: Work, x_u8: Tensor, norm: str) -> Columns:
     center = work.start if work.center is None else work.center
     columns = {
         "target": work.y,
-        "confidence_before": _confidence(before, work.y),
-        "confidence_after": _confidence(after, work.y),
+        "confidence_before": confidence(before, work.y),
+        "confidence_after": confidence(after, work.y),
         "on_target": after.argmax(1) == work.y,
         "objective_before": work.objective(network, work.start, work.y),
         "objective_after": work.objective(network, x, work.y),
@@ -49,7 +49,3 @@ def manifest_rows(
         plain = {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in row.items()}
         rows.append({"source": name, "class": class_names[row["target"]], **plain, "precision": precision})
     return rows
-
-
-def _confidence(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)

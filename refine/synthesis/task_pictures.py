@@ -1,4 +1,4 @@
-"""Pictures of a run for people to look at: some images before and after, and a few on their way."""
+"""Pictures of a task's images: some as they began and ended, and a few after each of a dozen steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refine.network import Network
+from refine.selection import spread
 from refine.synthesis.config import Ball
 from refine.synthesis.loop import iterates
 from refine.synthesis.task import Source
@@ -20,11 +21,6 @@ from robust_models.images import to_u8
 _FRAMES = 12  # a run may have hundreds of steps
 
 
-def spread(n: int, count: int) -> Tensor:
-    """`count` of n numbers, or all of fewer, from the first to the last, int64."""
-    return torch.linspace(0, n - 1, min(n, count)).round().long().unique()
-
-
 class Grid:
     """Collects, while the blocks pass by, the images that a picture of `count` of n shows."""
 
@@ -33,11 +29,11 @@ class Grid:
         self.after: list[Tensor] = []
         self.captions: list[str] = []
 
-    def take(self, rows: Tensor, x_u8: Tensor, told: Sequence[Row]) -> None:
-        """The images x_u8 [n,3,H,W] of these consecutive rows, and what the manifest tells of them."""
+    def take(self, rows: Tensor, x_u8: Tensor, manifest: Sequence[Row]) -> None:
+        """Keeps the wanted ones of the images x_u8 [n,3,H,W] of these consecutive rows, with their manifest rows."""
         for i in (self.rows[(self.rows >= rows[0]) & (self.rows <= rows[-1])] - rows[0]).tolist():
             self.after.append(x_u8[i])
-            row = told[i]
+            row = manifest[i]
             self.captions.append(f"{row['class']}\n{row['confidence_before']:.0%} > {row['confidence_after']:.0%}")
 
     def save(self, path: Path, source: Source) -> None:

@@ -1,4 +1,7 @@
-"""Where generation begins: for each class, what its images look like at low resolution, in a small file."""
+"""The low-resolution images that generation begins with ("seeds" in arXiv:1906.09453), as a distribution per class.
+
+Not to be confused with the seed of random numbers, which is `seed` everywhere.
+"""
 
 import zipfile
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ _ARRAYS = {"weights": 2, "means": 3, "factors": 4, "noise": 2}  # and their dime
 
 
 @dataclass(frozen=True)
-class Seeds:
+class ClassSeeds:
     """A mixture of Gaussians per class over images that were averaged in blocks to 3 x side x side numbers."""
 
     class_names: tuple[str, ...]
@@ -33,10 +36,10 @@ class Seeds:
         factor = self.image_size // self.side
         return x.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
-    def as_gaussians(self) -> "Seeds":
+    def as_gaussians(self) -> "ClassSeeds":
         """One Gaussian per class, with the mixture's mean and covariance."""
         mixtures = tuple(mixture.as_one() for mixture in self.mixtures)
-        return Seeds(self.class_names, mixtures, self.side, self.image_size, self.source)
+        return ClassSeeds(self.class_names, mixtures, self.side, self.image_size, self.source)
 
     def save(self, path: Path) -> None:
         """An .npz; means and factors in float16, of which the error is less than a grey level."""
@@ -47,7 +50,7 @@ class Seeds:
             np.savez(file, **arrays, **facts)
 
     @classmethod
-    def load(cls, path: Path) -> "Seeds":
+    def load(cls, path: Path) -> "ClassSeeds":
         """UserError where the file is none that `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from refine.network import consensus, images_first
+from refine.network import confidence, consensus, images_first
 from refine.targets import pseudo, uncertain
 from robust_models.attacks import PGD
 from robust_models.images import Depth, from_float, to_float
@@ -49,7 +49,7 @@ def filled(batch: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Refinery:
+class BatchRefiner:
     """The model, the steps, and how many images they take at once; images [n,3,H,W] come and go in their own depth."""
 
     model: nn.Module  # x in [0,1] -> logits, in eval mode (refine.network.together)
@@ -80,8 +80,8 @@ class Refinery:
         seen_after = consensus(after)
         outcome = Outcome(
             y,
-            _confidence(seen_before, y),
-            _confidence(seen_after, y),
+            confidence(seen_before, y),
+            confidence(seen_after, y),
             self.attack.loss(before, y),
             self.attack.loss(after, y),
             seen_before.argmax(1) == y,
@@ -105,7 +105,3 @@ def _kept_where(pixels: Tensor, touched: Tensor, refined: Tensor) -> Tensor:
     left = ~touched.numpy()
     result[left] = pixels.numpy()[left]
     return torch.from_numpy(result)
-
-
-def _confidence(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)

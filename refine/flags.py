@@ -1,0 +1,73 @@
+"""Flags that refinement and the synthesis tasks share; what is one command's own is in its config."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from refine.label_files import check_is_file
+from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.errors import UserError
+from robust_models.images import OnError
+from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
+from robust_models.runtime.device import PRECISION, PrecisionChoice
+
+ONE_CLASS = "class:"
+LABEL_SUFFIXES = (".csv", ".json")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ClassifierFlags(CheckpointFlags):
+    """Which classifier, and how to read its file."""
+
+    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class InputFlags:
+    """Which images to begin with."""
+
+    input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
+    on_error: OnError = Field(
+        default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
+    )
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PictureFlags:
+    """Pictures of a run for people to look at."""
+
+    grid: Path | None = Field(default=None, description="also write a picture of images before and after")
+    grid_images: AtLeastOne = Field(default=32, description="how many images the picture shows")
+    trajectory: Path | None = Field(default=None, description="also write the steps of a few images, .gif or .png")
+    trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MachineFlags:
+    """Where the work runs, how much of it at once, and how exactly."""
+
+    batch_size: AtLeastOne = Field(
+        default=128, description="images at once on a GPU; the CPU takes blocks of its own, so that results are alike"
+    )
+    device: str = Field(default="auto", description=DEVICE)
+    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
+
+
+def check_targets(targets: str | None, guesses: Sequence[str]) -> None:
+    """UserError unless targets is None, "given", one of the classifier's `guesses`, class:NAME, or a file of labels."""
+    if targets is None or targets in ("given", *guesses) or targets.startswith(ONE_CLASS):
+        return
+    if is_label_file(targets):
+        check_is_file(Path(targets), field="targets")
+        return
+    raise UserError(
+        f"targets: {targets!r} is none of given, {', '.join(guesses)}, {ONE_CLASS}NAME, or a .csv or .json file of "
+        "labels"
+    )
+
+
+def is_label_file(targets: str) -> bool:
+    """Whether --targets names a file of labels."""
+    return Path(targets).suffix in LABEL_SUFFIXES
