@@ -50,6 +50,17 @@ torch.save({"weights_of_mine": model.network.state_dict(), "epoch": 3}, "theirs.
 again = load("theirs.pt", normalize="0.4,0.5,0.6,0.2,0.25,0.3", class_names=list(model.class_names), image_size=16)
 good(torch.allclose(again(x), model(x), atol=1e-5))
 """,
+    "metric": """
+import eval.cli
+from eval import image_quality
+judged = {"features": "classifier:tiny.safetensors", "metrics": "mean-gap"}
+words = "quality --images in.npz --reference in.npz --features classifier:tiny.safetensors --metrics mean-gap,fid"
+good(
+    image_quality(x, x, **judged)["mean-gap"] == 0
+    and image_quality(x, 1 - x, **judged)["mean-gap"] > 0
+    and eval.cli.main(words.split()) == 0
+)
+""",
     "training objective": """
 import train.cli
 words = "--config cifar_l2_small --data.path in.npz --data.class_names [] --data.validation 2 --batch_size 2 --epochs 1"
