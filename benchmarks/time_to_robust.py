@@ -25,7 +25,8 @@ import torch
 
 from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
-from robust_models.runtime.config import add_config_flags, read_recipe, resolve
+from robust_models.runtime.config import read_recipe, resolve
+from robust_models.runtime.flags import OneLineParser, add_config_flags
 from robust_models.runtime.version import environment
 from train.config import TrainConfig
 from train.loop import run_to_end
@@ -121,7 +122,7 @@ def tell(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--config", default="cifar_l2_fast.yaml")
     parser.add_argument("--data", required=True, help="training images, whatever --data.path of train takes")
     parser.add_argument("--test", required=True, help="labelled test images")
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--standard-images", type=int, default=1000, help="for the standard AutoAttack; 0: none")
     add_config_flags(parser, TrainConfig, skip=("out", "epochs", "seed", "data.path"))
     flags = vars(parser.parse_args())
+    del flags["debug"]
     args = argparse.Namespace(
         **{name: flags.pop(name) for name in ("config", "data", "test", "epochs", "seeds", "out", "standard_images")}
     )

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     leave_out_current_folder()
     from robust_models.runtime.command import run
 
-    return run(_front_door, argv)
+    return run(front_door(), argv)
 
 
 def leave_out_current_folder() -> None:
@@ -57,23 +57,23 @@ class LazyCommand:
 
 
 COMMANDS = {
-    "refine": LazyCommand(
-        "Improve images with a robust classifier (BIGRoC), or make new ones.", "refine.cli:REFINE_OR_TASK"
-    ),
+    "refine": LazyCommand("Improve images with a robust classifier (BIGRoC), or make new ones.", "refine.cli:REFINE"),
     "train": LazyCommand("Adversarial training of a robust classifier.", "train.cli:TRAIN"),
     "eval": LazyCommand("Robust accuracy of classifiers; FID, IS, KID and more of images.", "eval.cli:EVAL"),
     "models": LazyCommand("Inspect, convert and list checkpoints.", "robust_models.cli:MODELS"),
     "study": LazyCommand("A grid of classifiers and refinements, with its report.", "eval.study.cli:STUDY"),
     "survey": LazyCommand("Ask people which of two images looks more real.", "eval.survey.cli:SURVEY"),
-    "recipes": LazyCommand("The recipes of --config: what each does, costs and scores.", "bigroc.recipes:run"),
+    "recipes": LazyCommand("The recipes of --config: what each does, costs and scores.", "bigroc.recipes:RECIPES"),
+    "completion": LazyCommand("Print the script that completes words in bash or zsh.", "bigroc.completion:COMPLETION"),
 }
 
 
-def _front_door(argv: Sequence[str]) -> int:
+def front_door() -> Any:
+    """The OneOf of all commands."""
     from robust_models.runtime.command import OneOf
 
     about = "Robust classifiers: train them, refine images with them, measure both."
-    return OneOf("bigroc", about, "command", COMMANDS, EXAMPLES, version=_version)(argv)
+    return OneOf("bigroc", about, "command", COMMANDS, EXAMPLES, version=_version)
 
 
 def _version() -> str:

@@ -1,13 +1,16 @@
 """bigroc recipes [NAME] [--json]: what --config knows by name, from the comments at the head of each YAML file."""
 
-import json
 import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from robust_models.runtime.config import OneLineParser, find_recipe, shipped_recipes
+from pydantic import Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.config import STRICT, find_recipe, shipped_recipes
 
 EXAMPLES = """\
   bigroc recipes
@@ -28,23 +31,11 @@ class Recipe:
     path: str
 
 
-def run(argv: Sequence[str]) -> int:
-    """Prints all recipes, or the file of the one that is named."""
-    parser = OneLineParser(
-        prog="bigroc recipes",
-        description="The recipes that --config knows by name: what each does, costs and scores.",
-        epilog=f"examples:\n{EXAMPLES}",
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe's file")
-    parser.add_argument("--json", action="store_true", help="print the list as JSON")
-    flags = parser.parse_args(argv)
-    if flags.name is not None:
-        print(find_recipe(flags.name, field="recipes").read_text("utf-8"), end="")
-    elif flags.json:
-        print(json.dumps([asdict(recipe) for recipe in recipes()]))
-    else:
-        print("\n\n".join(map(_in_words, recipes())))
-    return 0
+@pydantic_dataclass(frozen=True, config=STRICT)
+class RecipesConfig:
+    """Which recipes."""
+
+    name: str | None = Field(default=None, description="print this recipe's file (default: list all)")
 
 
 def recipes() -> list[Recipe]:
@@ -80,3 +71,28 @@ def _in_words(recipe: Recipe) -> str:
     width = shutil.get_terminal_size().columns
     wrapped = [textwrap.fill(line, width, initial_indent="  ", subsequent_indent="    ") for line in lines]
     return "\n".join([f"{recipe.name}  (bigroc {recipe.command})", *wrapped])
+
+
+def _run(config: RecipesConfig) -> Summary:
+    if config.name is None:
+        return {"recipes": [asdict(recipe) for recipe in recipes()]}
+    path = find_recipe(config.name, field="name")
+    return {"path": str(path), "text": path.read_text("utf-8")}
+
+
+def _format(summary: Summary) -> str:
+    if "text" in summary:
+        return summary["text"].rstrip("\n")
+    return "\n\n".join(_in_words(Recipe(**fields)) for fields in summary["recipes"])
+
+
+RECIPES = Command(
+    name="bigroc recipes",
+    about="The recipes of --config: what each does, costs and scores.",
+    schema=RecipesConfig,
+    work=_run,
+    format_summary=_format,
+    examples=EXAMPLES,
+    positionals=("name",),
+    takes_recipe=False,
+)

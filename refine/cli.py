@@ -3,26 +3,29 @@
 bigroc refine --task NAME ... makes images in other ways (refine/synthesis).
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from refine.config import RefineConfig
 from robust_models.runtime.command import Command, Summary, run
+from robust_models.runtime.flags import OneLineParser
 
 EXAMPLES = """\
   bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
   bigroc refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
   bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
   torchrun --nproc-per-node 8 --no-python bigroc refine --ckpt robust.pt --input shards/ --out refined/ --eps 1.5
-  bigroc refine --task generate|inpaint|superres|translate|sketch|paint|invert --help
+  bigroc refine --task generate --help
 The same command run again continues where it stopped. OUT.manifest.jsonl says what became of each image.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line argv (None: sys.argv) and gives its exit status."""
-    return run(REFINE_OR_TASK, argv)
+    return run(REFINE, argv)
 
 
 def _split_task(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -84,7 +87,42 @@ def _targets(mode: str) -> str:
     return words.get(mode, mode.replace("class:", "class "))
 
 
-REFINE = Command(
+@dataclass(frozen=True)
+class RefineCommand(Command):
+    """Refines or, with --task NAME, runs one of refine/synthesis, which has flags of its own."""
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        task, rest = _split_task(argv)
+        return super().__call__(rest) if task == "refine" else find_task(task)(rest)
+
+    def add_command_flags(self, parser: OneLineParser) -> None:
+        super().add_command_flags(parser)
+        parser.command_line.add_argument(
+            "--task",
+            metavar="NAME",
+            default=argparse.SUPPRESS,  # it never comes here: see __call__
+            help=f"make images in another way: {', '.join(tasks())}; each has flags of its own, which "
+            "--task NAME --help shows (default: refine)",
+        )
+
+    def variants(self) -> list[Command]:
+        """The commands that --task stands for."""
+        return [find_task(name) for name in tasks()]
+
+
+def tasks() -> list[str]:
+    """The names that --task takes beside refine; nothing of them is imported."""
+    return sorted(path.stem for path in (Path(__file__).parent / "synthesis" / "tasks").glob("[a-z]*.py"))
+
+
+def find_task(name: str) -> Command:
+    """The command of --task NAME. UserError, with the near miss, where there is none."""
+    from refine.synthesis.registry import find_task
+
+    return find_task(name)
+
+
+REFINE = RefineCommand(
     name="bigroc refine",
     about="Improve images with a robust classifier (BIGRoC).",
     schema=RefineConfig,
@@ -92,21 +130,3 @@ REFINE = Command(
     format_summary=_format_summary,
     examples=EXAMPLES,
 )
-
-
-@dataclass(frozen=True)
-class RefineOrTask:
-    """Refines or, with --task NAME, runs one of refine/synthesis, which has flags of its own."""
-
-    about: str = REFINE.about
-
-    def __call__(self, argv: Sequence[str]) -> int:
-        task, rest = _split_task(argv)
-        if task == "refine":
-            return REFINE(rest)
-        from refine.synthesis.registry import find_task
-
-        return find_task(task)(rest)
-
-
-REFINE_OR_TASK = RefineOrTask()

@@ -137,6 +137,7 @@ COMMANDS = {
         work=_list,
         format_summary=_format_list,
         examples=EXAMPLES,
+        takes_recipe=False,
     ),
 }
 

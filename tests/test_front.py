@@ -127,7 +127,7 @@ def test_version_and_revision(capsys):
         (["recipe"], "recipe: no such command; did you mean recipes?"),
         (["eval", "qualty"], "qualty: no such measurement; did you mean quality?"),
         (["models", "inspekt"], "inspekt: no such command; did you mean inspect?"),
-        (["recipes", "cifar_l2_smal"], "recipes: no file cifar_l2_smal; did you mean cifar_l2_small.yaml?"),
+        (["recipes", "cifar_l2_smal"], "name: no file cifar_l2_smal; did you mean cifar_l2_small.yaml?"),
         (["recipes", "--jsn"], "--jsn: no such flag; did you mean --json?"),
         (["nothing-like-it"], "there are refine, train, eval"),
         ([], "required: COMMAND"),
@@ -150,7 +150,7 @@ def test_every_command_is_there(name, capsys):
 
 def test_recipes_say_what_they_are_cost_and_score(capsys):
     assert bigroc.cli.main(["recipes", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["recipes"]
     assert sorted(row["name"] for row in rows) == [path.stem for path in shipped_recipes()]
     for row in rows:
         assert all(row[field] for field in ("about", "cost", "score")), row["name"]

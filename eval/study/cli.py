@@ -15,7 +15,8 @@ from eval.study.grid import Share
 from eval.study.summary import format_study
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve
+from robust_models.runtime.config import as_plain, read_recipe, resolve
+from robust_models.runtime.flags import OneLineParser
 
 EXAMPLES = """\
   bigroc study --config ablation_classifier.yaml --quick
@@ -34,7 +35,7 @@ class StudyCommand(Command):
     """A Command with more to say than a config: which part of the study to do, and whether all of it went well."""
 
     def __call__(self, argv: Sequence[str]) -> int:
-        flags = vars(self._parser().parse_args(argv))
+        flags = vars(self.parser().parse_args(argv))
         own = {name: flags.pop(name) for name in ("config", "quick", "cell", "merge", "dry_run", "json", "debug")}
         if own["cell"] and own["merge"]:
             raise UserError("merge: does not go with --cell; run it once, after all shares")
@@ -53,18 +54,12 @@ class StudyCommand(Command):
         print(json.dumps(summary) if own["json"] else self.format_summary(summary), flush=True)
         return 1 if summary["failed"] or (own["merge"] and summary["missing"]) else 0
 
-    def _parser(self) -> OneLineParser:
-        parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
-        parser.add_argument(
-            "--config", metavar="YAML", required=True, help="a path, or a recipe shipped in configs/ (ablation_*.yaml)"
-        )
-        parser.add_argument("--quick", action="store_true", help="the recipe's quick form: minutes on a laptop")
-        parser.add_argument("--cell", metavar="I/N", help="run the I-th of N shares of the jobs, and write no report")
-        parser.add_argument("--merge", action="store_true", help="run nothing: report what is there, say what is not")
-        parser.add_argument("--dry-run", action="store_true", help="print the resolved study and what of it is done")
-        parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-        add_config_flags(parser, self.schema)
-        return parser
+    def add_command_flags(self, parser: OneLineParser) -> None:
+        super().add_command_flags(parser)
+        group = parser.command_line
+        group.add_argument("--quick", action="store_true", help="the recipe's quick form: minutes on a laptop")
+        group.add_argument("--cell", metavar="I/N", help="run the I-th of N shares of the jobs, and write no report")
+        group.add_argument("--merge", action="store_true", help="run nothing: report what is there, say what is not")
 
 
 def recipe_values(recipe: str, *, quick: bool) -> dict[str, Any]:
@@ -72,10 +67,14 @@ def recipe_values(recipe: str, *, quick: bool) -> dict[str, Any]:
     values = read_recipe(recipe)
     changes = values.pop(QUICK, None)
     if not quick:
-        return {"out": f"runs/studies/{Path(recipe).stem}", **values}
+        return {**_folder(recipe), **values}
     if not isinstance(changes, dict):
         raise UserError(f"--quick: {recipe} has no quick form; run it without")
-    return {"out": f"runs/studies/{Path(recipe).stem}-quick", **overlaid(values, changes)}
+    return {**_folder(f"{Path(recipe).stem}-quick"), **overlaid(values, changes)}
+
+
+def _folder(recipe: str) -> dict[str, Any]:
+    return {"out": f"runs/studies/{Path(recipe).stem}"}
 
 
 def _print_grid(config: StudyConfig, *, as_json: bool) -> None:
@@ -114,4 +113,6 @@ STUDY = StudyCommand(
     work=_run_whole,
     format_summary=format_study,
     examples=EXAMPLES,
+    defaults=_folder,
+    needs_recipe=True,
 )

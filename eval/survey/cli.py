@@ -1,7 +1,7 @@
 """bigroc survey [report ANSWERS] [--field value ...]"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from eval.survey.config import SurveyConfig, SurveyReportConfig
 from eval.survey.report import run_survey_report
@@ -16,14 +16,6 @@ EXAMPLES = """\
   bigroc survey report answers.db --min-checks 0.9 --json
 """
 
-_SERVE = Command(
-    name="bigroc survey",
-    about="A local page where people say, blind, which of two images looks more real; `survey report` tells.",
-    schema=SurveyConfig,
-    work=run_survey,
-    format_summary=format_survey,
-    examples=EXAMPLES,
-)
 _REPORT = Command(
     name="bigroc survey report",
     about="What the raters of a survey prefer, how sure that is, and how far they agree.",
@@ -36,13 +28,20 @@ _REPORT = Command(
 
 
 @dataclass(frozen=True)
-class Survey:
-    """Serves the survey or, where the first word is `report`, tells what came of it."""
+class SurveyCommand(Command):
+    """Serves the survey or, where the first word is `report`, says what came of it."""
 
-    about: str = _SERVE.about
+    commands: Mapping[str, Command] = field(default_factory=lambda: {"report": _REPORT})
 
     def __call__(self, argv: Sequence[str]) -> int:
-        return _REPORT(argv[1:]) if argv[:1] == ["report"] else _SERVE(argv)
+        return self.commands[argv[0]](argv[1:]) if argv and argv[0] in self.commands else super().__call__(argv)
 
 
-SURVEY = Survey()
+SURVEY = SurveyCommand(
+    name="bigroc survey",
+    about="A local page where people say, blind, which of two images looks more real; `survey report` tells.",
+    schema=SurveyConfig,
+    work=run_survey,
+    format_summary=format_survey,
+    examples=EXAMPLES,
+)

@@ -13,7 +13,8 @@ from typing import Any, NoReturn, Protocol
 import yaml
 
 from robust_models.errors import UserError
-from robust_models.runtime.config import OneLineParser, add_config_flags, as_plain, read_recipe, resolve
+from robust_models.runtime.config import as_plain, leaves, read_recipe, resolve
+from robust_models.runtime.flags import OneLineParser, add_config_flags, add_positional
 
 Summary = dict[str, Any]
 
@@ -30,20 +31,12 @@ class Command:
     examples: str = ""
     defaults: Callable[[str], dict[str, Any]] = lambda recipe: {}  # fields that a recipe's name sets
     needs_recipe: bool = False
+    takes_recipe: bool = True  # False: a command of few words, without --config and --dry-run
     positionals: Sequence[str] = ()  # fields that are typed without their flag
 
     def __call__(self, argv: Sequence[str]) -> int:
-        parser = OneLineParser(prog=self.name, description=self.about, epilog=f"examples:\n{self.examples}")
-        parser.add_argument(
-            "--config", metavar="YAML", required=self.needs_recipe, help="a path, or a recipe shipped in configs/"
-        )
-        parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
-        parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-        for name in self.positionals:
-            parser.add_argument(name, metavar=name.upper())
-        add_config_flags(parser, self.schema, skip=self.positionals)
-        flags = vars(parser.parse_args(argv))
-        recipe, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "debug"))
+        flags = vars(self.parser().parse_args(argv))
+        recipe, dry_run, as_json, _ = (flags.pop(name, None) for name in ("config", "dry_run", "json", "debug"))
         values = {**self.defaults(recipe), **read_recipe(recipe)} if recipe else {}
         config = resolve(self.schema, values, flags)
         if dry_run:
@@ -52,6 +45,46 @@ class Command:
         summary = self.work(config)
         print(json.dumps(summary) if as_json else self.format_summary(summary), flush=True)
         return 0
+
+    def parser(self) -> OneLineParser:
+        """The parser of the command's words; its help shows each flag in its group."""
+        fields = {leaf.name: leaf for leaf in leaves(self.schema)}
+        words = [f"[{name.upper()}]" if fields[name].is_optional else name.upper() for name in self.positionals]
+        if self.needs_recipe:
+            words.append("--config YAML")
+        else:
+            required = [leaf for name, leaf in fields.items() if not (leaf.is_optional or name in self.positionals)]
+            words += [f"{leaf.flag} {leaf.placeholder}" for leaf in required]
+        parser = OneLineParser(
+            prog=self.name,
+            usage=" ".join(["%(prog)s", *words, "[flags]"]),
+            description=self.about,
+            epilog=f"examples:\n{self.examples}",
+        )
+        for name in self.positionals:
+            add_positional(parser, fields[name])
+        self.add_command_flags(parser)
+        add_config_flags(parser, self.schema, skip=self.positionals, defaults=self.defaults("RECIPE"))
+        return parser
+
+    def add_command_flags(self, parser: OneLineParser) -> None:
+        """The flags that are no field of the config."""
+        parser.command_line.add_argument("--json", action="store_true", help="print the summary as JSON")
+        if not self.takes_recipe:
+            return
+        (parser.required if self.needs_recipe else parser.command_line).add_argument(
+            "--config",
+            metavar="YAML",
+            required=self.needs_recipe,
+            help="a path, or a recipe that comes with the package (bigroc recipes)",
+        )
+        parser.command_line.add_argument(
+            "--dry-run", action="store_true", help="check the config, print it as YAML and stop"
+        )
+
+    def variants(self) -> Sequence["Command"]:
+        """Commands with flags of their own that a flag of this one, as --task of refine, puts in its place."""
+        return ()
 
 
 class Described(Protocol):
@@ -88,12 +121,15 @@ class OneOf:
         listed = "".join(f"  {name:{width}}  {command.about}\n" for name, command in self.commands.items())
         parser = OneLineParser(
             prog=self.name,
+            usage=f"%(prog)s {self.noun.upper()} ...",
             description=f"{self.about}\n\n{self.noun}s ({self.name} {self.noun.upper()} --help says more):\n{listed}",
             epilog=f"examples:\n{self.examples}",
         )
-        parser.add_argument(self.noun, metavar=self.noun.upper(), help="one of those above")
+        parser.required.add_argument(self.noun, metavar=self.noun.upper(), help="one of those above")
         if self.version is not None:
-            parser.add_argument("--version", action=_PrintAndExit, text=self.version, help="version and git revision")
+            parser.command_line.add_argument(
+                "--version", action=_PrintAndExit, text=self.version, help="print version and git revision, and stop"
+            )
         return parser
 
 

@@ -3,18 +3,16 @@
 The schema is a frozen pydantic dataclass; nested dataclasses are sections: `attack: {eps: 1}` is `--attack.eps 1`.
 """
 
-import argparse
 import dataclasses
 import difflib
-import json
+import inspect
 import re
-import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -41,55 +39,9 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 DEVICE = "auto, cpu, cuda, cuda:1, ..."  # the description of every `device` field
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line, with the near miss, and whose flags take `-` and `_` alike."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("--debug", action="store_true", help="on an error, show the traceback")
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        words = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
-        known, unknown = self.parse_known_args(words, namespace)
-        if unknown:
-            raise UserError(self._unknown(unknown[0]))
-        return known
-
-    def _unknown(self, word: str) -> str:
-        near = difflib.get_close_matches(word, list(self._option_string_actions), n=1)
-        return f"{word}: no such {'flag' if word.startswith('-') else 'argument'}" + (
-            f"; did you mean {near[0]}?" if near else "; see --help"
-        )
-
-
-def _dashed(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
-def add_config_flags(parser: argparse.ArgumentParser, schema: type, *, skip: Sequence[str] = ()) -> None:
-    """One flag for every field of the schema, sections dotted; what is not given stays out of the result."""
-    for name, field, default in _leaves(schema):
-        if name in skip:
-            continue
-        text = (field.description or "").replace("%", "%%")
-        shown = "" if default is dataclasses.MISSING else f" (default: {_plain(default)})"
-        flag = "--" + name.replace("_", "-")
-        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text + shown}
-        if isinstance(default, bool):
-            parser.add_argument(flag, nargs="?", const="true", metavar="BOOL", **options)
-        else:
-            parser.add_argument(flag, metavar=name.rsplit(".", 1)[-1].upper(), **options)
-
-
 def resolve(schema: type, values: dict[str, Any], *flags: dict[str, str]) -> Any:
     """An instance of the schema from nested values, overridden by dotted flags whose text is read as YAML."""
-    texts = {name for name, _, _ in _leaves(schema) if _is_text(_hint(schema, name))}
+    texts = {leaf.name for leaf in leaves(schema) if _is_text(leaf.hint)}
     for given in flags:
         for name, text in given.items():
             _put(values, name, text if name in texts and text != "null" else _scalar(text))
@@ -134,32 +86,87 @@ def as_plain(config: Any) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def _leaves(schema: type, prefix: str = "") -> list[tuple[str, FieldInfo, Any]]:
-    """(dotted name, pydantic field, default or MISSING) for every field that is not a section."""
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A field of a schema that is not a section."""
+
+    name: str  # dotted
+    field: FieldInfo
+    hint: Any  # its type
+    default: Any  # dataclasses.MISSING where it has to be given
+    owner: type  # the class that declares it first: its group in the help
+    section: str = ""  # the dotted name of the section it is in
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_optional(self) -> bool:
+        return self.default is not dataclasses.MISSING
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for its value: N, X (a number), PATH, a word, or a|b|c where it takes these only."""
+        kinds = [kind for kind in _members(self.hint) if typing.get_origin(kind) is not Literal]
+        if self.is_closed:
+            return "|".join(self.choices)
+        simple = {int: "N", float: "X", Path: "PATH"}
+        names = {simple.get(kind, self.name.rsplit(".", 1)[-1].upper()) for kind in kinds if kind is not type(None)}
+        return "|".join([*sorted(names)[:1], *self.choices])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it takes: those of its Literal types, and true and false."""
+        return tuple(dict.fromkeys(_words(self.hint)))
+
+    @property
+    def takes_path(self) -> bool:
+        return Path in _members(self.hint)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes its choices only."""
+        return all(typing.get_origin(kind) is Literal or kind in (bool, type(None)) for kind in _members(self.hint))
+
+
+def leaves(schema: type, prefix: str = "") -> list[Leaf]:
+    """Every field that is not a section, in the order of declaration."""
     hints = get_type_hints(schema)
-    leaves: list[tuple[str, FieldInfo, Any]] = []
+    found: list[Leaf] = []
     for name, field in schema.__pydantic_fields__.items():
         if dataclasses.is_dataclass(hints[name]):
-            leaves += _leaves(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            required = field.is_required()
-            default = (
-                dataclasses.MISSING if required else field.get_default(call_default_factory=True, validated_data={})
-            )
-            leaves.append((prefix + name, field, default))
-    return leaves
+            found += leaves(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+            continue
+        required = field.is_required()
+        default = dataclasses.MISSING if required else field.get_default(call_default_factory=True, validated_data={})
+        owner = next(kind for kind in reversed(schema.__mro__) if name in inspect.get_annotations(kind))
+        found.append(Leaf(prefix + name, field, hints[name], default, owner, prefix.rstrip(".")))
+    return found
 
 
-def _hint(schema: type, dotted: str) -> Any:
-    for name in dotted.split("."):
-        schema = get_type_hints(schema)[name]
-    return schema
+def _members(hint: Any) -> Iterator[Any]:
+    """The kinds of value that a type is a union of."""
+    if typing.get_origin(hint) is Annotated:
+        yield from _members(typing.get_args(hint)[0])
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for member in typing.get_args(hint):
+            yield from _members(member)
+    else:
+        yield hint
+
+
+def _words(hint: Any) -> Iterator[str]:
+    for kind in _members(hint):
+        if typing.get_origin(kind) is Literal:
+            yield from map(str, typing.get_args(kind))
+        elif kind is bool:
+            yield from ("true", "false")
 
 
 def _is_text(hint: Any) -> bool:
     """A field that takes text or a path, perhaps None: --out 2024 is a folder, not a number."""
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return set(members) <= {str, Path, type(None)}
+    return set(_members(hint)) <= {str, Path, type(None)}
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -186,17 +193,13 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value, default=str)
-
-
 def _one_line(error: ValidationError, schema: type) -> str:
     first = error.errors()[0]
     # Path pieces that name a member of a union, not a field, carry brackets.
     name = ".".join(str(piece) for piece in first["loc"] if not ("[" in str(piece) or str(piece) in ("float", "int")))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 and first["type"] in _KEY_ERRORS else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = [leaf for leaf, _, _ in _leaves(schema)]
+        known = [leaf.name for leaf in leaves(schema)]
         near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
             name.rsplit(".", 1)[-1], [leaf.rsplit(".", 1)[-1] for leaf in known], n=1
         )

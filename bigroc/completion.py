@@ -1,0 +1,119 @@
+"""bigroc completion bash|zsh: the script that completes commands, flags, names and values at the Tab key.
+
+shtab writes it once from the parsers, so that completing starts no Python: what a new release adds, its script knows.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from bigroc.recipes import recipes
+from refine.cli import tasks
+from robust_models import embedded_names
+from robust_models.errors import UserError
+from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.config import STRICT, Leaf, leaves
+from robust_models.runtime.flags import OneLineParser
+
+EXAMPLES = """\
+  bigroc completion bash > ~/.local/share/bash-completion/completions/bigroc
+  bigroc completion zsh > ~/.zfunc/_bigroc       (with fpath+=~/.zfunc before compinit in ~/.zshrc)
+"""
+Shell = Literal["bash", "zsh"]
+CLASSIFIERS = ("ckpt", "init", "judge", "file")  # fields that take an embedded classifier's name, or a file
+
+
+@dataclass(frozen=True, config=STRICT)
+class CompletionConfig:
+    """Which shell."""
+
+    shell: Shell = Field(description="the shell that is to read the script")
+
+
+def script(shell: Shell) -> str:
+    """The completion script of `bigroc` for this shell."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise UserError("completion: needs the package shtab; pip install shtab") from error
+    from bigroc.cli import front_door
+
+    return shtab.complete(_tree(front_door()), shell)
+
+
+def _tree(command: Any) -> argparse.ArgumentParser:
+    """The command's parser, with the parsers of its commands below it and the values that its flags take."""
+    command = command.load() if hasattr(command, "load") else command
+    parser = OneLineParser(prog=command.name, description=command.about.replace("%", "%%"))
+    whole = command.parser()
+    if isinstance(command, Command):
+        variants = [command, *command.variants()]
+        fields = {leaf.name: leaf for one in variants for leaf in leaves(one.schema)}
+        for one in variants:
+            _add_missing(whole, one.parser())
+        for action in whole._actions:
+            _offer_values(action, fields.get(action.dest), command.name)
+            if not action.option_strings:
+                parser._add_action(action)
+    _add_missing(parser, whole)
+    children: Mapping[str, Any] = getattr(command, "commands", {})
+    if children:
+        parsers = iter([_tree(child) for child in children.values()])
+        below = parser.add_subparsers(parser_class=lambda **_: next(parsers))  # type: ignore[arg-type]
+        for name, child in children.items():
+            below.add_parser(name, help=child.about.replace("%", "%%"))
+    return parser
+
+
+def _add_missing(parser: argparse.ArgumentParser, other: argparse.ArgumentParser) -> None:
+    """The flags of `other` that the parser has not."""
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    for action in other._actions:
+        if action.option_strings and not known & set(action.option_strings):
+            parser._add_action(action)
+
+
+def _offer_values(action: argparse.Action, leaf: Leaf | None, command: str) -> None:
+    """What the Tab key offers as the action's value: words, files, or both."""
+    word = command.split()[1]
+    last = action.dest.rsplit(".", 1)[-1]
+    if action.dest == "config" or (word, last) == ("recipes", "name"):
+        names = [recipe.name for recipe in recipes() if word in (recipe.command, "recipes")]
+        _words_or_files(action, f"{word}_recipes", names)
+    elif last in CLASSIFIERS:
+        _words_or_files(action, "classifiers", embedded_names())
+    elif action.dest == "task":
+        action.choices = tasks()
+    elif leaf is not None and leaf.takes_path:
+        action.complete = "file"  # type: ignore[attr-defined]  # shtab's word for any path
+    elif leaf is not None and leaf.choices:
+        action.choices = leaf.choices
+
+
+def _words_or_files(action: argparse.Action, name: str, words: Sequence[str]) -> None:
+    function, listed = f"_bigroc_{name}_or_file", " ".join(words)
+    body = {
+        "bash": f'compgen -W "{listed}" -- "$1"; compgen -f -- "$1"',
+        "zsh": f"_alternative 'names:name:({listed})' 'files:file:_files'",
+    }
+    preamble = {shell: f"{function}() {{ {text}; }}" for shell, text in body.items()}
+    action.complete = dict.fromkeys(body, function) | {"preamble": preamble}  # type: ignore[attr-defined]  # for shtab
+
+
+def _run(config: CompletionConfig) -> Summary:
+    return {"shell": config.shell, "script": script(config.shell)}
+
+
+COMPLETION = Command(
+    name="bigroc completion",
+    about="Print the script that completes commands, flags and names in bash or zsh.",
+    schema=CompletionConfig,
+    work=_run,
+    format_summary=lambda summary: summary["script"],
+    examples=EXAMPLES,
+    positionals=("shell",),
+    takes_recipe=False,
+)
