@@ -74,6 +74,12 @@ def of_ours(command: Documented) -> bool:
     return bool(words) and (words[0] == "bigroc" or (words[:2] == ["python", "-m"] and words[2] in rooms))
 
 
+def tried(words: list[str]) -> list[str]:
+    """The words, as a dry run where the command does more than print."""
+    prints_only = words[0] in ("recipes", "completion") or words[:2] == ["models", "list"] or words[-1] == "--help"
+    return words if prints_only else [*words, "--dry-run"]
+
+
 def said(words: list[str]) -> str:
     """What `bigroc WORDS` prints; it has to end well."""
     printed, complaint = io.StringIO(), io.StringIO()
@@ -110,8 +116,7 @@ def test_the_parser_takes_the_command(command, clone):
     words = own_words(command)
     if "study" in words[:2]:  # whose dry run opens what it judges by: no Inception, no CIFAR-10 is downloaded here
         words += ["--judge", "classifier:cifar10-standard-small", "--data", "null", "--robust.eps", "{}"]
-    prints_only = words[0] in ("recipes", "completion") or words[:2] == ["models", "list"] or words[-1] == "--help"
-    said(words if prints_only else [*words, "--dry-run"])
+    said(tried(words))
 
 
 @pytest.mark.parametrize("words", [["refine"], ["train"], ["eval"], ["models"], ["study"], ["survey"]], ids=" ".join)
@@ -121,7 +126,7 @@ def test_the_parser_takes_the_examples_of_help(words, clone):
     assert examples
     for example in examples:
         if of_ours(example) and "study" not in example.words and "--help" not in example.words:
-            said([*own_words(example), "--dry-run"])
+            said(tried(own_words(example)))
 
 
 @pytest.mark.parametrize(
