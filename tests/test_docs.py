@@ -40,7 +40,20 @@ READS = {
     *("--mask", "--prior", "--reference", "--seeds", "--start", "--weights", "file", "answers"),
 }
 DATASETS = ("cifar10", "cifar100", "imagenet", "restricted_imagenet", "cinic10")
-PROGRAMS = {"bigroc", "python", "python3", "make", "pip", "git", "cd", ".", "apt-get", "bash", ".venv/bin/pre-commit"}
+PROGRAMS = {
+    "bigroc",
+    "python",
+    "python3",
+    "make",
+    "pip",
+    "git",
+    "cd",
+    "mkdir",
+    ".",
+    "apt-get",
+    "bash",
+    ".venv/bin/pre-commit",
+}
 SOURCES = [*PAGES, *RECIPE_FILES]
 OURS = [command for page in SOURCES for command in commands(page) if command.words and command.words[0] == "bigroc"]
 ALL_COMMANDS = [command for page in SOURCES for command in commands(page) if command.words]
@@ -62,8 +75,8 @@ def own_words(command: Documented) -> list[str]:
     """The words of one of our commands as `bigroc` takes them, with something for each placeholder."""
     words = command.words
     if words[:2] == ["python", "-m"]:
-        room = {"robust_models": "models"}.get(words[2], words[2])
-        words = ["bigroc", room, *words[3:]]
+        room = {"robust_models": ["models"], "bigroc": []}.get(words[2], [words[2]])
+        words = ["bigroc", *room, *words[3:]]
     pattern = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, PLACEHOLDERS))})(?![\w.])")
     return [pattern.sub(lambda found: PLACEHOLDERS[found[0]], word) for word in words[1:]]
 

@@ -16,7 +16,7 @@ import refine.cli
 from eval.quality.config import QualityConfig
 from eval.quality.run import run_quality
 from eval.study.cli import recipe_values
-from eval.study.config import StudyConfig, located, overlaid
+from eval.study.config import StudyConfig, located
 from eval.study.gather import load_results
 from eval.study.grid import Share, grid
 from eval.study.keys import training_depends
@@ -26,7 +26,7 @@ from eval.study.run import Part, work
 from eval.study.store import Place, key_of
 from robust_models import UserError, embedded_names, load, save, to_float
 from robust_models.metrics import read_statistics
-from robust_models.runtime.config import RECIPES, resolve
+from robust_models.runtime.config import RECIPES, overlaid, resolve
 from tests.study import command, config, done, log, pretended, scores, study, values, write_inputs
 from tests.tiny import tiny_classifier, tiny_pixels
 from train.config import TrainConfig

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from eval.study.config import StudyConfig, overlaid
+from eval.study.config import StudyConfig
 from eval.study.grid import Share
 from eval.study.summary import format_study
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.config import as_plain, read_recipe, resolve
+from robust_models.runtime.config import as_plain, overlaid, read_recipe, resolve
 from robust_models.runtime.flags import OneLineParser
 
 EXAMPLES = """\

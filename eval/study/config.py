@@ -1,6 +1,5 @@
 """What a study is: every field of its recipe, with its range."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,19 +153,6 @@ def _check_once(axis: str, values: Any) -> None:
     twice = [value for i, value in enumerate(values) if value in values[:i]]
     if twice:
         raise ValueError(f"{axis}: {twice[0]} stands twice; each has to differ")
-
-
-def overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """values with changes over them: sections are merged, and "attack.eps" is eps in the section attack."""
-    result = dict(values)
-    for name, change in changes.items():
-        section, _, rest = name.partition(".") if isinstance(name, str) else (name, "", "")
-        if rest:
-            change = {rest: change}
-        old = result.get(section)
-        nested = isinstance(change, Mapping) and (rest or isinstance(old, Mapping))
-        result[section] = overlaid(old if isinstance(old, Mapping) else {}, change) if nested else change
-    return result
 
 
 def located(path: Path | str, field: str) -> Path:

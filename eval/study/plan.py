@@ -12,7 +12,7 @@ import torch
 from eval.quality.collect import collect
 from eval.study.cell import Refinement, Ruler, draw, run_cell
 from eval.study.classifier import run_classifier
-from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located, overlaid
+from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
 from eval.study.grid import Share, grid, in_words
 from eval.study.inputs import Checkpoint, Inputs
 from eval.study.keys import (
@@ -29,7 +29,7 @@ from robust_models.classifier import Precision
 from robust_models.errors import UserError
 from robust_models.images import ImageSet
 from robust_models.metrics import Moments, read_statistics, write_statistics
-from robust_models.runtime.config import read_recipe, resolve
+from robust_models.runtime.config import overlaid, read_recipe, resolve
 from robust_models.runtime.device import decide_precision
 from robust_models.runtime.files import whole_file
 from train.config import TrainConfig

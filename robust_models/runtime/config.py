@@ -9,7 +9,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -67,6 +67,19 @@ def find_recipe(name: str, *, field: str = "--config") -> Path:
         hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(shipped)}"
         raise UserError(f"{field}: no file {name}; {hint}")
     return path
+
+
+def overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """values with changes over them: sections are merged, and "attack.eps" is eps in the section attack."""
+    result = dict(values)
+    for name, change in changes.items():
+        section, _, rest = name.partition(".") if isinstance(name, str) else (name, "", "")
+        if rest:
+            change = {rest: change}
+        old = result.get(section)
+        nested = isinstance(change, Mapping) and (rest or isinstance(old, Mapping))
+        result[section] = overlaid(old if isinstance(old, Mapping) else {}, change) if nested else change
+    return result
 
 
 def read_recipe(name: str) -> dict[str, Any]:
