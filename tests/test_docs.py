@@ -40,20 +40,8 @@ READS = {
     *("--mask", "--prior", "--reference", "--seeds", "--start", "--weights", "file", "answers"),
 }
 DATASETS = ("cifar10", "cifar100", "imagenet", "restricted_imagenet", "cinic10")
-PROGRAMS = {
-    "bigroc",
-    "python",
-    "python3",
-    "make",
-    "pip",
-    "git",
-    "cd",
-    "mkdir",
-    ".",
-    "apt-get",
-    "bash",
-    ".venv/bin/pre-commit",
-}
+PROGRAMS = {"bigroc", "python", "python3", "make", "pip", "git", "cd", "mkdir", ".", "apt-get", "bash"}
+PROGRAMS |= {".venv/bin/pre-commit"}
 SOURCES = [*PAGES, *RECIPE_FILES]
 OURS = [command for page in SOURCES for command in commands(page) if command.words and command.words[0] == "bigroc"]
 ALL_COMMANDS = [command for page in SOURCES for command in commands(page) if command.words]
