@@ -1,9 +1,10 @@
 """What a person may say about a checkpoint on any command line, and loading with it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from robust_models.architectures import ACTIVATIONS
@@ -44,6 +45,27 @@ class CheckpointFlags:
         settings: dict[str, Any] = {name: getattr(self, name) for name in CheckpointFlags.__dataclass_fields__}
         settings["class_names"] = self.class_names and _names(self.class_names)
         return load(checkpoint, **settings, quiet=quiet)
+
+
+_FLAGS = TypeAdapter(CheckpointFlags)
+
+
+def split_flags(text: str) -> tuple[str, CheckpointFlags]:
+    """ "FILE,normalize=cifar10,image_size=64" as the file's name and its flags: for options that name a classifier.
+
+    A file that is called so is itself. UserError where a value does not fit.
+    """
+    if Path(text).exists():
+        return text, CheckpointFlags()
+    names = "|".join(CheckpointFlags.__dataclass_fields__)
+    checkpoint, *settings = re.split(rf",(?=(?:{names})=)", text)
+    try:
+        return checkpoint, _FLAGS.validate_python(dict(setting.split("=", 1) for setting in settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
+        ) from error
 
 
 def _names(text: str) -> list[str]:

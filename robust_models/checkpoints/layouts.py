@@ -16,7 +16,9 @@ from robust_models.classifier import Normalizer
 from robust_models.errors import UserError
 
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "student", "shadow", "params")
-_EMA_STATES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "params_ema")
+_STATES += ("weights", "model_weights", "network_state_dict", "state")  # Composer nests the model in its state
+_EMA_STATES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "params_ema", "ema_weights")
+_EMA_STATES += ("swa", "swa_state_dict", "swa_model", "swa_model_state_dict", "averaged_model", "model_swa")
 _MAX_LISTED = 16  # numbers of a small tensor, such as accuracies by class
 _SETTINGS = ("hyper_parameters", "hparams", "args", "config")
 _STD_OF = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}  # robustness, TRADES and torchvision, RobustBench
@@ -123,9 +125,13 @@ def _is_nested(value: Any) -> bool:
 
 def _as_dict(content: Any) -> tuple[Any, list[str]]:
     """A pickled module's tensors by name, the first network of a list; anything else as it is. And what is left out."""
-    if isinstance(content, list) and content and isinstance(content[0], dict):
-        # convex_adversarial saves a cascade of networks; the first one classifies every image.
-        return content[0], [f"[{i}]" for i in range(1, len(content))]
+    if (
+        isinstance(content, list | tuple)
+        and (first := next((i for i, v in enumerate(content) if _is_nested(v)), -1)) >= 0
+    ):
+        # convex_adversarial saves a cascade of networks, of which the first classifies every image; others save
+        # (state_dict, epoch).
+        return content[first], [f"[{i}]" for i in range(len(content)) if i != first]
     if isinstance(content, Record) and (state := state_of_module(content)):
         return state, []
     return content, []

@@ -14,6 +14,7 @@ from robust_models.checkpoints.foreign import describe
 from robust_models.checkpoints.functions import load_function
 from robust_models.checkpoints.hugging_face import folder_of, read_folder
 from robust_models.checkpoints.layouts import Found, find_layout
+from robust_models.checkpoints.other_formats import refuse_other_formats
 from robust_models.checkpoints.ours import Given, is_safetensors, read_description, read_safetensors
 from robust_models.checkpoints.published import Published, fetch, published
 from robust_models.checkpoints.subtrees import State
@@ -129,6 +130,8 @@ def _print_once(line: str) -> None:
 
 def _found(path: Path, tensors: State | None, ema: bool) -> Found:
     """The classifier in a foreign folder or file (`tensors` where it is safetensors)."""
+    if tensors is None:
+        refuse_other_formats(path)
     if folder := path if path.is_dir() else folder_of(path):
         return read_folder(folder, ema=ema)
     if tensors is None:

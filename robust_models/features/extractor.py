@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from robust_models.checkpoints.flags import split_flags
 from robust_models.checkpoints.provenance import Source, load_classifier
 from robust_models.errors import UserError
 from robust_models.images import to_float
@@ -36,14 +37,19 @@ class FeatureExtractor(Protocol):
 
 
 class ClassifierFeatures:
-    """FeatureExtractor of the classifier called or stored at `checkpoint`; fp32 whatever the hardware."""
+    """FeatureExtractor of the classifier called or stored at `checkpoint`; fp32 whatever the hardware.
 
-    protocol = "pixels/255"  # no resizing: the images have the classifier's size
+    What its file does not state may follow the name: "FILE,normalize=cifar10,image_size=64" (see CheckpointFlags).
+    """
+
     is_fid = False
     spatial_dim: int | None = None
 
     def __init__(self, checkpoint: str, *, device: torch.device) -> None:
-        model, self.source = load_classifier(checkpoint)
+        file, flags = split_flags(checkpoint)
+        model, self.source = load_classifier(file, flags)
+        given = checkpoint.removeprefix(file)  # the features depend on it as on the pixels
+        self.protocol = f"pixels/255{given}"  # no resizing: the images have the classifier's size
         self.name = f"classifier:{checkpoint}"
         self.dim = model.head.in_features
         self.num_classes: int | None = len(model.class_names)
@@ -72,7 +78,8 @@ def open_features(
 ) -> FeatureExtractor:
     """The feature space called `name`.
 
-    "classifier:NAME_OR_FILE"; "inception" (2048-d, pool3), "inception-768", "inception-192" or "inception-64";
+    "classifier:NAME_OR_FILE", what the file does not state after it (",normalize=cifar10");
+    "inception" (2048-d, pool3), "inception-768", "inception-192" or "inception-64";
     "dinov2" (ViT-L/14, class token).
     weights: the Inception network's file or URL; None: torch's hub cache, else a download. protocol: how pixels reach
     Inception (features/protocols.py); None: pytorch-fid. UserError for another name or protocol, for a missing package,

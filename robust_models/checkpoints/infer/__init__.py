@@ -36,7 +36,17 @@ def infer(state: State) -> Match | None:
 
     Only what distinguishes the families is compared: the caller compares every name and shape.
     """
-    for reader in READERS:
-        if match := reader(state):
-            return match
+    states = [state, renamed] if (renamed := _joined(state)) is not None else [state]
+    return next((match for each in states for reader in READERS if (match := reader(each))), None)
+
+
+def _joined(state: State) -> State | None:
+    """The tensors under torchvision's names where a toolkit keeps the head apart from the body, else None.
+
+    mmpretrain (backbone, head.fc); AlexNet and VGG of MadryLab robustness (last_layer).
+    """
+    if "head.fc.weight" in state and any(name.startswith("backbone.") for name in state):
+        return {name.removeprefix("backbone.").removeprefix("head."): tensor for name, tensor in state.items()}
+    if {"features.0.weight", "last_layer.weight"} <= state.keys():
+        return {name.replace("last_layer.", "classifier.6."): tensor for name, tensor in state.items()}
     return None

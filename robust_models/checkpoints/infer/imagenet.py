@@ -14,7 +14,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from robust_models.checkpoints.infer.match import Match, is_head, num_classes
+from robust_models.checkpoints.infer.match import (
+    MAX_WIDTH,
+    RESNETS,
+    Match,
+    depths,
+    is_head,
+    num_classes,
+    shape,
+    size,
+)
 from robust_models.checkpoints.subtrees import State
 
 TABLE = Path(__file__).parent / "library_table.txt"
@@ -49,14 +58,27 @@ def library_network(state: State) -> Match | None:
     """The plainest network with these tensors whose own image size is that of the file, else one made for that size."""
     networks = _table().get(fingerprint(state))
     if networks is None:
-        return None
-    size = _image_size(state)
-    fitting = [name for name, own in networks.items() if size in (None, own)] or [*networks]
+        return _torchvision_resnet(state)
+    pixels = _image_size(state)
+    fitting = [name for name, own in networks.items() if pixels in (None, own)] or [*networks]
     arch = fitting[0]
-    resized = size is not None and size != networks[arch]
-    options = {_SIZE_OPTION[arch.partition(":")[0]]: size} if resized else {}
+    resized = pixels is not None and pixels != networks[arch]
+    options = {_SIZE_OPTION[arch.partition(":")[0]]: pixels} if resized else {}
     also, usual = tuple(fitting[1:]), networks[arch]
-    return Match(arch, state, "relu", image_size=size, usual_size=usual, also=also, options=options)
+    return Match(arch, state, "relu", image_size=pixels, usual_size=usual, also=also, options=options)
+
+
+def _torchvision_resnet(state: State) -> Match | None:
+    """torchvision's ResNets of widths and groups that have no name of their own, such as wide_resnet50_4."""
+    per_stage = depths(state, r"layer(\d)\.(\d{1,4})\.conv3\.weight")
+    name = RESNETS.get(("bottleneck", per_stage))
+    if name is None or shape(state, "conv1.weight") != (64, 3, 7, 7) or "fc.weight" not in state:
+        return None
+    inner, group_width = (size(state, "layer1.0.conv2.weight", axis) for axis in (0, 1))
+    if not 0 < group_width <= inner <= MAX_WIDTH or inner % group_width:
+        return None
+    options = {"groups": inner // group_width, "width_per_group": group_width}
+    return Match(f"torchvision:{name}", state, "relu", usual_size=224, options=options)
 
 
 @cache
