@@ -74,6 +74,10 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
                 means = assemble(work, images, passes.shards, precision)
                 save_pictures(config, passes.refiner, images, work, passes.shards)
                 summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
+                summary["assumptions"] = {
+                    name: classifier.description.assumptions
+                    for name, classifier in zip(config.ckpts, classifiers, strict=True)
+                }
                 if search is not None:
                     summary["eps_search"] = work.read_json(EPS) | search.verdict(partial(work.image, passes.shards))
                 work.write_summary(summary)

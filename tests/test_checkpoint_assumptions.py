@@ -113,10 +113,12 @@ def test_each_verb_says_the_line_once(verb, tmp_path, capsys):
         "eval quality": ["quality", "--images", data, "--reference", data, "--features", f"classifier:{file}"],
     }[verb]
     main = refine.cli.main if verb == "refine" else eval.cli.main
-    assert main([str(word) for word in (*words, "--device", "cpu")]) == 0, capsys.readouterr().err
-    lines = [line for line in capsys.readouterr().err.splitlines() if "not stated in the file, so assumed" in line]
+    assert main([str(word) for word in (*words, "--device", "cpu", "--json")]) == 0, capsys.readouterr().err
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "not stated in the file, so assumed" in line]
     assert len(lines) == 1
     assert "normaliser none (--normalize)" in lines[0]
+    assert '"normalize": "none"' in captured.out
 
 
 # Readings compared by accuracy.

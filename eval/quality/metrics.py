@@ -207,7 +207,9 @@ def measure(
 def described(features: FeatureExtractor) -> dict[str, Any]:
     """What a number needs beside it: the feature space's dimension, protocol and file."""
     kind = "checkpoint" if features.name.startswith("classifier:") else "weights"
-    source = {"name": features.source.name, "sha256": features.source.sha256}
+    source: dict[str, Any] = {"name": features.source.name, "sha256": features.source.sha256}
+    if features.source.assumptions:
+        source["assumptions"] = features.source.assumptions
     return {"dim": features.dim, "protocol": features.protocol, kind: source}
 
 

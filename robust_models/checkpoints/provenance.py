@@ -1,6 +1,6 @@
-"""Which file a number came from: its name and its hash."""
+"""Which file a number came from: its name, its hash, and what was assumed of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import find
@@ -11,10 +11,11 @@ from robust_models.runtime.files import sha256_of
 
 @dataclass(frozen=True)
 class Source:
-    """A file as the user called it, and the sha256 of its bytes."""
+    """A file as the user called it, the sha256 of its bytes, and what it does not state (Description.assumptions)."""
 
     name: str
     sha256: str
+    assumptions: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 def load_classifier(checkpoint: str, flags: CheckpointFlags | None = None) -> tuple[RobustClassifier, Source]:
@@ -27,4 +28,4 @@ def load_classifier(checkpoint: str, flags: CheckpointFlags | None = None) -> tu
     model = (flags or CheckpointFlags()).load(checkpoint)
     if sha256_of(path) != before:
         raise UserError(f"ckpt: {path} was replaced while it was read; run the command again, or copy the file first")
-    return model, Source(checkpoint, before)
+    return model, Source(checkpoint, before, model.description.assumptions)
