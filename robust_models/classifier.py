@@ -72,6 +72,7 @@ class Description:
 
     @property
     def num_classes(self) -> int:
+        """Logits for each image."""
         return len(self.class_names)
 
     @property

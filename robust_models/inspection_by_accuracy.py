@@ -49,7 +49,7 @@ class Comparison:
         return self.assumed if self.assumed in self.ties else self.best
 
     @property
-    def is_settled(self) -> bool:
+    def is_decisive(self) -> bool:
         """The best differs from every other candidate by more than chance."""
         return not self.ties
 

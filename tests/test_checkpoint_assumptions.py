@@ -144,7 +144,7 @@ def test_a_significantly_worse_reading_never_wins_and_ties_are_named(right, assu
     comparison = Comparison("normalizer", masks(**right), assumed)
     assert comparison.chosen == chosen
     assert comparison.ties == ties
-    assert comparison.is_settled == (not ties)
+    assert comparison.is_decisive == (not ties)
 
 
 @pytest.mark.parametrize("true", ["cifar10", "half", "std0.225"])

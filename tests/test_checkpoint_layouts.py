@@ -410,7 +410,7 @@ def test_a_file_with_averaged_weights_only_says_so():
 def test_settings_beside_the_network_are_told():
     settings = {"lr": 0.1, "name": "a", "layers": [1, 2], "long": "x" * 2000}
     found = find_layout({"state_dict": NETWORK, "hyper_parameters": settings, "epoch": 3}, ema=False, where="file")
-    assert found.told == {"hyper_parameters": {"lr": 0.1, "name": "a"}, "epoch": 3}
+    assert found.metadata == {"hyper_parameters": {"lr": 0.1, "name": "a"}, "epoch": 3}
 
 
 def test_a_normaliser_inside_wrappers_is_taken():

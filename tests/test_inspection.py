@@ -104,7 +104,7 @@ def test_too_few_images_change_nothing(foreign):
     file, _, x_u8, y = foreign
     model, comparisons = choose_by_accuracy(load(file), x_u8[:3], y[:3])
     assert model.description.activation == "relu"
-    assert not any(comparison.is_settled for comparison in comparisons if comparison.best != "relu")
+    assert not any(comparison.is_decisive for comparison in comparisons if comparison.best != "relu")
 
 
 def test_convert_keeps_everything_and_the_logits(foreign, tmp_path, capsys):

@@ -39,20 +39,20 @@ def renamed(
     """
     network_class = _network_class(name)
     with _quiet():
-        network, told = network_class.from_pretrained(
+        network, report = network_class.from_pretrained(
             None,
             config=_configuration(network_class, options, num_classes),
             state_dict=dict(state),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    missing, other = sorted(told["missing_keys"]), sorted(told["mismatched_keys"])
+    missing, other = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
     if other:
         tensor, came, expected = other[0]
         raise UserError(f"{tensor} is {list(came)}, expected {list(expected)}")
     if missing:
         raise UserError(f"{len(missing)} tensors missing ({', '.join(missing[:3])})")
-    return network.state_dict(), sorted(told["unexpected_keys"])
+    return network.state_dict(), sorted(report["unexpected_keys"])
 
 
 def image_classifiers() -> dict[str, str]:

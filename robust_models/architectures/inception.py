@@ -74,11 +74,13 @@ def mixed_7(planes: int, act: Activation) -> Parallel:
 
 
 def halving_6(planes: int, act: Activation) -> Parallel:
+    """To half the size, behind the blocks at full size."""
     branches = ([(384, 3)], [(64, 1), (96, 3), (96, 3)])
     return Parallel([*(chain(planes, *steps, act=act, halve=True) for steps in branches), nn.MaxPool2d(3, stride=2)])
 
 
 def halving_7(planes: int, act: Activation) -> Parallel:
+    """To half the size, behind the blocks of rows and columns."""
     branches = ([(192, 1), (320, 3)], [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)])
     return Parallel([*(chain(planes, *steps, act=act, halve=True) for steps in branches), nn.AvgPool2d(3, stride=2)])
 

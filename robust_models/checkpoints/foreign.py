@@ -63,7 +63,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
         "activation": activation_from,
         "normalizer": normalizer_from,
         "ignored": [name[:80] for name in found.ignored[:MAX_LISTED]],
-        "told": found.told,
+        "told": found.metadata,
         "published": known.name if known else None,
         "assumed": {name: value for name, value in assumed.items() if value is not None},
     }

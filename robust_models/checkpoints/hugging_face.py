@@ -35,7 +35,7 @@ _LABELS = ("id2label", "label2id", "label_names", "label_descriptions")
 
 
 def folder_of(file: Path) -> Path | None:
-    """The folder of a file of weights (model.safetensors, pytorch_model.bin) whose config.json tells its network."""
+    """The folder of a file of weights (model.safetensors, pytorch_model.bin) that has a config.json of its network."""
     if file.name not in _WEIGHTS or not (file.parent / "config.json").is_file():
         return None
     config = _read_json(file.parent / "config.json")

@@ -28,14 +28,14 @@ _MAX_NORMALIZER_DEPTH = 3  # names before "mean": model.normalize.mean, module.m
 
 @dataclass
 class Found:
-    """The network's tensors in a checkpoint, and what else it told."""
+    """The network's tensors in a checkpoint, and what else it states."""
 
     layout: str
     variants: list[State]  # the tensors as the file names them, then without one wrapper's prefix after the other
     normalizer: Normalizer | None
     ignored: list[str] = field(default_factory=list)
-    told: dict[str, Any] = field(default_factory=dict)  # epoch, accuracies and other plain values beside the tensors
-    # What only some layouts tell (a Hugging Face folder's config.json does); None: not told.
+    metadata: dict[str, Any] = field(default_factory=dict)  # epoch, accuracies and other plain values
+    # What only some layouts state (a Hugging Face folder's config.json does); None: not stated.
     arch: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
@@ -71,14 +71,14 @@ class _Entries:
     layout: str
     state: State
     ignored: list[str]
-    told: dict[str, Any]
+    metadata: dict[str, Any]
     averaged: bool
 
 
 def _descend(content: Any, *, ema: bool, where: str) -> _Entries:
     """Down the usual names of entries to a dict of tensors."""
     ignored: list[str] = []
-    told: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     trail: list[str] = []
     family, averaged = "", False
     for _ in range(_MAX_NESTING):
@@ -94,7 +94,7 @@ def _descend(content: Any, *, ema: bool, where: str) -> _Entries:
             break
         for other, value in content.items():
             if isinstance(other, str) and (plain := _plain(other, value)) is not None:
-                told[other] = plain
+                metadata[other] = plain
             elif other != name:
                 ignored.append(str(other))
         trail.append(name)
@@ -108,7 +108,7 @@ def _descend(content: Any, *, ema: bool, where: str) -> _Entries:
         raise UserError(f"{where} holds no tensors by name ({_outline(content)}); save the network's state_dict()")
     ignored += [str(name) for name in entries if name not in state]
     layout = f"{family}state dict under {'.'.join(trail)}" if trail else "state dict"
-    return _Entries(layout, state, ignored, told, averaged)
+    return _Entries(layout, state, ignored, metadata, averaged)
 
 
 def _next_entry(content: dict[Any, Any], *, ema: bool) -> str | None:
@@ -153,7 +153,7 @@ def _read_robustness(entries: _Entries) -> Found | None:
         variants=find_network(network, ema=False).variants,
         normalizer=_normalizer(state, f"{normalizers[0]}new_mean"),
         ignored=[*entries.ignored, *(name for name in ignored if not name.startswith(normalizers[0]))],
-        told=entries.told,
+        metadata=entries.metadata,
     )
 
 
@@ -170,7 +170,7 @@ def _read_plain(entries: _Entries, *, ema: bool) -> tuple[Found, bool]:
             break
     network = find_network(state, ema=ema, numbered=numbered)
     ignored = [*entries.ignored, *network.ignored]
-    found = Found(entries.layout, network.variants, normalizer, ignored, entries.told)
+    found = Found(entries.layout, network.variants, normalizer, ignored, entries.metadata)
     return found, network.averaged
 
 

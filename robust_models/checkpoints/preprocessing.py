@@ -9,7 +9,7 @@ from robust_models.errors import UserError
 
 
 def normalizer_of(mean: Any, std: Any, path: Path) -> Normalizer | None:
-    """Three numbers each, or one for all channels; None where one is not told."""
+    """Three numbers each, or one for all channels; None where one is missing."""
     if mean is None or std is None:
         return None
     channels = [[value] * 3 if isinstance(value, int | float) else value for value in (mean, std)]

@@ -35,10 +35,10 @@ def find_network(state: State, *, ema: bool, numbered: str = "") -> Network:
         state = network.variants[-1]
         modules = _modules(state)
         network.averaged |= "n_averaged" in state  # torch.optim.swa_utils.AveragedModel
-        chosen, sure = _chosen(modules, ema=ema)
+        chosen, is_certain = _chosen(modules, ema=ema)
         if chosen is None or (chosen.isdigit() and chosen != numbered):
             break
-        if not sure:
+        if not is_certain:
             network.variants.insert(-1, modules[chosen])
             break
         network.averaged |= bool(_AVERAGE.search(chosen))
@@ -57,7 +57,7 @@ def _modules(state: State) -> dict[str, State]:
 
 
 def _chosen(modules: dict[str, State], *, ema: bool) -> tuple[str | None, bool]:
-    """(the module that is the network, whether that is sure); None where all are parts of one network."""
+    """(the module that is the network, whether that is certain); None where all are parts of one network."""
     networks = [name for name, tensors in modules.items() if _has_weights(tensors)]
     averages = [name for name in networks if _AVERAGE.search(name)]
     if ema and averages:

@@ -20,6 +20,7 @@ _PREACT_BLOCK = {**_BLOCK, "conv_2d_1": "branch.0", "conv_2d_2": "branch.3"}
 
 
 def wide_resnet(state: State) -> Match | None:
+    """Their WideResNets, of any depth and width."""
     widths = [size(state, f"layer.{stage}.block.0.conv_0.weight") for stage in (0, 1, 2)]
     name = wide_name(depths(state, r"layer\.(\d)\.block\.(\d{1,4})\.conv_0\.weight", first=0), widths)
     if name is None or shape(state, "init_conv.weight") != (16, 3, 3, 3):
@@ -30,6 +31,7 @@ def wide_resnet(state: State) -> Match | None:
 
 
 def preact_resnet(state: State) -> Match | None:
+    """Their PreActResNet-18 and -34."""
     depth = _PREACT_DEPTHS.get(depths(state, r"layer_(\d)\.(\d{1,4})\.conv_2d_1\.weight", first=0))
     if depth is None or shape(state, "conv_2d.weight") != (64, 3, 3, 3):
         return None

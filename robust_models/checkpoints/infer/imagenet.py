@@ -1,8 +1,8 @@
-"""Networks of torchvision and timm, recognised in a table of the names and shapes that each of theirs has.
+"""Networks of torchvision and timm, recognised in a table of the names and shapes of each.
 
 library_table.py makes the table (library_table.txt): a line per network, or per networks with the same tensors, the
 plainest first. That they share tensors does not make them compute the same: they may differ in an activation, in
-padding or in pooling, so all of them are told.
+padding or in pooling, so all of them are listed.
 """
 
 import hashlib

@@ -22,6 +22,7 @@ _UNIT = {"conv": "0", "bn": "1"}
 
 
 def inception(state: State) -> Match | None:
+    """The architecture and its names, by three tensors that only it has together."""
     if not {"Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch5x5.0.conv.weight", "linear.weight"} <= {*state}:
         return None
     return Match("inception_v3", {_renamed(name): tensor for name, tensor in state.items()})

@@ -16,7 +16,7 @@ from robust_models.runtime.files import whole_file
 
 _USUAL_SIZE = 224
 _CLASSES = 1009  # a prime
-_MANY = 10_000  # tensors; no network of theirs has more
+_MANY = 10_000  # tensors; no network has more
 
 
 def line_of(names: dict[str, int], key: str) -> str:
@@ -49,6 +49,7 @@ def key_of(name: str) -> str:
 
 
 def main() -> None:
+    """Builds every network without memory and writes the table."""
     table: dict[str, dict[str, int]] = defaultdict(dict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries say about the future of their initial weights

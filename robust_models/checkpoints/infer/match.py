@@ -88,4 +88,5 @@ def renamed(state: State, outer: dict[str, str], pattern: str, inner: dict[str, 
 
 
 def residual_block(state: State) -> str:
+    """ "bottleneck" or "basic", by the first block under torchvision's names."""
     return "bottleneck" if "layer1.0.conv3.weight" in state else "basic"

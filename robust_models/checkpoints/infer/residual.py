@@ -60,7 +60,7 @@ def cifar_resnet(state: State) -> Match | None:
 def preact_resnet(state: State) -> Match | None:
     """kuangliu's PreActResNet, with a batch norm before the head (Rice et al. 2020) or without (Wong et al. 2020).
 
-    Robust networks with that batch norm project act(bn(x)), those without project x; the tensors do not tell.
+    Robust networks with that batch norm project act(bn(x)), those without project x; the tensors do not show which.
     """
     name = _kuangliu(state)
     if name is None or "bn1.weight" in state or "layer1.0.bn1.weight" not in state:

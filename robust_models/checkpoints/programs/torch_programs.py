@@ -52,7 +52,7 @@ def _batch(n: Any, ranges: dict[Any, Any]) -> tuple[int, int | None]:
     return max(1, int(limits.lower)), largest
 
 
-# A traced `view` may hold the batch of its example; the file does not tell which.
+# A traced `view` may hold the batch of its example; the file does not state which.
 _BATCHES = ((1, None), *((n, n) for n in (1, 2, 4, 8, 16, 32)))
 
 

@@ -25,6 +25,7 @@ class Record:
         self.became: Any = None  # what its state turned it into, see unpickle.read_pickle
 
     def extend(self, entries: Iterable[Any]) -> None:
+        """Keeps what the pickle appends to the object or sets in it."""
         self.entries = self.entries or []
         self.entries.extend(entries)
 
@@ -45,12 +46,14 @@ def plain_key(key: Any) -> Any:
 
 
 def plain_dict(items: list[Any]) -> dict[Any, Any]:
+    """A dict of keys and values in turn. BrokenPickle where a value is missing."""
     if len(items) % 2:
         raise BrokenPickle("a dict with a key but no value")
     return {plain_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
 def plain_set(items: Any = ()) -> set[Any]:
+    """A set of the items."""
     return {plain_key(item) for item in listed(items)}
 
 
@@ -62,6 +65,7 @@ def listed(items: Any) -> list[Any] | tuple[Any, ...]:
 
 
 def extend(target: Any, items: list[Any]) -> None:
+    """Appends the items to a list, a set or a record. BrokenPickle for anything else."""
     if isinstance(target, set):
         target.update(plain_key(item) for item in items)
     elif isinstance(target, list | Record):
@@ -71,6 +75,7 @@ def extend(target: Any, items: list[Any]) -> None:
 
 
 def update(target: Any, items: list[Any]) -> None:
+    """Sets keys and values, in turn, in a dict or a record. BrokenPickle for anything else."""
     if isinstance(target, dict):
         target.update(plain_dict(items))
     elif isinstance(target, Record):

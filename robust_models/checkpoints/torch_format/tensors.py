@@ -94,6 +94,7 @@ def fill(raw: Tensor, file: BinaryIO) -> None:
 
 
 def dtype_of(storage_type: Any) -> torch.dtype:
+    """The type of a storage's elements, by the record of its class. BrokenPickle for one that is not read."""
     name = storage_type.name.rsplit(".", 1)[-1].removesuffix("Storage") if isinstance(storage_type, Record) else ""
     if name not in _DTYPES:
         raise BrokenPickle(f"storages of type {name[:40] or 'unknown'} are not read")

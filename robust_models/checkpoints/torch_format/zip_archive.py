@@ -1,6 +1,6 @@
 """The zip that torch.save writes since PyTorch 1.6: entries that are stored, found by the archive's directory.
 
-`zipfile` makes an object of each of a directory's entries before it can be told how many are too many.
+`zipfile` makes an object of each of a directory's entries before their number can be refused.
 """
 
 import io
@@ -41,6 +41,8 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # the value is in a 64-bit field
 
 @dataclass(frozen=True)
 class Entry:
+    """A file in the archive."""
+
     offset: int  # of its header
     size: int  # in the file
     stored: bool  # neither compressed nor encrypted
