@@ -127,45 +127,50 @@ def labels_from_file(path: Path | str, names: Sequence[str], class_names: Sequen
     without names belong to the images in order and must be as many.
     """
     path = Path(path)
-    rows = read_table(path, field="targets", names=_NAME_COLUMNS, values=_LABEL_COLUMNS)
-    if rows[0].name is None:
-        if len(rows) != len(names):
-            raise UserError(
-                f"targets: {path} has {len(rows)} labels without names for {len(names)} images; give one for each, in "
-                f"order, or name the image of each"
-            )
-        ordered = [row.value for row in rows]
-    else:
-        ordered = _by_name(rows, names, path)
+    ordered = values_from_file(path, names, field="targets")
     # A float is no label: as text it is refused with the class it may have meant.
     labels = [value if isinstance(value, int) else str(value) for value in ordered]
     return torch.tensor(class_indices(labels, class_names, source=f"targets: {path}"))
 
 
-def _by_name(rows: Sequence[Row], names: Sequence[str], path: Path) -> list[Value]:
+def values_from_file(path: Path, names: Sequence[str], *, field: str) -> list[Value]:
+    """The label of each of the images called `names`, as it stands in the file; see labels_from_file.
+
+    UserError, beginning with `field`, where the file has not one for each.
+    """
+    rows = read_table(path, field=field, names=_NAME_COLUMNS, values=_LABEL_COLUMNS)
+    if rows[0].name is None:
+        if len(rows) != len(names):
+            raise UserError(
+                f"{field}: {path} has {len(rows)} labels without names for {len(names)} images; give one for each, in "
+                f"order, or name the image of each"
+            )
+        return [row.value for row in rows]
+    return _by_name(rows, names, f"{field}: {path}")
+
+
+def _by_name(rows: Sequence[Row], names: Sequence[str], where: str) -> list[Value]:
     """The value of each name; an entry of the very name, suffix and all, comes before one of its stem."""
     table: dict[str, Value] = {}
     stems: dict[str, set[Value]] = {}
     for row in rows:
         name = _normal(str(row.name))
         if table.setdefault(name, row.value) != row.value:
-            raise UserError(f"targets: {path} names {row.name} twice, as {table[name]} and as {row.value}")
+            raise UserError(f"{where} names {row.name} twice, as {table[name]} and as {row.value}")
         stems.setdefault(_stem(name), set()).add(row.value)
     found: list[Value] = []
     missing: list[str] = []
     for name in map(_normal, names):
         values = {table[name]} if name in table else stems.get(_stem(name), set())
         if len(values) > 1:
-            raise UserError(
-                f"targets: {path} has several files called {name} but for their suffix, with different labels"
-            )
+            raise UserError(f"{where} has several files called {name} but for their suffix, with different labels")
         if values:
             found.extend(values)
         else:
             missing.append(name)
     if missing:
         raise UserError(
-            f"targets: {path} has no label for {len(missing)} of {len(names)} images, the first {missing[0]} (it names "
+            f"{where} has no label for {len(missing)} of {len(names)} images, the first {missing[0]} (it names "
             f"{rows[0].name}{', ...' if len(rows) > 1 else ''})"
         )
     return found

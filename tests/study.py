@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import yaml
 
-from eval.study.cell import Refinement, Ruler
+from eval.study.cell import Refinement, Scorer
 from eval.study.cli import STUDY
 from eval.study.config import StudyConfig
 from eval.study.results import Results
@@ -53,7 +53,7 @@ def config(root: Path, **changed: Any) -> StudyConfig:
     return resolve(StudyConfig, values(root, **changed), {})
 
 
-def pretended(images: ImageSet, refinement: Refinement, ruler: Ruler, place: Place, *, keep: bool) -> dict[str, Any]:
+def pretended(images: ImageSet, refinement: Refinement, scorer: Scorer, place: Place, *, keep: bool) -> dict[str, Any]:
     """Stands in for run_cell where bookkeeping is tested: a number that the key decides."""
     place.arrays.parent.mkdir(parents=True, exist_ok=True)
     np.savez(place.arrays, features=np.zeros((len(images), 2)))

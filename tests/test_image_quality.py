@@ -53,7 +53,7 @@ def test_whatever_holds_the_images_the_numbers_are_those_of_the_command(files, m
     assert (found["n_images"], found["n_reference"]) == (60, 80)
 
 
-def test_a_classifiers_features_by_name_and_one_metric_by_itself(files):
+def test_a_classifiers_features_by_name_and_one_metric_alone(files):
     found = image_quality("a.npz", np.zeros((5, 16, 16, 3), np.uint8), features=Pooled())
     assert found["fid"] > 0
     x_u8 = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

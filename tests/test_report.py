@@ -356,7 +356,7 @@ def test_cells_that_are_not_told_apart_share_the_mark(lab):
     digest = told(lab.results(lab.cell(RAW), *cells))
     assert [row.mark for row in digest.rows] == ["", TIED, TIED]
     other = max(digest.rows[1:], key=lambda row: row.distance.value)
-    assert f"Not told apart from the lowest: {other.label}." in only(summary(digest))
+    assert f"Not significantly different from the lowest: {other.label}." in only(summary(digest))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_cells_that_are_not_told_apart_share_the_mark(lab):
     [
         (0.1, r"The best robust classifier \(robust\) ends at a distance lower by \d\.\d+ \[.*\] than the best"),
         (0.9, r"ends at a distance higher by \d\.\d+ \[.*\] than the best standard one \(standard\)\."),
-        (0.5, r"is not told apart from the best standard one \(standard\): "),
+        (0.5, r"does not differ significantly from the best standard one \(standard\): "),
     ],
 )
 def test_robust_and_standard_classifiers_are_compared(lab, gain, words):

@@ -66,10 +66,10 @@ def test_two_ranks_share_the_jobs_and_the_first_one_tells(tmp_path, monkeypatch)
 def noting(settings: StudyConfig) -> None:
     """A run that writes down each cell that it begins, and whether it was done before."""
 
-    def noted(images, refinement, ruler, place, **named):
+    def noted(images, refinement, scorer, place, **named):
         with (settings.out / "begun").open("a") as file:
             file.write(f"{place.key} {place.done.exists()}\n")
-        return run_cell(images, refinement, ruler, place, **named)
+        return run_cell(images, refinement, scorer, place, **named)
 
     eval.study.plan.run_cell = noted
     study(settings)

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.survey.agreement import krippendorff_alpha
+from eval.survey.answers import Store
 from eval.survey.cli import SURVEY
 from eval.survey.order import Item
-from eval.survey.preference import clustered_interval, share_of
-from eval.survey.store import Store
+from eval.survey.preference import clustered_interval, krippendorff_alpha, share_of
 from robust_models.runtime.command import run
 
 LEFT, RIGHT = Item(0, "after", "before"), Item(0, "before", "after")

@@ -35,6 +35,17 @@ class Progress:
     def save(self) -> None:
         """Called after each batch."""
 
+    def standing(self, n: int, num_stages: int) -> str:
+        """How far a chain of num_stages over n images has come, in words."""
+        whole, partly = len(self.stages), 0
+        if self.stages:
+            began_with = int(self.stages[-2].survived.sum()) if len(self.stages) > 1 else n
+            if self.stages[-1].done < began_with:
+                whole, partly = whole - 1, self.stages[-1].done
+        if whole == num_stages:
+            return "all is done"
+        return f"{whole} of {num_stages} passes over the images are done, and {partly} images of the next"
+
 
 @dataclass
 class StoredProgress(Progress):

@@ -19,10 +19,22 @@ from robust_models import RobustClassifier, load_dataset
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.provenance import Source, load_classifier
 from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
+from robust_models.runtime.files import exclusive, sweep_partials
 
 
 def run_robust(config: RobustConfig) -> dict[str, Any]:
-    """Clean and robust accuracy (fractions) of a classifier on a data set, ready for JSON. UserError for bad input."""
+    """Clean and robust accuracy (fractions) of a classifier on a data set, ready for JSON. UserError for bad input.
+
+    With a state, no other process may write it meanwhile; what was stopped goes on from it.
+    """
+    if config.state is None:
+        return _measured(config)
+    with exclusive(config.state, "state"):
+        sweep_partials(config.state.parent, config.state.name)
+        return _measured(config)
+
+
+def _measured(config: RobustConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     model, checkpoint = load_classifier(config.ckpt, config)
     data = load_dataset(config.data, "test")
@@ -39,7 +51,14 @@ def run_robust(config: RobustConfig) -> dict[str, Any]:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         progress = _progress(config, model, checkpoint, settings, x_u8, y)
-        passed = run_stages(seen, x_u8, y, stages, batch_size=config.batch_size, progress=progress)
+        if config.state is not None and progress.stages:
+            print(f"state: {progress.standing(len(y), len(stages))} ({config.state})", file=sys.stderr)
+        try:
+            passed = run_stages(seen, x_u8, y, stages, batch_size=config.batch_size, progress=progress)
+        except (KeyboardInterrupt, SystemExit):
+            where = f"kept in {config.state}; the same command goes on" if config.state else "not kept: give --state"
+            print(f"stopped: {progress.standing(len(y), len(stages))}, {where}", file=sys.stderr)
+            raise
         sanity = _sanity(config, seen, x_u8, y) if config.sanity else {}
     n, wall_s = len(y), sum(stage.wall_s for stage in passed)
     clean, clean_interval = accuracy_of(passed[0].survived)

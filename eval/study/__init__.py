@@ -1,1 +1,1 @@
-"""Studies: grids of classifiers, image sets and refinement settings, run cell by cell and told in one report."""
+"""Studies: grids of classifiers, image sets and refinement settings, run cell by cell, with one report."""

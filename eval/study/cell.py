@@ -32,7 +32,7 @@ EXAMPLES = 16  # images of the set that are kept to look at
 
 
 @dataclass(frozen=True)
-class Ruler:
+class Scorer:
     """What every cell is scored with."""
 
     judge: Judge
@@ -51,26 +51,26 @@ class Refinement:
     precision: Precision
 
 
-def run_cell(images: ImageSet, refinement: Refinement, ruler: Ruler, place: Place, *, keep: bool) -> dict[str, Any]:
+def run_cell(images: ImageSet, refinement: Refinement, scorer: Scorer, place: Place, *, keep: bool) -> dict[str, Any]:
     """Refines and scores, writes place.arrays (features, examples_u8) and gives num_images and scores.
 
     keep: leave the refined set and its manifest in place.folder, where a killed run's refining goes on in any case.
     """
     scores: dict[str, float] = {"distance": 0.0}
-    refined, targets = images, _labels(images, ruler.judge)
+    refined, targets = images, _labels(images, scorer.judge)
     if refinement.checkpoint is not None:
-        config = refine_config(refinement, images.path, place.folder / "refined.npz", str(ruler.device))
+        config = refine_config(refinement, images.path, place.folder / "refined.npz", str(scorer.device))
         refine_set(config)
         refined = open_images(config.out)
         rows = _manifest(config.out)
         scores["distance"] = float(np.mean([row["distance"] for row in rows]))
         scores["target_agreement"] = float(np.mean([row["on_target_after"] for row in rows]))
-        targets = _judged_as(rows, refinement.checkpoint, ruler.judge)
-    collected = _collect(refined, ruler)
-    scores |= _quality(collected, ruler)
+        targets = _judged_as(rows, refinement.checkpoint, scorer.judge)
+    collected = _collect(refined, scorer)
+    scores |= _quality(collected, scorer)
     assert collected.rows is not None
     if targets is not None:
-        logits = ruler.judge.features.logits(collected.rows.to(ruler.device))
+        logits = scorer.judge.features.logits(collected.rows.to(scorer.device))
         assert logits is not None
         scores["judge_agreement"] = float((logits.argmax(1).cpu() == targets).double().mean())
     with whole_file(place.arrays) as partial, partial.open("wb") as file:
@@ -102,30 +102,30 @@ def refine_config(refinement: Refinement, images: Path, out: Path, device: str) 
     return RefineConfig(**flags, **settings, **places, precision=refinement.precision)
 
 
-def _collect(images: ImageSet, ruler: Ruler) -> Collected:
-    features = ruler.judge.features
+def _collect(images: ImageSet, scorer: Scorer) -> Collected:
+    features = scorer.judge.features
     has_logits = features.num_classes is not None
     found = collect(
         images,
         features,
         ("frechet", "rows", "score") if has_logits else ("frechet", "rows"),
         split=shuffled_splits(len(images)) if has_logits else None,
-        batch_size=ruler.batch_size,
+        batch_size=scorer.batch_size,
     )
     assert found is not None
     return found
 
 
-def _quality(collected: Collected, ruler: Ruler) -> dict[str, float]:
+def _quality(collected: Collected, scorer: Scorer) -> dict[str, float]:
     """frechet, inception_score, precision and recall, as far as they can be measured."""
     assert collected.rows is not None
-    enough = ruler.rows is not None and min(len(ruler.rows), len(collected.rows)) > PrecisionRecall.neighbours
+    enough = scorer.rows is not None and min(len(scorer.rows), len(collected.rows)) > PrecisionRecall.neighbours
     metrics: list[MetricName] = ["fid", *(["is"] if collected.score else []), *(["prc"] if enough else [])]
     found = measure(
         metrics,
         Side(frechet=collected.frechet, score=collected.score, rows=collected.rows),
-        Side(frechet=ruler.reference, rows=ruler.rows),
-        ruler.judge.features,
+        Side(frechet=scorer.reference, rows=scorer.rows),
+        scorer.judge.features,
         Options(),
     )
     return {name: found[name] for name in ("frechet", "inception_score", "precision", "recall") if name in found}

@@ -40,11 +40,7 @@ def collect_results(study: Study, command: str) -> Results:
 def _reference(study: Study) -> str:
     reference = study.inputs.reference
     n = len(reference.images) if reference.images is not None else reference.stored and reference.stored.n
-    return (
-        f"{n:,} images of {reference.path.name}"
-        if n
-        else f"{reference.path.name} (of how many images it does not tell)"
-    )
+    return f"{n:,} images of {reference.path.name}" if n else f"{reference.path.name} (of an unknown number of images)"
 
 
 def _cell(study: Study, axes: Axes) -> CellResult | None:
@@ -80,16 +76,16 @@ def _classifier(study: Study, name: str) -> ClassifierResult:
     if job is None or checkpoint is None:
         blocked = _blocked(study, name)
         return ClassifierResult(name, error=blocked or "not trained yet", pending=blocked is None)
-    told = _described(name, checkpoint)
+    known = _described(name, checkpoint)
     found = job.place.read()
     if found is None:
         error = job.place.error()
-        return replace(told, error=error or "not measured yet", pending=error is None)
+        return replace(known, error=error or "not measured yet", pending=error is None)
     command = commands.accuracy(study.config, checkpoint, study.data)
     read = {"checkpoint": checkpoint.sha256, "data": study.inputs.data_sha256}
     settings = {"ckpt": checkpoint.ckpt, "data": study.config.data, **as_plain(study.config.robust)}
     return replace(
-        told,
+        known,
         num_images=found["num_images"],
         accuracies=tuple(Accuracy(**{**one, "interval": tuple(one["interval"])}) for one in found["accuracies"]),
         panel=job.place.arrays,

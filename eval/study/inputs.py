@@ -59,7 +59,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Judge:
-    """The features that score, and (of a classifier) its classes, by which it can tell what an image shows."""
+    """The features that score, and (of a classifier) its classes, by which it recognises what an image shows."""
 
     features: FeatureExtractor
     class_names: tuple[str, ...] | None
@@ -105,7 +105,7 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
 
 
 def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -> None:
-    """UserError where a classifier's classes or image size do not fit what it is to refine or to be tested on."""
+    """UserError where a classifier's classes do not fit what it is to refine or to be tested on; any size does."""
     without_network = RobustClassifier(nn.Identity(), checkpoint.description)
     try:
         for images in inputs.images.values():
@@ -113,17 +113,10 @@ def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -
             for mode in modes:
                 known_targets(mode, images.set, without_network)
         if inputs.data is not None:
-            _check_data(inputs.data, checkpoint.description)
+            data = inputs.data
+            fit_labels(data.y.numpy(), data.class_names, checkpoint.description.class_names, source=data.source)
     except UserError as error:
         raise UserError(f"classifiers.{checkpoint.spec.name}: {error}") from error
-
-
-def _check_data(data: Dataset, description: Description) -> None:
-    if data.image_size != description.image_size:
-        raise UserError(
-            f"takes images of {description.image_size} px; those of data ({data.source}) have {data.image_size} px"
-        )
-    fit_labels(data.y.numpy(), data.class_names, description.class_names, source=data.source)
 
 
 def _open_judge(config: StudyConfig, device: torch.device) -> Judge:

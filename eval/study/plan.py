@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from eval.quality.collect import collect
-from eval.study.cell import Refinement, Ruler, draw, run_cell
+from eval.study.cell import Refinement, Scorer, draw, run_cell
 from eval.study.classifier import run_classifier
 from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
 from eval.study.grid import Share, grid, in_words
@@ -128,18 +128,18 @@ class Study:
         return self._drawn[file]
 
     @cached_property
-    def _ruler(self) -> Ruler:
+    def _scorer(self) -> Scorer:
         reference: Moments | None = self.inputs.reference.stored or read_statistics(self.reference)
         assert reference is not None
         rows = None
         if self.inputs.reference_images is not None:
             with np.load(self.references[-1].place.arrays) as arrays:
                 rows = torch.from_numpy(arrays["features"])
-        return Ruler(self.inputs.judge, reference, rows, self.device, self.config.batch_size)
+        return Scorer(self.inputs.judge, reference, rows, self.device, self.config.batch_size)
 
     def _run_cell(self, axes: Axes, checkpoint: Checkpoint | None, place: Place) -> dict[str, Any]:
         refinement = Refinement(axes, checkpoint, self.precision)
-        return run_cell(self.images(axes), refinement, self._ruler, place, keep=self.config.keep_images)
+        return run_cell(self.images(axes), refinement, self._scorer, place, keep=self.config.keep_images)
 
     def _training(self, spec: ClassifierSpec) -> Job:
         anywhere = train_config(spec, self.config.out, str(self.device))

@@ -1,4 +1,4 @@
-"""What a study has found: the contract between the cells that measure and the report that tells."""
+"""What a study has found: the contract between the cells that measure and the report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

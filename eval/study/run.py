@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from eval.study.grid import Share
 from eval.study.inputs import open_inputs
 from eval.study.plan import Job, Study
 from eval.study.results import Results
-from eval.study.store import make_folder
+from eval.study.store import at_work, make_folder
 from eval.study.summary import best_cells, failures
+from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
+from robust_models.runtime.files import is_no_room
 from robust_models.runtime.run_folder import write_json
 from robust_models.runtime.version import environment
 
@@ -42,19 +44,20 @@ def run_study(
 ) -> dict[str, Any] | None:
     """Runs what is not done yet and gives the summary, ready for JSON; None on the ranks that helped the first one.
 
-    UserError for bad input before any work. A job that fails is told in the summary and stops no other.
+    UserError for bad input before any work. A job that fails is listed in the summary and stops no other.
     """
     started = time.perf_counter()
-    with join() as ranks:
+    with join() as ranks, ExitStack() as stack:
         study = open_study(config, ranks)
         if ranks.is_first:
             make_folder(config.out)
+            stack.enter_context(at_work(config.out))
             write_json(config.out / "config.json", as_plain(config))
             if not part.merge:
                 clear_failures(study.jobs(part.share or Share()))
         ranks.barrier()
         if not part.merge:
-            with by_itself():
+            with without_ranks():
                 work(lambda: study.jobs(part.share or Share()))
         ranks.barrier()
         if not ranks.is_first:
@@ -93,7 +96,7 @@ def open_study(config: StudyConfig, ranks: Ranks) -> Study:
 
 
 @contextmanager
-def by_itself() -> Iterator[None]:
+def without_ranks() -> Iterator[None]:
     """Inside, what asks for torchrun's ranks finds none: those of a study share its jobs, not the images of one."""
     found = {name: os.environ.pop(name) for name in _TORCHRUN if name in os.environ}
     try:
@@ -113,7 +116,7 @@ def work(jobs: Callable[[], Sequence[Job]]) -> None:
 
     A job that another process has claimed is left to it, and taken over should it die.
     """
-    while pending := [job for job in jobs() if not job.place.is_settled]:
+    while pending := [job for job in jobs() if not job.place.is_finished]:
         if not any(_attempt(job, len(pending)) for job in pending):
             time.sleep(POLL_S)
 
@@ -129,7 +132,7 @@ def _attempt(job: Job, pending: int) -> bool:
     with job.place.claim() as mine:
         if not mine:
             return False
-        if not job.place.is_settled:  # it may have been, by the last holder of the claim
+        if not job.place.is_finished:  # it may have been, by the last holder of the claim
             print(f"{pending} to do: {job.label}", file=sys.stderr)
             _do(job)
         return True
@@ -140,9 +143,11 @@ def _do(job: Job) -> None:
     try:
         found = job.work(job.place)
     except Exception as error:  # whatever it is, it is this job's; the others go on
+        if is_no_room(error):  # but for this, which would fail them all
+            raise UserError(f"{error}; the same command goes on once there is room") from error
         line = job.place.write_error(error, time.perf_counter() - started)
         print(f"failed: {job.label}: {line}", file=sys.stderr)
         return
     seconds = time.perf_counter() - started
-    told = {"depends": job.depends, "environment": _environment(), "wall_s": round(seconds, 3)}
-    job.place.write({**found, **told}, seconds)
+    more = {"depends": job.depends, "environment": _environment(), "wall_s": round(seconds, 3)}
+    job.place.write({**found, **more}, seconds)

@@ -6,7 +6,7 @@ OUT/cells/KEY.json        a finished cell; written last, so that where it stands
           KEY/            where it is refined; kept with --keep-images
     classifiers/, references/, trained/   the same for the other kinds of jobs
     images/               the sets that a limit draws
-    claims/KEY.lock       held by the process that works on KEY
+    claims/KEY.lock       held by the process that works on KEY; study.lock by every command that works here
     runs.jsonl            a line for each job that ended
 """
 
@@ -17,13 +17,13 @@ import os
 import socket
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robust_models.errors import UserError
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import is_no_room, locked, reporting_no_room, sweep_partials, whole_file
 from robust_models.runtime.run_folder import write_json
 
 LOG = "runs.jsonl"
@@ -60,7 +60,7 @@ class Place:
         return self._path("")
 
     @property
-    def is_settled(self) -> bool:
+    def is_finished(self) -> bool:
         """Done, or failed in this run: nobody has to work on it any more."""
         return self.done.exists() or self.failed.exists()
 
@@ -70,8 +70,8 @@ class Place:
 
     def error(self) -> str | None:
         """The line of a failed job."""
-        told = None if self.done.exists() else _read(self.failed)
-        return None if told is None else told["error"]
+        found = None if self.done.exists() else _read(self.failed)
+        return None if found is None else found["error"]
 
     def write(self, found: dict[str, Any], seconds: float) -> None:
         write_json(self.done, found)
@@ -89,13 +89,16 @@ class Place:
     def claim(self) -> Iterator[bool]:
         """Whether this process alone works on the job, for as long as the block lasts.
 
-        The kernel lets go of the lock when its process ends, however it ends: no claim outlives a kill. Lock files
-        stay, as a lock on a file that somebody removed holds nobody off.
+        The kernel lets go of the lock when its process ends, however it ends: no claim outlives a kill.
         """
         path = self.out / "claims" / f"{self.key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            yield _locked(file.fileno(), path)
+        with ExitStack() as stack:
+            try:
+                mine = stack.enter_context(locked(path))
+            except OSError as error:
+                raise _no_locks(path, error) from error
+            yield mine
 
     def _log(self, status: str, seconds: float) -> None:
         row = {
@@ -106,7 +109,7 @@ class Place:
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-        with (self.out / LOG).open("a") as log:
+        with reporting_no_room(self.out / LOG), (self.out / LOG).open("a") as log:
             log.write(json.dumps(row) + "\n")  # one write, appended as a whole
 
     def _path(self, suffix: str) -> Path:
@@ -121,19 +124,42 @@ def make_folder(out: Path) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """An error for a table: people's mistakes as they are told, others with their type."""
+    """An error for a table: a user's mistake as its message, others with their type."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def _locked(file: int, path: Path) -> bool:
+@contextmanager
+def at_work(out: Path) -> Iterator[None]:
+    """This command is one of those that work on the study in `out`, for as long as the block lasts.
+
+    The only one sweeps what killed ones left half written: nobody else can be writing it.
+    """
+    path = out / "claims" / "study.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            if _only_one(file.fileno()):
+                for folder in [out, *(place for place in out.glob("*") if place.is_dir()), *out.glob("classifiers/*/")]:
+                    sweep_partials(folder)
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+        except OSError as error:
+            raise _no_locks(path, error) from error
+        yield
+
+
+def _only_one(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        raise UserError(f"out: {path} cannot be locked ({error.strerror}); choose a place on another disk") from error
     return True
+
+
+def _no_locks(path: Path, error: OSError) -> UserError:
+    if is_no_room(error):
+        return UserError(f"{path}: could not be written ({error.strerror}); make room and run the same command again")
+    return UserError(f"out: {path} cannot be locked ({error.strerror}); choose a place on another disk")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ def format_study(summary: dict[str, Any]) -> str:
     share = summary["share"]
     if share is not None:
         lines.append(
-            f"share {share['i']} of {share['n']}: {share['jobs']} jobs are settled; --merge reports on all shares"
+            f"share {share['i']} of {share['n']}: {share['jobs']} jobs have ended; --merge reports on all shares"
         )
     done = f"{summary['num_done']} of {summary['num_cells']} cells in {summary['out']}"
     missing = f"; {summary['missing']} jobs are not done yet" if summary["missing"] else ""

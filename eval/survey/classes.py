@@ -6,12 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from eval.survey.config import SurveyConfig
-from refine.label_files import read_table
+from refine.label_files import values_from_file
 from robust_models.errors import UserError
-from robust_models.images import IMAGE_SUFFIXES, ImageSet, open_images
-
-_NAME_COLUMNS = ("file", "filename", "file_name", "name", "path", "image")
-_LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target")
+from robust_models.images import ImageSet, open_images
 
 
 def classes_of(before: ImageSet, after: ImageSet, config: SurveyConfig) -> list[str] | None:
@@ -66,24 +63,9 @@ def _from_set(source: Path, images: ImageSet) -> Labels:
 
 def _from_table(source: Path, images: ImageSet) -> Labels:
     """By name where the file names images, else in order. Labels that are no numbers are class names."""
-    rows = read_table(source, field="labels", names=_NAME_COLUMNS, values=_LABEL_COLUMNS)
-    if rows[0].name is None:
-        values = [str(row.value) for row in rows]
-        if len(values) != len(images):
-            raise UserError(f"labels: {source} has {len(values)} labels for {len(images)} images")
-    else:
-        table = {_stem(row.name or ""): str(row.value) for row in rows}
-        missing = next((name for name in images.names if name not in table), None)
-        if missing is not None:
-            raise UserError(f"labels: {source} has none for {missing} of {images.path}")
-        values = [table[name] for name in images.names]
+    values = [str(value) for value in values_from_file(source, images.names, field="labels")]
     if all(value.isdecimal() for value in values):
         return np.array([int(value) for value in values]), images.class_names
     names = sorted(set(values))
     index = {name: i for i, name in enumerate(names)}
     return np.array([index[value] for value in values]), names
-
-
-def _stem(name: str) -> str:
-    suffix = Path(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name

@@ -39,7 +39,7 @@ class SurveyCommand(Command):
 
 SURVEY = SurveyCommand(
     name="bigroc survey",
-    about="A local page where people say, blind, which of two images looks more real; `survey report` tells.",
+    about="A local page where people say, blind, which of two images looks more real; `survey report` sums it up.",
     schema=SurveyConfig,
     work=run_survey,
     format_summary=format_survey,

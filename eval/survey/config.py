@@ -32,7 +32,14 @@ class SurveyConfig:
         0.1, description="share of attention checks, an image beside its ruin, among all that a rater sees"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of the pairs drawn, their order and their sides")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8765, description="on 127.0.0.1; 0: any free one")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to serve at; 0.0.0.0: to all of the network, who need the token of the address",
+    )
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8765, description="of the page; 0: any free one")
+    token: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{8,64}$")] | None = Field(
+        None, description="word in the address that raters of another machine need (null: a new one at each start)"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "SurveyConfig":

@@ -30,7 +30,7 @@ class Pairs:
         return self.before.shape[1], self.before.shape[2]
 
     def png(self, number: int, shown: Shown) -> bytes:
-        """One image as raters get it. Not compressed: the number of bytes is the same for all and tells nothing."""
+        """One image as raters get it. Not compressed: the number of bytes is the same for all."""
         row = self.numbers.index(number)
         if shown == "ruined":
             pixels = _ruined(self.before[row], number)

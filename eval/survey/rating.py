@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from eval.survey.answers import Store
 from eval.survey.config import CLASS
 from eval.survey.order import Choice, Item, Shown, order
 from eval.survey.pairs import Pairs
-from eval.survey.store import Store
 
 _LONGEST_NAME = 40  # characters
 State = dict[str, Any]

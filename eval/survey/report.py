@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.survey.agreement import krippendorff_alpha
+from eval.survey.answers import Answer, read_answers
 from eval.survey.config import SurveyReportConfig
-from eval.survey.preference import Clusters, Interval, clustered_interval, share_of
-from eval.survey.store import Answer, read_answers
+from eval.survey.preference import Clusters, Interval, clustered_interval, krippendorff_alpha, share_of
 from robust_models.errors import UserError
 from robust_models.runtime.command import Summary
 

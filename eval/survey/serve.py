@@ -2,13 +2,13 @@
 
 import sys
 
+from eval.survey.answers import Store
 from eval.survey.classes import classes_of
 from eval.survey.config import SurveyConfig
 from eval.survey.order import draw_numbers
 from eval.survey.pairs import check_alike, pixels_sha256, read_pairs
 from eval.survey.rating import Rating
 from eval.survey.server import SurveyServer
-from eval.survey.store import Store
 from robust_models.images import ImageSet, open_images
 from robust_models.images.image_set import Numbered
 from robust_models.runtime.command import Summary
@@ -16,11 +16,9 @@ from robust_models.runtime.command import Summary
 
 def run_survey(config: SurveyConfig) -> Summary:
     """Blocks until a KeyboardInterrupt, which is how a survey ends."""
-    with SurveyServer(prepare(config), ties=config.ties, port=config.port) as server:
-        print(
-            f"survey at {server.url} for raters on this machine; Ctrl-C ends it, the same command goes on",
-            file=sys.stderr,
-        )
+    rating = prepare(config)
+    with SurveyServer(rating, ties=config.ties, port=config.port, host=config.host, key=config.token) as server:
+        print(f"survey at {server.url} {server.reach}; Ctrl-C ends it, the same command goes on", file=sys.stderr)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

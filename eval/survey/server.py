@@ -1,19 +1,22 @@
-"""The survey over HTTP, for this machine only.
+"""The survey over HTTP: for this machine only or, with another host, for all who have the address with its key.
 
-Pages of other sites are kept out twice: a request must name a loopback host (else a name that a stranger's DNS points
-here would do), and whatever stores something must carry the word that only our own page knows. Addresses name no files.
+Pages of other sites are kept out twice: a request for the page must name a loopback host (else a name that a stranger's
+DNS points here would do) or carry the key, and whatever stores something must carry the word that only our own page
+knows. Addresses of images are unguessable words; they name no files.
 """
 
 import json
 import secrets
+import socket
 import socketserver
+import sqlite3
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -79,29 +82,55 @@ class SurveyServer(ThreadingHTTPServer):
     """Serves a survey at `url` until it is shut down. UserError where the port (0: any) is taken."""
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted: a class of raters begins at once
 
-    def __init__(self, rating: Rating, *, ties: bool, port: int) -> None:
-        self.rating, self.ties = rating, ties
+    def __init__(self, rating: Rating, *, ties: bool, port: int, host: str = LOOPBACK, key: str | None = None) -> None:
+        """key: what the page's address carries where the host is not this machine alone (None: a new one)."""
+        self.rating, self.ties, self.host = rating, ties, host
+        self.key = None if host in _HOSTS else key or secrets.token_urlsafe(9)
         self.token = secrets.token_urlsafe(16)
         self._page = _page()
         try:
-            super().__init__((LOOPBACK, port), _Handler)
+            super().__init__((host, port), _Handler)
         except OSError as error:
             raise UserError(
-                f"port: {port} on {LOOPBACK} cannot be had ({error.strerror}); give another, or 0 for any free one"
+                f"port: {port} on {host} cannot be had ({error.strerror}); give another, or 0 for any free one"
             ) from error
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.server_address[1]}/"
+        """Where raters find the page."""
+        shown = _own_address() if self.host == "0.0.0.0" else self.host
+        key = "" if self.key is None else f"?{urlencode({'key': self.key})}"
+        return f"http://{shown}:{self.server_address[1]}/{key}"
+
+    @property
+    def reach(self) -> str:
+        """Who can come, in words."""
+        if self.key is None:
+            return "for raters on this machine"
+        return (
+            "for everyone who can reach this machine and has the whole address: it opens this page and its images, "
+            "nothing else, unencrypted"
+        )
+
+    def admits(self, host: str, query: str) -> bool:
+        """Whether a request with this Host header and query may have the page. Any port: a tunnel may end elsewhere."""
+        if self.key is not None:
+            given = "".join(parse_qs(query).get("key", []))
+            return secrets.compare_digest(given.encode(), self.key.encode())
+        name, _, port = host.partition(":")
+        return name.lower() in _HOSTS and (port.isdecimal() or not port)
 
     def page(self, nonce: str) -> bytes:
         height, width = self.rating.pairs.size
-        return self._page(nonce=nonce, token=self.token, ties=self.ties, height=height, width=width).encode()
+        checks = self.rating.checks > 0
+        shown = {"token": self.token, "ties": self.ties, "checks": checks, "height": height, "width": width}
+        return self._page(nonce=nonce, **shown).encode()
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # http.server's own asks DNS for the machine's name
-        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+        self.server_name, self.server_port = self.host, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a page that was closed
@@ -114,9 +143,13 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds that a silent connection is kept
 
     def do_GET(self) -> None:
-        if not self._is_for_us():
-            return self._refuse(HTTPStatus.FORBIDDEN, "this page is at http://127.0.0.1 only")
-        path = urlsplit(self.path).path
+        address = urlsplit(self.path)
+        path, needs_key = address.path, self.server.key is not None
+        if not (needs_key and path != "/") and not self.server.admits(self.headers.get("Host", ""), address.query):
+            where = (
+                "the whole address, with its key, is needed" if needs_key else "this page is at http://127.0.0.1 only"
+            )
+            return self._refuse(HTTPStatus.FORBIDDEN, where)
         if path == "/":
             nonce = secrets.token_urlsafe(16)
             return self._reply(self.server.page(nonce), "text/html; charset=utf-8", nonce=nonce)
@@ -127,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._reply(image, "image/png", cache="private, max-age=3600")
 
     def do_POST(self) -> None:
-        if not self._is_for_us() or not secrets.compare_digest(
+        own_page = self.server.key is not None or self.server.admits(self.headers.get("Host", ""), "")
+        if not own_page or not secrets.compare_digest(
             self.headers.get(TOKEN_HEADER, "").encode(), self.server.token.encode()
         ):
             return self._refuse(HTTPStatus.FORBIDDEN, "the survey was started anew; load the page again")
@@ -145,12 +179,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.BAD_REQUEST, error.errors()[0]["msg"].removeprefix("Value error, "))
         if isinstance(posted, _Answer) and posted.choice == "tie" and not self.server.ties:
             return self._refuse(HTTPStatus.BAD_REQUEST, "this survey has no ties")
-        return self._reply(json.dumps(posted.act(self.server.rating)).encode(), "application/json")
-
-    def _is_for_us(self) -> bool:
-        """Any port: a tunnel may end at another one."""
-        host, _, port = self.headers.get("Host", "").partition(":")
-        return host.lower() in _HOSTS and (port.isdecimal() or not port)
+        try:
+            state = posted.act(self.server.rating)
+        except (sqlite3.Error, OSError) as error:
+            print(f"survey: an answer could not be kept ({error}); make room, the page tries again", file=sys.stderr)
+            return self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, f"the answer could not be kept ({error}); try again")
+        return self._reply(json.dumps(state).encode(), "application/json")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self.close_connection = True  # the body may not have been read
@@ -190,6 +224,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Requests are no news."""
+
+
+def _own_address() -> str:
+    """This machine's address in its network; no packet is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return LOOPBACK
 
 
 def _page() -> Callable[..., str]:

@@ -1,5 +1,6 @@
 """What a Frechet distance would be with other images: bootstrap intervals, and the limit of infinitely many."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ class Resampler:
         set's own distance is taken off.
         """
         rng = np.random.default_rng(seed)
-        found = np.array([self.distance(_drawn(rng, self.n)) for _ in range(resamples)])
+        found = np.array([self.distance(counts) for counts in bootstrap_counts(rng, self.n, resamples)])
         found -= found.mean() - self.distance(np.ones(self.n, dtype=np.int64))
         low, high = np.quantile(found, (0.025, 0.975))
         return max(0.0, float(low)), max(0.0, float(high))
@@ -80,8 +81,10 @@ class Extrapolation:
     distances: list[float]
 
 
-def _drawn(rng: np.random.Generator, n: int) -> np.ndarray:
-    return np.bincount(rng.integers(0, n, n), minlength=n)
+def bootstrap_counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each of n things is in each bootstrap sample, int [n]: n draws with replacement. Efron 1979."""
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(0, n, n), minlength=n)
 
 
 def _chosen(rng: np.random.Generator, n: int, size: int) -> np.ndarray:

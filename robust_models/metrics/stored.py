@@ -17,7 +17,7 @@ from robust_models.runtime.files import whole_file
 
 @dataclass(frozen=True)
 class StoredStatistics:
-    """mean [D] and covariance [D,D], float64; what a foreign file does not tell is None."""
+    """mean [D] and covariance [D,D], float64; what a foreign file does not say is None."""
 
     path: Path
     mean: np.ndarray

@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     partial = Path(name)
     try:
-        with _no_room_told(path):
+        with reporting_no_room(path):
             yield partial
             partial.chmod(0o666 & ~_umask())  # mkstemp, and some writers, make it private
             with partial.open("rb+") as file:
@@ -55,7 +55,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
     try:
-        with _no_room_told(path):
+        with reporting_no_room(path):
             yield partial
             if path.exists():
                 shutil.rmtree(path)
@@ -65,7 +65,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, field: str = "out") -> Iterator[None]:
     """Keeps every other process from writing the output `path`, a file or a folder, for as long as the block lasts.
 
     UserError where another process is writing it. The lock is .NAME.lock beside it, which is removed in the end; the
@@ -82,8 +82,8 @@ def exclusive(path: Path) -> Iterator[None]:
             alone = True
         if not alone:
             raise UserError(
-                f"out: {path} is being written by another process ({_holder(lock)}); wait until it ends, or choose "
-                "another --out"
+                f"{field}: {path} is being written by another process ({_holder(lock)}); wait until it ends, or choose "
+                f"another --{field}"
             )
         yield
 
@@ -160,7 +160,8 @@ def sweep_partials(folder: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def _no_room_told(path: Path) -> Iterator[None]:
+def reporting_no_room(path: Path) -> Iterator[None]:
+    """Inside, an OSError of a full disk becomes one line (UserError) that names `path`."""
     try:
         yield
     except OSError as error:
@@ -170,6 +171,15 @@ def _no_room_told(path: Path) -> Iterator[None]:
             f"{path}: could not be written ({os.strerror(error.errno)}); what was whole before is still valid: "
             "make room and run the same command again"
         ) from error
+
+
+def is_no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _make_parent(path: Path) -> None:

@@ -36,7 +36,7 @@ NORMS = {
     "MomentumIterativeAttack": ("l2", "linf"),
     "PGDAttack": ("l2", "linf"),
 }
-# Classes for both norms, and how each is told which.
+# Classes for both norms, and the settings that choose one.
 GEOMETRY = {
     "FABAttack": {"l2": {"norm": "L2"}, "linf": {"norm": "Linf"}},
     "MomentumIterativeAttack": {"l2": {"ord": 2}, "linf": {"ord": float("inf")}},

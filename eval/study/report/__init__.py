@@ -16,15 +16,15 @@ __all__ = ["write_report"]
 def write_report(results: Results, out: Path, *, resamples: int = RESAMPLES) -> dict[str, str]:
     """Writes out/report.html, results.csv, results.json and table.tex, each whole; returns kind -> path.
 
-    Takes a study as far as it got: failed and missing cells are told. UserError where the reference is no statistics,
+    Takes a study as far as it got: failed and missing cells are listed. UserError where the reference is no statistics,
     features do not fit it, or a cell has other images than the rest of its set.
     """
-    told = digested(results, resamples=resamples)
+    digest = digested(results, resamples=resamples)
     texts = {
-        "html": ("report.html", page_text(told)),
-        "csv": ("results.csv", csv_text(told)),
-        "json": ("results.json", json_text(told)),
-        "tex": ("table.tex", latex_text(told)),
+        "html": ("report.html", page_text(digest)),
+        "csv": ("results.csv", csv_text(digest)),
+        "json": ("results.json", json_text(digest)),
+        "tex": ("table.tex", latex_text(digest)),
     }
     for name, text in texts.values():
         with whole_file(out / name) as partial:

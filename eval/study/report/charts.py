@@ -35,7 +35,7 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 @dataclass(frozen=True)
 class Style:
-    """How a series looks; not told by colour only."""
+    """How a series looks; distinguished by more than colour."""
 
     colour: str
     marker: str
@@ -87,8 +87,8 @@ def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = Map
     for pattern, replacement in _FOR_PAGE:
         drawing = re.sub(pattern, replacement.replace("NAME", name), drawing, flags=re.DOTALL)
     drawing = re.sub(r'<a xlink:href="([^"]*)" target="_blank">', lambda link: _link(link[1], titles), drawing)
-    told = f'role="group" aria-label="{escape(words)}"' if words else 'aria-hidden="true"'
-    return Markup(drawing.replace("<svg", f"<svg {told}", 1))  # matplotlib escapes the text it is given
+    attributes = f'role="group" aria-label="{escape(words)}"' if words else 'aria-hidden="true"'
+    return Markup(drawing.replace("<svg", f"<svg {attributes}", 1))  # matplotlib escapes the text it is given
 
 
 @cache

@@ -7,6 +7,7 @@ import numpy as np
 
 from robust_models.errors import UserError
 from robust_models.metrics import FrechetReference, Resampler
+from robust_models.metrics.resampled import bootstrap_counts
 
 RESAMPLES = 400
 TAILS = (0.025, 0.975)
@@ -46,7 +47,7 @@ class Comparison:
     Resample r holds the same images of every version: what makes an image easy or hard is in both distances and leaves
     their difference. Image i must be row i of each. An interval is the one of Resampler.interval with the same seed;
     a difference is treated likewise: the mean excess of its resamples over the difference itself is taken off. Both are
-    about other sets of N images; how far N images lie from infinitely many they do not tell.
+    about other sets of N images; they say nothing of infinitely many images.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Comparison:
         self.n = 0  # images
         self._values: dict[str, float] = {}
         self._centred: dict[str, np.ndarray] = {}  # [resamples]
-        counts = np.zeros((0, 0), dtype=np.int64)
+        counts: list[np.ndarray] = []  # of each resample
         for name, features in versions:
             resampler = Resampler(features, reference)
             if not self._values:
                 self.n = resampler.n
-                counts = _draws(self.n, resamples, seed)
+                counts = list(bootstrap_counts(np.random.default_rng(seed), self.n, resamples))
             elif resampler.n != self.n:
                 raise UserError(
                     f"{name}: features of {resampler.n} images, the others of its image set have {self.n}; "
@@ -105,9 +106,3 @@ class Comparison:
         """
         lowest = self.lowest()
         return tuple(name for name in self._values if not self.difference(name, lowest).is_higher)
-
-
-def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each image is in each resample, int64 [resamples,n]; drawn as Resampler.interval does."""
-    rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(resamples)])

@@ -1,4 +1,4 @@
-"""What the report tells, drawn from the results once: cells with names, intervals and marks, grouped by image set."""
+"""Computes all values of the report once, by image set: names, intervals and marks of the cells."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ _SHARES = ("judge_agreement", "target_agreement")  # of the set's images: binomi
 
 @dataclass(frozen=True)
 class Row:
-    """A cell as the report tells it."""
+    """A cell as the report shows it."""
 
     cell: CellResult
     anchor: str  # of its details on the page
     label: str
     distance: Estimate | None = None  # Frechet
     from_raw: Difference | None = None  # its distance less that of the raw images
-    mark: str = ""  # BEST: significantly lower than all others of the set; TIED: not told apart from the lowest
+    mark: str = ""  # BEST: significantly lower than all others of the set; TIED: as low, within the intervals
 
     def score(self, name: str) -> Estimate | None:
         """A finite score, with an interval where it is a share of images."""
@@ -79,7 +79,7 @@ class SetDigest:
 
 @dataclass(frozen=True)
 class Digest:
-    """The whole study as the report tells it."""
+    """The whole study as the report shows it."""
 
     results: Results
     axes: tuple[str, ...]  # that refined cells differ in

@@ -86,7 +86,7 @@ def _facets(digest: Digest, axis: str) -> Iterable[tuple[SetDigest, str | None]]
 
 def _against_robustness(digest: Digest) -> Figure | None:
     """None where fewer than two classifiers have an accuracy at the same radius."""
-    radius = _telling_radius(digest)
+    radius = _most_spread_radius(digest)
     if radius is None:
         return None
     label = f"Robust accuracy, % ({norm_words(radius[0])}, eps {eps_words(radius[1], radius[0])}) ↑"
@@ -110,7 +110,7 @@ def _against_robustness(digest: Digest) -> Figure | None:
     return Figure("Fréchet distance against robust accuracy", caption, tuple(panels), tuple(legend))
 
 
-def _telling_radius(digest: Digest) -> tuple[str, float] | None:
+def _most_spread_radius(digest: Digest) -> tuple[str, float] | None:
     """(norm, eps) that most classifiers were attacked at; of such, the one at which they differ most."""
     used = {row.cell.axes.classifier for row in _refined(digest)}
 
@@ -118,8 +118,8 @@ def _telling_radius(digest: Digest) -> tuple[str, float] | None:
         found = [a.value for one in digest.results.classifiers if (a := accuracy_at(one, *radius)) and one.name in used]
         return len(found), max(found, default=0) - min(found, default=0)
 
-    telling = max(radii(digest), key=spread, default=None)
-    return telling if telling is not None and spread(telling)[0] > 1 else None
+    most = max(radii(digest), key=spread, default=None)
+    return most if most is not None and spread(most)[0] > 1 else None
 
 
 def _other_scores(digest: Digest) -> Figure | None:

@@ -6,8 +6,8 @@ from eval.study.report.words import MINUS, NONE
 
 _RULES = "".join(f"\\providecommand{{\\{rule}}}{{\\hline}}\n" for rule in ("toprule", "midrule", "bottomrule"))
 _NOTE = (
-    "% Brackets: 95 % intervals. Star: significantly lower than all others of its images; approx: not told apart from\n"
-    "% the lowest. Bold difference: significant.\n"
+    "% Brackets: 95 % intervals. Star: significantly lower than all others of its images; approx: no\n"
+    "% significant difference from the lowest. Bold difference: significant.\n"
 )
 _MARKS = {BEST: r"$^{\star}$", TIED: r"$^{\approx}$", "": ""}
 _ESCAPED = {

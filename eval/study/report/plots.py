@@ -65,7 +65,7 @@ class Scale:
         return float(getattr(row.cell.axes, self.axis))
 
     def shift(self, i: int, n: int) -> float:
-        """How far the i-th of n cells of the same place stands from it, so that their intervals can be told apart."""
+        """How far the i-th of n cells of the same place stands from it, so that their intervals do not overlap."""
         step = min(0.08, 0.8 / n) if self.categories else min(0.012, 0.08 / n) * self.span
         return (i - (n - 1) / 2) * step
 

@@ -54,11 +54,11 @@ def _effect(one: SetDigest, best: Row) -> str:
 
 
 def _alike(one: SetDigest, best: Row) -> list[str]:
-    """Which others are not told apart from the lowest."""
+    """Which others do not differ significantly from the lowest."""
     if best.mark == BEST:
         return ["It is significantly lower than that of every other cell measured."] if len(one.refined) > 1 else []
     others = [row.label for row in one.tied if row is not best]
-    return [f"Not told apart from the lowest: {listed(others)}."] if best in one.tied and others else []
+    return [f"Not significantly different from the lowest: {listed(others)}."] if best in one.tied and others else []
 
 
 def _by_classifier(digest: Digest, one: SetDigest) -> list[str]:
@@ -97,7 +97,7 @@ def _robust_or_standard(digest: Digest, one: SetDigest) -> list[str]:
     pair = f"The best robust classifier ({robust.label})", f"the best standard one ({standard.label})"
     if not difference.is_significant:
         interval = number_words(difference, places([difference]), signed=True)
-        return [f"{pair[0]} is not told apart from {pair[1]}: {interval}."]
+        return [f"{pair[0]} does not differ significantly from {pair[1]}: {interval}."]
     way = "lower" if difference.is_lower else "higher"
     return [f"{pair[0]} ends at a distance {way} by {_size(difference)} than {pair[1]}."]
 

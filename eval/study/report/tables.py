@@ -87,7 +87,7 @@ def csv_text(digest: Digest) -> str:
 
 
 def json_text(digest: Digest) -> str:
-    """Everything that the page tells; numbers that are not finite are null."""
+    """Everything that the page shows; numbers that are not finite are null."""
     results = digest.results
     found = {
         "title": results.title,

@@ -1,4 +1,4 @@
-"""The file of answers: SQLite, one row for each answer, on disk before anybody is told that it is.
+"""The file of answers: SQLite, one row for each answer, on disk before it is confirmed.
 
 A connection for each use: threads and processes may write side by side, and nothing is left open for a kill to break.
 """
