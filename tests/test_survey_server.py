@@ -1,13 +1,16 @@
 """Survey over HTTP, with real requests: sessions, blindness, and who is kept out."""
 
+import errno
 import http.client
 import json
 import re
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.survey.answers import Store
 from eval.survey.config import SurveyConfig
 from eval.survey.order import order
 from eval.survey.serve import prepare
 from eval.survey.server import SurveyServer
+from robust_models import UserError
+from robust_models.runtime.config import resolve
 from tests.tiny import tiny_pixels
 
 SEED, PAIRS, CHECKS = 5, 9, 0.1
@@ -44,7 +50,8 @@ def config(sets, tmp_path) -> SurveyConfig:
 
 @contextmanager
 def served(config: SurveyConfig) -> Iterator[SurveyServer]:
-    with SurveyServer(prepare(config), ties=config.ties, port=config.port) as server:
+    where = {"host": config.host, "port": config.port, "key": config.token}
+    with SurveyServer(prepare(config), ties=config.ties, **where) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -63,8 +70,10 @@ def server(config) -> Iterator[SurveyServer]:
 Reply = tuple[int, dict[str, str], bytes]
 
 
-def send(server: SurveyServer, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
-    with closing(http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)) as connection:
+def send(
+    server: SurveyServer, method: str, path: str, body: bytes | None = None, at: str = "127.0.0.1", **headers: str
+) -> Reply:
+    with closing(http.client.HTTPConnection(at, server.server_address[1], timeout=10)) as connection:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), response.read()
@@ -345,3 +354,85 @@ def test_headers_let_the_page_load_nothing_from_elsewhere(server):
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "Python" not in headers["Server"]
     assert send(server, "GET", "/")[1]["Content-Security-Policy"] != policy  # a nonce is used once
+
+
+# --------------------------------------------------------------------------------------------- raters of other machines
+
+
+def test_on_loopback_nobody_needs_a_key_and_the_line_says_who_can_come(server):
+    assert (server.key, server.reach) == (None, "for raters on this machine")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.2"])
+@pytest.mark.parametrize("token", [None, "word-of-the-class"])
+def test_elsewhere_the_page_needs_the_key_of_the_address(config, host, token):
+    with served(replace(config, host=host, token=token)) as server:
+        assert server.url.endswith(f":{server.server_address[1]}/?key={server.key}")
+        assert token in (None, server.key)
+        assert "everyone who can reach this machine" in server.reach
+        at = {"0.0.0.0": "127.0.0.1"}.get(host, host)
+        for path in ("/", "/?key=", "/?key=guess", f"/?key={server.key}x"):
+            assert send(server, "GET", path, at=at)[0] == 403
+        status, _, page = send(server, "GET", f"/?key={server.key}", at=at, Host="10.0.0.7:1234")
+        assert status == 200
+        found = re.search(rb'data-token="([^"]+)"', page)
+        assert found is not None
+        body = b'{"rater": "ann"}'
+        assert send(server, "POST", "/next", body, at=at, X_Survey_Token="none")[0] == 403
+        status, _, state = send(server, "POST", "/next", body, at=at, X_Survey_Token=found[1].decode())
+        assert status == 200
+        assert send(server, "GET", f"/image/{json.loads(state)['left']}", at=at)[0] == 200
+
+
+@pytest.mark.parametrize("token", ["short", "with space", "a/b/c/d/e/f"])
+def test_tokens_are_words_that_an_address_can_hold(token):
+    with pytest.raises(UserError, match="token"):
+        resolve(SurveyConfig, {"before": "a", "after": "b", "out": "c", "token": token})
+
+
+def test_a_class_of_raters_may_come_at_once(config):
+    """Before anybody is served: more than the five connections that wait by default."""
+    with SurveyServer(prepare(config), ties=True, port=0) as server, ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(server.server_address[:2], timeout=2))
+
+
+@pytest.mark.parametrize(("checks", "said"), [(0.25, True), (0.0, False)])
+def test_the_page_says_that_checks_have_a_right_answer(config, tmp_path, checks, said):
+    with served(replace(config, checks=checks)) as server:
+        page = " ".join(send(server, "GET", "/")[2].decode().split())
+    assert ("in a few pairs one image is plainly spoilt: there the other one is right" in page) == said
+    assert "between the two there is no right answer" in page
+
+
+# ----------------------------------------------------------------------------------------------------------- full disks
+
+
+FULL = [
+    sqlite3.OperationalError("database or disk is full"),
+    sqlite3.OperationalError("disk I/O error"),
+    OSError(errno.ENOSPC, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+@pytest.mark.parametrize("method", ["add", "answered", "take_back"])
+def test_a_full_disk_is_said_and_the_survey_goes_on_once_there_is_room(server, config, monkeypatch, error, method):
+    ann = Rater(server, "Ann")
+    state = ann.answer(ann.next(), "left")
+
+    def full(*_: object) -> None:
+        raise error
+
+    requests = {"add": ("/answer", {"choice": "left", "milliseconds": 7}), "take_back": ("/undo", {})}
+    path, more = requests.get(method, ("/undo", {}))
+    content = json.dumps({"rater": "Ann", "turn": state["turn"], **more}).encode()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, method, full)
+        for _ in range(3):
+            status, _, reply = send(server, "POST", path, content, X_Survey_Token=ann.token)
+            assert status == 507
+            assert "could not be kept" in json.loads(reply)["error"]
+    assert len(rows(config)) == 1
+    assert ann.answer(state, "right")["done"] == 2
+    assert len(rows(config)) == 2

@@ -18,10 +18,9 @@ from eval.study.plan import Job, Study
 from eval.study.results import Results
 from eval.study.store import at_work, make_folder
 from eval.study.summary import best_cells, failures
-from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import is_no_room
+from robust_models.runtime.files import is_no_room, reporting_no_room
 from robust_models.runtime.run_folder import write_json
 from robust_models.runtime.version import environment
 
@@ -134,7 +133,8 @@ def _attempt(job: Job, pending: int) -> bool:
             return False
         if not job.place.is_finished:  # it may have been, by the last holder of the claim
             print(f"{pending} to do: {job.label}", file=sys.stderr)
-            _do(job)
+            with reporting_no_room(job.place.out):
+                _do(job)
         return True
 
 
@@ -144,7 +144,7 @@ def _do(job: Job) -> None:
         found = job.work(job.place)
     except Exception as error:  # whatever it is, it is this job's; the others go on
         if is_no_room(error):  # but for this, which would fail them all
-            raise UserError(f"{error}; the same command goes on once there is room") from error
+            raise
         line = job.place.write_error(error, time.perf_counter() - started)
         print(f"failed: {job.label}: {line}", file=sys.stderr)
         return

@@ -34,7 +34,7 @@ class SurveyConfig:
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of the pairs drawn, their order and their sides")
     host: str = Field(
         "127.0.0.1",
-        description="address to serve at; 0.0.0.0: to all of the network, who need the token of the address",
+        description="address to serve at; 0.0.0.0: the whole network, by a token",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8765, description="of the page; 0: any free one")
     token: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{8,64}$")] | None = Field(
