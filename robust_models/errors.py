@@ -1,6 +1,10 @@
 """The one exception meant for people: bad input, said in one line."""
 
 import difflib
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable
 
 
@@ -25,3 +29,30 @@ def none_of(value: object, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value).casefold(), by_small_letters, n=1)
     hint = f"; did you mean {by_small_letters[near[0]]}?" if near else ""
     return f"{value!r} is none of {', '.join(choices)}{hint}"
+
+
+# What decoding bytes that someone else wrote may raise, beside UserError; each becomes one line. (UserError, a
+# ValueError, must be let through first.)
+DECODING_FAILURES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+    SyntaxError,
+    Warning,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, short and on one line, for use in a UserError."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,6 +16,11 @@ def fit_labels(
     A set that names its classes is matched by name (case ignored); names that are numbers and no classes of the
     classifier, and sets without names, are indices already. UserError where a label fits no class.
     """
+    if names is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise UserError(
+            f"{source}: labels run from {labels.min()} to {labels.max()}, but the set names {len(names)} classes "
+            f"(0 to {len(names) - 1})"
+        )
     known = _index_of(class_names)
     strangers = [name for name in names or () if name.casefold() not in known]
     if names is None or (strangers and all(name.isdecimal() for name in names)):

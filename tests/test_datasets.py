@@ -213,10 +213,11 @@ def test_a_folder_that_is_no_data_is_told_in_one_line(tmp_path):
 
 
 def test_a_set_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    save_image(tmp_path / "cat" / "1.png", np.zeros((8, 8, 3), np.uint8))
+    for name in ("cat", "dog"):
+        save_image(tmp_path / name / "1.png", np.zeros((8, 8, 3), np.uint8))
     monkeypatch.setattr(dataset_module, "_memory_bytes", lambda: 100)
     with pytest.raises(
-        UserError, match=r"1 images of 8 px .* read them as they are needed: --data\.loader stream or ffcv"
+        UserError, match=r"2 images of 8 px .* read them as they are needed: --data\.loader stream or ffcv"
     ):
         load_dataset(str(tmp_path), "train")
 

@@ -141,12 +141,12 @@ def test_nothing_is_left_when_writing_fails(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, r"no array 'arr_0' \(it holds: images\)"),
+        ({"weights": np.zeros((2, 4, 4, 3), np.uint8)}, r"no array 'arr_0' \(it holds: weights\)"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, r"arr_0 is int64 \[2, 4, 4, 3\]; expected \[N,H,W,3\] of uint8"),
-        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 is uint8 \[2, 3, 4, 4\]; expected \[N,H,W,3\] of"),
+        ({"arr_0": np.zeros((2, 5, 4, 2), np.uint8)}, r"arr_0 is uint8 \[2, 5, 4, 2\]; expected \[N,H,W,3\] of"),
         (
             {"arr_0": np.zeros((2, 4, 4), np.uint8)},
-            r"arr_0 is uint8 \[2, 4, 4\]; .*; repeat a grey channel three times",
+            r"arr_0 is uint8 \[2, 4, 4\]; .*; if it is one image, save images\[None\]; if these are grey .*\[:, None\]",
         ),
         ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, r"arr_0 is in Fortran order; save numpy\."),
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"N > 0"),

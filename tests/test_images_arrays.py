@@ -114,12 +114,12 @@ def test_a_compressed_npz_is_read_in_any_order(tmp_path):
     ("content", "message"),
     [
         (
-            {"x": torch.zeros(2, 3, 4, 4)},
-            r"no tensor of images \(it holds a dict of x\); expected a tensor, or a dict with",
+            {"weights": torch.zeros(2, 3, 4, 4)},
+            r"no tensor of images \(it holds a dict of weights\); expected a tensor, or a dict with",
         ),
         ([1, 2], r"no tensor of images \(it holds something else\)"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16), r"holds a tensor of BFloat16 numbers; save uint8, uint16, or"),
-        (torch.zeros(2, 1, 4, 4), r"the tensor is float32 \[2, 1, 4, 4\]; .*; repeat a grey channel three times"),
+        (torch.zeros(2, 5, 4, 2), r"the tensor is float32 \[2, 5, 4, 2\]; expected"),
         (torch.zeros(3, 4, 4), r"the tensor is float32 \[3, 4, 4\]; expected \[N,H,W,3\] or \[N,3,H,W\] of uint8"),
         (
             {"images": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(3).long()},

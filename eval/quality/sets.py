@@ -113,7 +113,7 @@ def _in_memory(given: np.ndarray | Tensor | ImageSet, field: str) -> ImageSet:
     if isinstance(given, ImageSet):
         return given
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    found = describe(array.shape, array.dtype, kind="array", source=field, either_layout=True)
+    found = describe(array.shape, array.dtype, kind="array", source=field)
     if array.dtype.kind == "f":
         check_range(lambda start, stop: array[start:stop], len(array), array[0].nbytes, source=field)
     return MemoryImages(
@@ -123,7 +123,8 @@ def _in_memory(given: np.ndarray | Tensor | ImageSet, field: str) -> ImageSet:
         labels=None,
         class_names=None,
         about=found.about,
-        pixels=array if found.channels_first else array.transpose(0, 3, 1, 2),
+        notes=found.notes,
+        pixels=found.layout.as_rgb(array),
     )
 
 

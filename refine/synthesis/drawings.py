@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float
 from robust_models.images.codec import decode, decode_alpha
-from robust_models.images.files import find_files
+from robust_models.images.files import find_files, read_file
 from robust_models.images.image_set import stem
 
 _WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
@@ -44,10 +43,7 @@ def _files(files: list[Path], names: list[str], side: int) -> Drawings:
 
 def _on_white(file: Path) -> Tensor:
     """The drawing [1,3,H,W] in [0,1]; where it is transparent, the white paper shows."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    data = read_file(file)
     colour, alpha = decode(data, str(file)), decode_alpha(data, str(file))
     x = _channels(colour)
     if alpha is None:

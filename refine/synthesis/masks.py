@@ -9,6 +9,7 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, ImageSet, open_images, to_float
 from robust_models.images.codec import decode
+from robust_models.images.files import read_file
 
 Masks = Callable[[Tensor], Tensor]  # rows [n] -> [n,1,H,W] float on the CPU: 1 where a pixel is to be filled in, else 0
 _AT_ONCE = 256  # images
@@ -37,7 +38,7 @@ def centred(side: int, size: tuple[int, int]) -> Masks:
 def read_masks(path: Path, images: ImageSet) -> Masks:
     """Masks from an image file or an image set, one mask or as many as there are images; white is to be filled in."""
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        pixels = torch.from_numpy(decode(path.read_bytes(), str(path)).copy()).permute(2, 0, 1).unsqueeze(0)
+        pixels = torch.from_numpy(decode(read_file(path), str(path)).copy()).permute(2, 0, 1).unsqueeze(0)
         _check_size(path, (pixels.shape[2], pixels.shape[3]), images)
         return one_for_all(_white(pixels), f"mask: {path}")
     masks = open_images(path)

@@ -1,8 +1,7 @@
 """Folders of image files, one subfolder per class: any, ImageNet, its restriction to nine super-classes, CINIC-10."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -11,9 +10,8 @@ from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES
 from robust_models.images.files import find_files, sorted_naturally
 from robust_models.images.folder import check_any
-from robust_models.images.image_set import Packed, say
+from robust_models.images.image_set import Packed, Split, say
 
-Split = Literal["train", "test"]
 Classes = Callable[[list[str]], dict[str, int]]  # names of all class folders, sorted -> the label of each that is used
 
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val", "valid")}
@@ -64,6 +62,20 @@ def open_files(root: Path, classes: Classes | None = None) -> tuple[FileStore, t
     used = [file for file in files if _top(file) in labels]
     y = np.fromiter((labels[_top(file)] for file in used), np.int64, len(used))
     return FileStore(y, root, Packed(used)), tuple(folders)
+
+
+def check_several_classes(root: Path, class_names: Sequence[str]) -> None:
+    """UserError where a folder has a single class: training, accuracy and scores by class would mean nothing.
+
+    The usual reason is a folder one level too high, so the message shows the levels below.
+    """
+    if len(class_names) > 1:
+        return
+    below = root / class_names[0]
+    classes = sorted_naturally(entry.name for entry in below.iterdir() if entry.is_dir()) if below.is_dir() else []
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    advice = f"below it are {shown}: give {below}" if classes else "labels come from subfolders, one per class"
+    raise UserError(f"{root}: all images lie in one class folder, {class_names[0]}; {advice}")
 
 
 def imagenet(folders: list[str], *, root: Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ from robust_models.datasets.dataset import AnyDataset, Dataset, LazyDataset, mix
 from robust_models.datasets.folders import (
     RESTRICTED_IMAGENET,
     Split,
+    check_several_classes,
     imagenet,
     open_files,
     restricted_imagenet,
@@ -88,8 +89,9 @@ def _opened(source: str, split: Split, image_size: int | None) -> AnyDataset:
         return _whole(store, size, size, class_names, str(path))
     if image_size and path.is_dir() and _holds_files(path):
         store, class_names = open_files(path)
+        check_several_classes(path, class_names)
         return _whole(store, image_size, image_size, class_names, str(path))
-    return _image_set(path, image_size)
+    return _image_set(path, split, image_size)
 
 
 def _cifar(name: str, root: str, split: Split) -> Dataset:
@@ -148,14 +150,16 @@ def _imagenet_sizes(image_size: int | None) -> tuple[int, int]:
     return size, round(size * _IMAGENET_RESIZE / _IMAGENET_SIZE)
 
 
-def _image_set(path: Path, image_size: int | None) -> AnyDataset:
-    images = open_images(path)
+def _image_set(path: Path, split: Split, image_size: int | None) -> AnyDataset:
+    images = open_images(path, split=split)
     if images.labels is None:
         raise UserError(f"{path}: no labels; {_WHERE_LABELS.get(images.kind, 'this kind of set must hold them')}")
     height, width = images.size
     if height != width and not image_size:
         raise UserError(f"{path}: images are {width}x{height}; classifiers take square images")
     names = images.class_names or tuple(str(i) for i in range(int(images.labels.max()) + 1))
+    if images.kind == "folder":
+        check_several_classes(path, names)
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= len(names):
         raise UserError(f"{path}: labels run from {low} to {high}; expected 0 to {len(names) - 1}")

@@ -15,7 +15,7 @@ from threading import Lock
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from robust_models.errors import UserError
+from robust_models.errors import DECODING_FAILURES, UserError, reason
 from robust_models.images.pixels import check_pixels
 
 # Single images, read and written without help from other programs: no EPS, which would start Ghostscript.
@@ -30,7 +30,6 @@ _FORMATS = {
     "GIF": (".gif",),
     "JPEG2000": (".jp2",),
     "AVIF": (".avif",),
-    "TGA": (".tga",),  # last: such a file has no mark of its own
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 LISTED_SUFFIXES = ", ".join(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # for messages
@@ -49,9 +48,7 @@ _TIFF_BITS_PER_SAMPLE = 258
 _ORIENTATION = ExifTags.Base.Orientation
 _LARGE = 1 << 22  # pixels; larger images are decoded one at a time, whatever the number of threads
 _ONE_LARGE = Lock()
-_BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Warning)
-_BROKEN += (struct.error, zlib.error, EOFError, LookupError, TypeError, AttributeError, MemoryError, ArithmeticError)
-_BROKEN += (AssertionError, NotImplementedError, RuntimeError)
+_BROKEN = (*DECODING_FAILURES, Image.DecompressionBombError)
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -69,7 +66,7 @@ def decode_alpha(data: bytes, name: str) -> np.ndarray | None:
         if _is_deep_png(data):
             transparent = data[_COLOUR_AT] in (_GREY_ALPHA, _RGBA)
         else:
-            with _opened(data, name) as image:
+            with _opened(data) as image:
                 transparent = image.has_transparency_data
     return _decode(data, name)[..., 3] if transparent else None
 
@@ -101,12 +98,15 @@ def _failures_named(name: str) -> Iterator[None]:
     except UserError:
         raise
     except _BROKEN as error:
-        raise UserError(f"{name}: cannot be decoded ({_reason(error)})") from error
+        # Of a file that it does not know, Pillow would only name the stream that we made for it.
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "not an image of a known format" if unknown else reason(error)
+        raise UserError(f"{name}: cannot be decoded ({why})") from error
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
     """[H,W,3], or [H,W,4] where there is alpha."""
-    with _failures_named(name), _opened(data, name) as image:
+    with _failures_named(name), _opened(data) as image:
         width, height = image.size
         check_pixels(height, width, source=name)
         if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -124,14 +124,12 @@ def _decode(data: bytes, name: str) -> np.ndarray:
         return _upright(pixels, _orientation(image))
 
 
-def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
+def _opened(data: bytes) -> ImageFile.ImageFile:
     """The image with its header read, as Image.open does, but for our formats only and with our limit of pixels."""
     Image.init()
     for kind in _FORMATS:
         factory, accepts = Image.OPEN.get(kind, (None, None))  # AVIF is not in every build of Pillow
-        if factory is None or (accepts is None and not name.lower().endswith(_FORMATS[kind])):
-            continue
-        if accepts is None or accepts(data[:16]) is True:
+        if factory is not None and accepts is not None and accepts(data[:16]) is True:
             try:
                 return factory(io.BytesIO(data), "")
             except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
@@ -162,12 +160,6 @@ def _with_colour(pixels: np.ndarray) -> np.ndarray:
     """Grey, with or without alpha, three times."""
     channels = {1: [0, 0, 0], 2: [0, 0, 0, 1]}.get(pixels.shape[2])
     return pixels if channels is None else pixels[..., channels]
-
-
-def _reason(error: BaseException) -> str:
-    """What Pillow said; of a file it does not know it would only name the stream that we made for it."""
-    unknown = isinstance(error, UnidentifiedImageError)
-    return "not an image of a known format" if unknown else " ".join(str(error).split())[:300]
 
 
 def _is_deep_png(data: bytes) -> bool:

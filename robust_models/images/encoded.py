@@ -36,10 +36,14 @@ class EncodedImages(ImageSet):
 
     def read(self, start: int, stop: int) -> Tensor:
         """[n,3,H,W], uint8 or uint16. UserError where an image is gone or was changed since the set was opened."""
-        names = [f"{self.path}: {name}" for name in self.names[start:stop]]
+        names = self.shown_names(start, stop)
         work = partial(_fetch_pixels, self.size, self.depth)
         pixels = np.stack(_in_threads(work, self.encoded(start, stop), names))
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+    def shown_names(self, start: int, stop: int) -> list[str]:
+        """What messages call images start..stop-1."""
+        return [f"{self.path}: {name}" for name in self.names[start:stop]]
 
     def as_png(self, start: int, x: Tensor) -> list[bytes]:
         """Refined images [n,3,H,W] from number `start` on, each with the alpha channel of its source, if any."""

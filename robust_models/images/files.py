@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robust_models.errors import UserError
-from robust_models.images.pixels import max_bytes
+from robust_models.images.pixels import max_bytes, too_large
 
 _SYSTEM_FILES = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
 _KINDS = {
@@ -85,17 +85,15 @@ def read_file(file: str | Path) -> bytes:
 
 
 def check_regular(file: str | Path) -> None:
-    """UserError unless `file` is, or links to, a regular file. OSError where there is none."""
-    mode = os.stat(file).st_mode
+    """UserError unless `file` is, or links to, a regular file."""
+    try:
+        mode = os.stat(file).st_mode
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "no regular file")
         link = f"a link to {kind}" if os.path.islink(file) else kind
         raise UserError(f"{file}: {link}; only regular files are read")
-
-
-def too_large(what: str, size: int) -> str:
-    """The message for something of `size` bytes that must be in memory at once."""
-    return f"{what}; at most {max_bytes():,} are read at once: set BIGROC_MAX_BYTES={size} if it is right"
 
 
 def sorted_naturally(names: Iterable[str]) -> list[str]:

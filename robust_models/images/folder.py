@@ -1,5 +1,6 @@
 """A folder of image files, nested at will; class subfolders give the labels. And one image file, as a set of one."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,10 @@ class FolderImages(EncodedImages):
         """The files' contents."""
         return _fetches(self.path, self.files)(start, stop)
 
+    def shown_names(self, start: int, stop: int) -> list[str]:
+        """The files' paths."""
+        return [f"{self.path}/{file}" for file in self.files[start:stop]]
+
     @contextmanager
     def writer(self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None) -> Iterator[Add]:
         """PNG files of the same relative names; so class subfolders remain, which are the labels."""
@@ -40,7 +45,7 @@ class FolderImages(EncodedImages):
             for name, png in zip(self.names[written : written + len(x)], self.as_png(written, x), strict=True):
                 file = out / f"{name}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(png)
+                _write(file, png)
             written += len(x)
 
         yield add
@@ -129,6 +134,15 @@ def open_file(path: Path) -> FileImages:
     has_alpha = decode_alpha(read_file(path), str(path)) is not None
     about = f"one image file, {seen.depth}"
     return FileImages(path, [path.stem], seen.size, None, None, (), seen.depth, about, has_alpha=has_alpha)
+
+
+def _write(file: Path, png: bytes) -> None:
+    try:
+        file.write_bytes(png)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{file}: the name is too long for a PNG beside others of its name; shorten it") from error
 
 
 def _fetches(root: Path, files: Sequence[str]) -> Callable[[int, int], Sequence[Fetch]]:

@@ -18,6 +18,7 @@ from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.pixels import Depth
 
 OnError = Literal["fail", "skip"]  # what an undecodable image does: end the run, or be left out and listed
+Split = Literal["train", "test"]
 Add = Callable[[Tensor], None]  # takes the next images [n,3,H,W] of a set that is being written
 _FILE_SUFFIXES = IMAGE_SUFFIXES | {".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"}  # none is the name of a folder
 

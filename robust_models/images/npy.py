@@ -1,5 +1,6 @@
 """`.npy`: one array of images, channels last or first."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -7,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_models.errors import UserError
+from robust_models.errors import DECODING_FAILURES, UserError, reason
 from robust_models.images.arrays import ArrayImages, AtOffset, describe, opened_rows, read_header
 from robust_models.images.image_set import Add
-from robust_models.images.pixels import check_range, depth_of
+from robust_models.images.pixels import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class NpyImages(ArrayImages):
+    """The images of an .npy file, which has no labels."""
+
     kind = "npy"
     suffixes = (".npy",)
 
@@ -26,22 +29,21 @@ class NpyImages(ArrayImages):
 
 
 def open_npy(path: Path) -> NpyImages:
+    """Reads the header, and floats once, to know their range. UserError where the file holds no images or is cut."""
     try:
         with path.open("rb") as stream:
             header = read_header(stream)
             offset = stream.tell()
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy ({error}); make it anew with numpy.save") from error
-    found = describe(header.shape, header.dtype, kind="npy", source=f"{path}: the array", either_layout=True)
+    except DECODING_FAILURES as error:
+        raise UserError(f"{path}: not a readable .npy ({reason(error)}); make it anew with numpy.save") from error
+    found = describe(header.shape, header.dtype, kind="npy", source=f"{path}: the array")
     if header.fortran_order:
         raise UserError(f"{path}: the array is in Fortran order; save numpy.ascontiguousarray(images)")
-    expected = offset + int(np.prod(header.shape)) * header.dtype.itemsize
+    expected = offset + math.prod(header.shape) * header.dtype.itemsize
     if (size := path.stat().st_size) < expected:
         raise UserError(f"{path}: cut short: {size:,} of {expected:,} bytes are there; copy or make it anew")
     rows = AtOffset(path, offset, header.shape, header.dtype)
-    depth = depth_of(header.dtype)
-    assert depth is not None
-    if depth == "float32":
+    if found.depth == "float32":
         row_bytes = (expected - offset) // header.shape[0]
         check_range(rows, header.shape[0], row_bytes, source=f"{path}: the array")
     return NpyImages(
@@ -50,9 +52,10 @@ def open_npy(path: Path) -> NpyImages:
         found.size,
         None,
         None,
-        depth=depth,
+        depth=found.depth,
         about=found.about,
+        notes=found.notes,
         rows=rows,
         stored=header.dtype,
-        channels_first=found.channels_first,
+        layout=found.layout,
     )

@@ -1,8 +1,8 @@
 """`.npz` as guided-diffusion writes it: `arr_0` [N,H,W,3], `arr_1` labels [N], and `class_names` where we wrote it."""
 
+import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,91 +12,111 @@ from typing import IO
 import numpy as np
 from torch import Tensor
 
-from robust_models.errors import UserError
+from robust_models.errors import DECODING_FAILURES, UserError, reason
 from robust_models.images.arrays import (
     ArrayImages,
     AtOffset,
     Rows,
     check_labels,
+    choose_arrays,
     describe,
     read_header,
     row_writer,
     write_header,
 )
 from robust_models.images.forward import Forward
-from robust_models.images.image_set import Add
-from robust_models.images.pixels import check_range, depth_of
+from robust_models.images.image_set import Add, Split
+from robust_models.images.pixels import check_range, max_bytes, too_large
 from robust_models.runtime.files import whole_file
 
 _PIXELS = "arr_0.npy"  # the entry's name
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, length of the name, length of the extra field
 _CHUNK_BYTES = 1 << 20
-_BROKEN = (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NpzImages(ArrayImages):
+    """The images of an .npz file, with labels and class names where it has them."""
+
     kind = "npz"
     suffixes = (".npz",)
 
     def writer(
         self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None
     ) -> AbstractContextManager[Add]:
-        return npz_writer(out, self.shape, self.stored.newbyteorder("="), labels, class_names)
+        dtype = self.stored.newbyteorder("=")
+        return npz_writer(out, self.shape, dtype, labels, class_names, channels_first=self.channels_first)
 
 
-def open_npz(path: Path) -> NpzImages:
-    """Every byte is read once here, for its checksum; nothing but labels and names stays in memory.
+def open_npz(path: Path, split: Split = "train") -> NpzImages:
+    """Every byte of the images is read once here, for its checksum; nothing but labels and names stays in memory.
 
     Rows of a stored array (numpy.savez) are then read by their place in the file. A compressed one (savez_compressed)
-    is streamed: in order it is read once more, and each step backwards starts over.
+    is streamed: in order it is read once more, and each step backwards starts over. UserError where the archive is
+    broken or holds no images, or labels and names of more than max_bytes().
     """
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a readable .npz; make one with numpy.savez(path, arr_0=images), or give a folder")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            listed = ", ".join(arrays.files) or "nothing"
-            if "arr_0" not in arrays.files:
-                raise UserError(
-                    f"{path}: no array 'arr_0' (it holds: {listed}); images are expected there as [N,H,W,3]"
-                )
-            labels, names = (arrays[key] if key in arrays.files else None for key in ("arr_1", "class_names"))
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo(_PIXELS)
-            with archive.open(entry) as stream:
-                header = read_header(stream)
-                skipped = stream.tell()
-                found = describe(header.shape, header.dtype, kind="npz", source=f"{path}: arr_0", either_layout=False)
-                _read_to_the_end(stream, int(np.prod(header.shape)) * header.dtype.itemsize)
+    with _failures_named(path), zipfile.ZipFile(path) as archive:
+        keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        chosen = choose_arrays(keys, split, source=str(path), usual="arr_0")
+        if chosen is None:
+            listed = ", ".join(keys)[:300] or "nothing"
+            raise UserError(f"{path}: no array 'arr_0' (it holds: {listed}); images are expected there as [N,H,W,3]")
+        labels = None if chosen.labels is None else _small_array(path, archive, chosen.labels)
+        names = _small_array(path, archive, "class_names") if "class_names" in keys else None
+        entry = archive.getinfo(f"{chosen.images}.npy")
+        with archive.open(entry) as stream:
+            header = read_header(stream)
+            skipped = stream.tell()
+            found = describe(header.shape, header.dtype, kind="npz", source=f"{path}: {chosen.images}")
+            _read_to_the_end(stream, math.prod(header.shape) * header.dtype.itemsize)
         start = _data_start(path, entry)
-    except UserError:
-        raise
-    except _BROKEN as error:
-        raise UserError(f"{path}: not a readable .npz ({error}); make it anew with numpy.savez") from error
+    where = f"{path}: {chosen.images}"
     if header.fortran_order:
-        raise UserError(f"{path}: arr_0 is in Fortran order; save numpy.ascontiguousarray(images)")
+        raise UserError(f"{where} is in Fortran order; save numpy.ascontiguousarray(images)")
     count, stored = header.shape[0], entry.compress_type == zipfile.ZIP_STORED
     rows = (
         AtOffset(path, start + skipped, header.shape, header.dtype)
         if stored
-        else _streamed(path, header.shape, header.dtype)
+        else _streamed(path, entry.filename, header.shape, header.dtype)
     )
-    depth = depth_of(header.dtype)
-    assert depth is not None
-    if depth == "float32":
-        check_range(rows, count, _row_bytes(header.shape, header.dtype), source=f"{path}: arr_0")
+    if found.depth == "float32":
+        check_range(rows, count, _row_bytes(header.shape, header.dtype), source=where)
     return NpzImages(
         path,
         found.names,
         found.size,
-        None if labels is None else check_labels(labels, count, source=f"{path}: arr_1"),
-        None if names is None else tuple(str(name) for name in names),
-        depth=depth,
+        None if labels is None else check_labels(labels, count, source=f"{path}: {chosen.labels}"),
+        None if names is None else tuple(str(name) for name in names.flatten()),
+        depth=found.depth,
         about=found.about if stored else f"{found.about}, compressed",
+        notes=chosen.notes + found.notes,
         rows=rows,
         stored=header.dtype,
-        channels_first=False,
+        layout=found.layout,
     )
+
+
+def _small_array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """A whole array. UserError where it is larger than max_bytes(), by its header, or holds objects."""
+    with archive.open(f"{key}.npy") as stream:
+        header = read_header(stream)
+    size = math.prod(header.shape) * header.dtype.itemsize
+    if size > max_bytes():
+        raise UserError(too_large(f"{path}: {key} is {header.dtype} {list(header.shape)}, {size:,} bytes", size))
+    with archive.open(f"{key}.npy") as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except DECODING_FAILURES as error:
+        raise UserError(f"{path}: not a readable .npz ({reason(error)}); make it anew with numpy.savez") from error
 
 
 def write_npz(
@@ -118,8 +138,10 @@ def npz_writer(
     dtype: np.dtype,
     labels: np.ndarray | None,
     class_names: Sequence[str] | None,
+    *,
+    channels_first: bool = False,
 ) -> Iterator[Add]:
-    """Streams arr_0 [N,H,W,3] into the archive, so that memory does not grow with the number of images."""
+    """Streams arr_0, [N,H,W,3] or [N,3,H,W], into the archive; memory does not grow with the images."""
     extra = {"arr_1": labels, "class_names": None if class_names is None else np.array(list(class_names))}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in extra.items():
@@ -128,7 +150,7 @@ def npz_writer(
                     np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
         with archive.open(_fixed_date(_PIXELS), "w", force_zip64=True) as stream:
             write_header(stream, shape, dtype)
-            yield row_writer(stream, dtype, channels_first=False)
+            yield row_writer(stream, dtype, channels_first=channels_first)
 
 
 def _fixed_date(name: str) -> zipfile.ZipInfo:
@@ -153,16 +175,21 @@ def _read_to_the_end(stream: IO[bytes], expected: int) -> None:
         raise EOFError(f"arr_0 has {count:,} of {expected:,} bytes")
 
 
-def _streamed(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Rows:
+def _streamed(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Rows:
     def from_the_first(_: int) -> Iterator[np.ndarray]:
-        with zipfile.ZipFile(path) as archive, archive.open(_PIXELS) as stream:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
             read_header(stream)
             for _ in range(shape[0]):
                 yield np.frombuffer(stream.read(_row_bytes(shape, dtype)), dtype).reshape(shape[1:])
 
-    rows = Forward(landing=lambda _: 0, begin=from_the_first)
-    return lambda start, stop: np.stack(rows(start, stop))
+    forward = Forward(landing=lambda _: 0, begin=from_the_first)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        with _failures_named(path):
+            return np.stack(forward(start, stop))
+
+    return rows
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    return int(np.prod(shape[1:])) * dtype.itemsize
+    return math.prod(shape[1:]) * dtype.itemsize

@@ -15,7 +15,7 @@ from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.files import check_regular, files_below, find_files, sorted_naturally
 from robust_models.images.folder import open_file, open_folder
 from robust_models.images.groups import ImageGroups
-from robust_models.images.image_set import ImageSet, OnError, say
+from robust_models.images.image_set import ImageSet, OnError, Split, say
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet
@@ -28,7 +28,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 
-def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
+def open_images(path: Path | str, *, on_error: OnError = "fail", split: Split = "train") -> ImageSet:
     """The image set at `path`, which may be
 
     - a folder of image files, whose class subfolders (if every image lies in one) give the labels;
@@ -45,10 +45,10 @@ def open_images(path: Path | str, *, on_error: OnError = "fail") -> ImageSet:
     Depth stays: 8 bits, 16 bits (PNG and arrays), floats in [0,1] (arrays). Grey images become RGB. Alpha takes no part
     and is kept: the refined image is written with the alpha channel of its source, except into an `.npz`.
     """
-    return open_image_groups(path, on_error=on_error).one_set()
+    return open_image_groups(path, on_error=on_error, split=split).one_set()
 
 
-def open_image_groups(path: Path | str, *, on_error: OnError = "fail") -> ImageGroups:
+def open_image_groups(path: Path | str, *, on_error: OnError = "fail", split: Split = "train") -> ImageGroups:
     """As `open_images`, but a folder of image files may hold images of any sizes and depths: one set for each.
 
         groups = open_image_groups("photos")
@@ -61,18 +61,18 @@ def open_image_groups(path: Path | str, *, on_error: OnError = "fail") -> ImageG
     gives it. What was passed over, and how an array was understood, is in `notes` and printed once to stderr.
     """
     path = Path(path)
-    sets = _opened(path, on_error)
+    sets = _opened(path, on_error, split)
     say(sets[0][0].notes)
     return ImageGroups(path, tuple(images for images, _ in sets), tuple(places for _, places in sets))
 
 
-def _opened(path: Path, on_error: OnError) -> list[tuple[ImageSet, np.ndarray]]:
+def _opened(path: Path, on_error: OnError, split: Split) -> list[tuple[ImageSet, np.ndarray]]:
     if "\0" in str(path):
         raise UserError(f"{path}: a path cannot hold a null byte")
     if path.is_dir():
         return _open_folder(path, on_error)
     if path.exists():
-        images = _open_file(path, on_error)
+        images = _open_file(path, on_error, split)
     elif _is_pattern(path):
         images = open_tar(path, expand(path), on_error)
     else:
@@ -95,7 +95,7 @@ def _open_folder(root: Path, on_error: OnError) -> list[tuple[ImageSet, np.ndarr
     return [(images, np.arange(len(images)))]
 
 
-def _open_file(path: Path, on_error: OnError) -> ImageSet:
+def _open_file(path: Path, on_error: OnError, split: Split) -> ImageSet:
     if not path.is_file():
         check_regular(path)
     with path.open("rb") as file:
@@ -106,9 +106,9 @@ def _open_file(path: Path, on_error: OnError) -> ImageSet:
     if head.startswith(b"PAR1") or suffix == ".parquet":
         return open_parquet(path, [path], on_error)
     if suffix in (".pt", ".pth") or _is_torch_zip(path, head):
-        return open_pt(path)
+        return open_pt(path, split)
     if head.startswith(b"PK") or suffix == ".npz":
-        return open_npz(path)
+        return open_npz(path, split)
     if head[257:262] == b"ustar" or suffix == ".tar":
         return open_tar(path, [path], on_error)
     if suffix == ".npy":

@@ -19,12 +19,16 @@ from robust_models.images.encoded import EncodedImages, Fetch, encode_all, feedi
 from robust_models.images.forward import Forward
 from robust_models.images.image_set import Add, Numbered, OnError
 from robust_models.images.parquet_schema import Columns, find_columns, opened_file, readable
+from robust_models.images.pixels import max_bytes, too_large
 
+_MAX_RATIO = 4  # of the bytes in memory to those in the file
 _ROWS_AT_ONCE = 100  # what `datasets` puts into a row group of images
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetImages(EncodedImages):
+    """The images of a column of parquet files."""
+
     files: tuple[Path, ...]
     columns: Columns
     rows: np.ndarray  # int64 [N], each image's row, counted through all files
@@ -88,13 +92,22 @@ def _row_groups(files: Sequence[Path]) -> np.ndarray:
     groups: list[tuple[int, int, int, int]] = []
     first = 0
     for number, file in enumerate(files):
-        with opened_file(file) as source:
+        with opened_file(file) as source, readable(file):
             for group in range(source.metadata.num_row_groups):
-                rows = source.metadata.row_group(group).num_rows
+                found = source.metadata.row_group(group)
+                rows = found.num_rows
+                _check_sizes(file, found)
                 if rows:
                     groups.append((first, number, group, rows))
                 first += rows
     return np.array(groups, np.int64)
+
+
+def _check_sizes(file: Path, group: Any) -> None:
+    """UserError where a row group would inflate far beyond the file: encoded images hardly compress."""
+    inflated, limit = max(group.total_byte_size, 8 * group.num_rows), max_bytes()
+    if inflated > max(limit, _MAX_RATIO * file.stat().st_size):
+        raise UserError(too_large(f"{file}: a row group of {group.num_rows:,} rows, {inflated:,} bytes", inflated))
 
 
 def _labels(files: Sequence[Path], column: str) -> np.ndarray:
@@ -126,6 +139,8 @@ def _fetches(path: Path, stream: Forward[bytes | None], rows: np.ndarray) -> Seq
 
 
 def _present(encoded: bytes | None, path: Path, row: int) -> bytes:
+    if encoded and len(encoded) > max_bytes():
+        raise UserError(too_large(f"{path}: row {row} holds {len(encoded):,} bytes", len(encoded)))
     if not encoded:
         raise UserError(f"{path}: row {row} has no image bytes, perhaps a path only; store the images themselves")
     return encoded

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from robust_models.errors import UserError
+from robust_models.errors import DECODING_FAILURES, UserError, reason
 from robust_models.images.codec import IMAGE_SUFFIXES
+from robust_models.images.files import check_regular
 
 _BUFFER_BYTES = 1 << 20  # a column is read in such pieces; pre_buffer would keep all that was ever read
 _USUAL_NAMES = ("image", "img")
@@ -45,19 +46,20 @@ class Columns(NamedTuple):
 
 def find_columns(files: Sequence[Path]) -> Columns:
     """UserError where the first file has no image column, or several and none of the usual name, or another differs."""
-    with opened_file(files[0]) as source:
+    with opened_file(files[0]) as source, readable(files[0]):
         schema = source.schema_arrow
     features = _features(schema)
     image = _image_column(files[0], schema, features)
     label = _label_column(schema, features)
     for file in files[1:]:
-        with opened_file(file) as source:
+        with opened_file(file) as source, readable(file):
             other = source.schema_arrow
         for name in filter(None, (image, label)):
             if name not in other.names or other.field(name).type != schema.field(name).type:
                 raise UserError(f"{file}: its column {name!r} is not as in {files[0]}; give the files of one dataset")
     names = features.get(label, {}).get("names") if label else None
-    return Columns(image, _is_struct(schema.field(image).type), label, tuple(names) if names else None)
+    class_names = tuple(map(str, names)) if names and isinstance(names, list) else None
+    return Columns(image, _is_struct(schema.field(image).type), label, class_names)
 
 
 @contextmanager
@@ -68,6 +70,7 @@ def opened_file(file: Path) -> Iterator[Any]:
     except ImportError as error:
         raise UserError(f'{file}: parquet needs pyarrow ({error}); pip install "bigroc[parquet]"') from error
     with readable(file):
+        check_regular(file)
         opened = ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     with opened:
         yield opened
@@ -75,20 +78,23 @@ def opened_file(file: Path) -> Iterator[Any]:
 
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
+    """Turns what reading the file raises into a UserError."""
     from pyarrow import ArrowException
 
     try:
         yield
-    except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: not a readable parquet file ({reason}); copy or make it anew") from error
+    except UserError:
+        raise
+    except (ArrowException, *DECODING_FAILURES) as error:
+        raise UserError(f"{file}: not a readable parquet file ({reason(error)}); copy or make it anew") from error
 
 
 def _features(schema: Any) -> dict[str, Any]:
     """What `datasets` wrote about the columns; empty where something else wrote the file."""
     try:
-        return json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError):
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (TypeError, LookupError, ValueError, AttributeError, RecursionError):
         return {}
 
 

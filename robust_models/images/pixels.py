@@ -14,6 +14,8 @@ Depth = Literal["uint8", "uint16", "float32"]
 DTYPES: dict[Depth, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
 _CHUNK_BYTES = 16 << 20
+_ROUNDING, _ROUNDING_HALF = 1e-5, 1e-3  # beyond [0,1] without meaning; of float16
+_SLIGHTLY = 0.05  # beyond [0,1] as an overshoot of filters, which clipping mends
 _MAX_PIXELS = 1 << 26  # 8192 x 8192: a bomb of 13000 x 13000 is refused, the photograph of a 60-megapixel camera is not
 _MAX_BYTES = 256 << 20
 
@@ -46,9 +48,12 @@ def depth_of(dtype: np.dtype) -> Depth | None:
 
 
 def check_range(read: Callable[[int, int], np.ndarray], count: int, row_bytes: int, *, source: str) -> None:
-    """UserError unless all of `read(0, count)`, floats, lie in [0,1]; some megabytes are in memory at a time."""
+    """UserError unless all of `read(0, count)`, floats, lie in [0,1] but for rounding; some MiB are read at a time.
+
+    What rounding left outside (1e-5; 1e-3 of float16) is clipped when it is read.
+    """
     step = max(1, _CHUNK_BYTES // row_bytes)
-    low, high = np.inf, -np.inf
+    low, high, rounding = np.inf, -np.inf, _ROUNDING
     for start in range(0, count, step):
         part = read(start, min(start + step, count))
         if np.isnan(part).any():
@@ -57,10 +62,25 @@ def check_range(read: Callable[[int, int], np.ndarray], count: int, row_bytes: i
                 f"{source}: image {first} holds NaN; pixels must be numbers in [0,1]: leave such images out"
             )
         low, high = min(low, float(part.min())), max(high, float(part.max()))
-    if low < 0 or high > 1:
-        remedy = "(x + 1) / 2" if -1 <= low < 0 and high <= 1 else "x / 255" if 0 <= low and high <= 255 else None
-        advice = f"store {remedy}" if remedy else "rescale or clip them"
-        raise UserError(f"{source}: values run from {low:.6g} to {high:.6g}; expected floats in [0,1]: {advice}")
+        rounding = _ROUNDING_HALF if part.dtype == np.float16 else _ROUNDING
+    if low < -rounding or high > 1 + rounding:
+        raise UserError(
+            f"{source}: values run from {low:.9g} to {high:.9g}; expected floats in [0,1]: {_remedy(low, high)}"
+        )
+
+
+def _remedy(low: float, high: float) -> str:
+    """What would bring the whole range into [0,1], where one convention explains it."""
+    if low >= -_SLIGHTLY and high <= 1 + _SLIGHTLY:
+        return "clip them: numpy.clip(x, 0, 1)"
+    if low >= 0 and high <= 65535:
+        return "rescale or clip them" if high <= 2 else "store x / 255" if high <= 255 else "store x / 65535"
+    if low >= -1 and high <= 1:
+        return "store (x + 1) / 2"
+    if low >= -128 and high <= 127 and (low < -16 or high > 16):
+        return "store (x + 128) / 255"
+    normalized = "; they look normalized: store x * std + mean" if max(-low, high) < 5 else ""
+    return f"rescale or clip them{normalized}"
 
 
 def max_pixels() -> int:
@@ -71,6 +91,11 @@ def max_pixels() -> int:
 def max_bytes() -> int:
     """How many bytes one file, entry or label array that must be in memory at once may have: BIGROC_MAX_BYTES."""
     return _limit("BIGROC_MAX_BYTES", _MAX_BYTES)
+
+
+def too_large(what: str, size: int) -> str:
+    """The message for something of `size` bytes that must be in memory at once."""
+    return f"{what}; at most {max_bytes():,} are read at once: set BIGROC_MAX_BYTES={size} if it is right"
 
 
 def check_pixels(height: int, width: int, *, source: str) -> None:

@@ -1,5 +1,6 @@
 """`.pt`: what torch.save made of a tensor of images, or of a dict of `images`, `labels` and `class_names`."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.arrays import ArrayImages, check_labels, describe
-from robust_models.images.image_set import Add
-from robust_models.images.pixels import check_range, depth_of
+from robust_models.images.arrays import ArrayImages, check_labels, choose_arrays, describe
+from robust_models.images.image_set import Add, Split
+from robust_models.images.pixels import check_range, max_bytes, too_large
 from robust_models.images.pt_reader import Place, read_places
 from robust_models.images.pt_writer import Placeholder, pt_writer
 
 
 @dataclass(frozen=True, kw_only=True)
 class PtImages(ArrayImages):
+    """The images of a tensor in a .pt file, with labels and class names where it has them."""
+
     bare: bool  # a tensor, not a dict
 
     kind = "pt"
@@ -36,11 +39,18 @@ class PtImages(ArrayImages):
         return pt_writer(out, content, channels_first=self.channels_first)
 
 
-def open_pt(path: Path) -> PtImages:
-    """Pixels are read by their place in the file; only the format of torch before 1.6, no zip, is read whole."""
+def open_pt(path: Path, split: Split = "train") -> PtImages:
+    """Pixels are read by their place in the file; only the format of torch before 1.6, no zip, is read whole.
+
+    UserError where there is no tensor of images, or the file is broken or hostile.
+    """
     content = _read(path)
     bare = isinstance(content, Place | _Whole)
-    images = content.get("images") if isinstance(content, dict) else content
+    chosen = None
+    if isinstance(content, dict):
+        keys = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, _ARRAYS)]
+        chosen = choose_arrays(keys, split, source=str(path), usual="images")
+    images = content if bare else content[chosen.images] if chosen else None
     if not isinstance(images, Place | _Whole):
         held = (
             f"a dict of {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, dict) else "something else"
@@ -49,34 +59,38 @@ def open_pt(path: Path) -> PtImages:
             f"{path}: no tensor of images (it holds {held[:200]}); "
             "expected a tensor, or a dict with 'images' and, if any, 'labels'"
         )
-    labels, class_names = (None, None) if bare else (content.get(key) for key in ("labels", "class_names"))
-    found = describe(images.shape, images.dtype, kind="pt", source=f"{path}: the tensor", either_layout=True)
+    labels = content[chosen.labels] if chosen and chosen.labels else None
+    class_names = content.get("class_names") if isinstance(content, dict) else None
+    found = describe(images.shape, images.dtype, kind="pt", source=f"{path}: the tensor")
     rows, count = images.rows(), images.shape[0]
-    depth = depth_of(images.dtype)
-    assert depth is not None
-    if depth == "float32":
-        row_bytes = int(np.prod(images.shape[1:])) * images.dtype.itemsize
+    if found.depth == "float32":
+        row_bytes = math.prod(images.shape[1:]) * images.dtype.itemsize
         check_range(rows, count, row_bytes, source=f"{path}: the tensor")
     return PtImages(
         path,
         found.names,
         found.size,
-        None if labels is None else check_labels(_as_array(labels), count, source=f"{path}: labels"),
+        None if labels is None else check_labels(_as_array(labels, path), count, source=f"{path}: labels"),
         tuple(map(str, class_names)) if isinstance(class_names, list | tuple) else None,
-        depth=depth,
+        depth=found.depth,
         about=found.about,
+        notes=(chosen.notes if chosen else ()) + found.notes,
         rows=rows,
         stored=images.dtype,
-        channels_first=found.channels_first,
+        layout=found.layout,
         bare=bare,
     )
 
 
-def _as_array(labels: Any) -> np.ndarray:
-    """A tensor of the file, or a list of numbers, as it is."""
-    return (
-        labels.rows()(0, labels.shape[0]) if isinstance(labels, Place | _Whole) and labels.shape else np.array(labels)
-    )
+def _as_array(labels: Any, path: Path) -> np.ndarray:
+    """A tensor of the file, or a list of numbers, as it is. UserError where it is larger than max_bytes()."""
+    if isinstance(labels, list | tuple):
+        numbers = all(type(label) is int and -(2**63) <= label < 2**63 for label in labels)
+        return np.array(labels if numbers else [str(label)[:20] for label in labels])
+    size = math.prod(labels.shape) * labels.dtype.itemsize
+    if size > max_bytes():
+        raise UserError(too_large(f"{path}: labels is {labels.dtype} {list(labels.shape)}, {size:,} bytes", size))
+    return labels.rows()(0, labels.shape[0]) if labels.shape else np.zeros((), labels.dtype)
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,9 @@ class _Whole:
 
     def rows(self) -> Any:
         return lambda first, stop: self.tensor[first:stop].numpy()
+
+
+_ARRAYS = (Place, _Whole, list, tuple)
 
 
 def _read(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Where the tensors of a torch.save zip lie in the file; none of them is read, and no code in the file is run."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,4 +65,4 @@ def _placed(value: Any) -> Any:
 
 
 def _plain_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -17,11 +17,13 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images.encoded import EncodedImages, Fetch, feeding, survey
 from robust_models.images.image_set import Add, OnError, Packed
-from robust_models.images.tar_members import extension, forget_members, opened, samples
+from robust_models.images.tar_members import check_size, extension, forget_members, opened, samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class TarImages(EncodedImages):
+    """The images of WebDataset shards."""
+
     shards: tuple[Path, ...]
     places: np.ndarray  # int64 [N,3]: each image's shard, first byte and number of bytes
 
@@ -64,6 +66,7 @@ def open_tar(path: Path, shards: Sequence[Path], on_error: OnError) -> TarImages
                     if label is not None:
                         raise UserError(f"{shard}: sample {sample.key} has a label but no image")
                     continue
+                check_size(shard, image)
                 names.append(f"{prefix}{sample.key}")
                 members.append(image.name if path == shard else f"{shard.name}: {image.name}")
                 places.extend((number, image.offset_data, image.size))
@@ -103,9 +106,12 @@ def _fetches(shards: Sequence[Path], places: np.ndarray) -> Callable[[int, int],
 
 
 def _read_part(file: Path, offset: int, size: int) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(size)
+    try:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def _rewritten(images: TarImages, out: Path) -> Generator[None, bytes, None]:
