@@ -52,7 +52,8 @@ def _refine(config: RefineConfig) -> Summary:
 
 
 def _format_summary(summary: Summary) -> str:
-    lines = [
+    lines = ["already done, with the same settings:"] if summary.get("already_done") else []
+    lines += [
         f"{summary['out']}: {summary['n']} images refined towards {_targets(summary['targets'])}, {summary['norm']} "
         f"eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",

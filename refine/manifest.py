@@ -10,11 +10,14 @@ MEASURES = ("confidence", "loss", "on_target")  # of the target, before and afte
 UNTOUCHED = "untouched"  # instead of a label's source: the image was left alone
 
 
-def rows(outcome: Outcome, names: Iterable[str], class_names: Sequence[str], label_source: str) -> list[Row]:
+def rows(
+    outcome: Outcome, names: Iterable[str], class_names: Sequence[str], label_source: str, resized: Row | None = None
+) -> list[Row]:
     """The rows of a batch.
 
     source, target (index) and class (name), label_source ("untouched" where the image was left alone), confidence in
-    the target, loss and on_target before and after, and distance: the norm of the change, pixels in [0,1].
+    the target, loss and on_target before and after, and distance: the norm of the change, pixels in [0,1]. Where the
+    classifier sees the images resized, `resized` says from which size to which.
     """
     columns = outcome._asdict()
     touched = columns.pop("touched").tolist()
@@ -25,6 +28,7 @@ def rows(outcome: Outcome, names: Iterable[str], class_names: Sequence[str], lab
             "class": class_names[numbers[0]],
             "label_source": label_source if is_touched else UNTOUCHED,
             **{key: _plain(number) for key, number in zip(columns, numbers, strict=True)},
+            **(resized or {}),
         }
         for name, is_touched, numbers in zip(names, touched, values, strict=True)
     ]

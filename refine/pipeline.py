@@ -8,6 +8,7 @@ on the number of ranks (refine_batch.py).
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,21 +21,22 @@ from refine.auto_eps import EpsSearch, as_plain
 from refine.balance import parse_prior
 from refine.bigroc import bigroc
 from refine.config import RefineConfig
+from refine.grouped import GroupedImages
 from refine.manifest import Means, rows
 from refine.network import together
 from refine.pictures import save_pictures
-from refine.refine_batch import BatchRefiner, block_size
+from refine.refine_batch import BatchRefiner, block_size, fitting_block
 from refine.run_settings import deciding
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
-from refine.work_folder import Shards, WorkFolder, as_line
+from refine.work_folder import Row, Shards, WorkFolder, as_line
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.folding import folded
-from robust_models.images import ImageSet, check_out, open_images, write_images
+from robust_models.images import ImageGroups, check_groups_out, open_image_groups, write_image_groups
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import exclusive, whole_file
 
 EPS = "eps.json"  # in the work folder
 _AT_ONCE = 256  # images, while the shards are assembled
@@ -48,40 +50,60 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
     with join() as ranks:
         work = WorkFolder(config.out)
         _check_place(config, work)
-        images = _open(config, ranks)
-        check_out(config.out, images)
+        images = GroupedImages(_open(config, ranks))
+        check_groups_out(config.out, images.groups)
         device = ranks.device(config.device)
         classifiers = [folded(config.load(name)) for name in config.ckpts]
         precision = decide_precision(config.precision, device, attack_loop(classifiers))
         classifiers = [place(classifier, device, precision.precision) for classifier in classifiers]
-        class_names = classifiers[0].class_names
-        refiner = _batch_refiner(config, images, classifiers)
-        mode = config.targets or ("pseudo" if images.labels is None else "given")
-        targets = known_targets(mode, images, classifiers[0])
-        prior = None if config.prior is None else parse_prior(config.prior, class_names)
-        search = EpsSearch.open(config, images, device) if config.eps == "auto" and ranks.is_first else None
+        settings = deciding(config, images, device, precision.precision)
+        with exclusive(config.out) if ranks.is_first else nullcontext():
+            done = work.finished(settings, overwrite=config.overwrite) if ranks.is_first else None
+            if done := ranks.share(done):
+                return done | {"already_done": True} if ranks.is_first else None
+            return _refine_and_publish(config, ranks, work, images, classifiers, settings, precision)
+
+
+def _refine_and_publish(
+    config: RefineConfig,
+    ranks: Ranks,
+    work: WorkFolder,
+    images: GroupedImages,
+    classifiers: Sequence[RobustClassifier],
+    settings: dict[str, Any],
+    precision: PrecisionDecision,
+) -> dict[str, Any] | None:
+    device, class_names = classifiers[0].mean.device, classifiers[0].class_names
+    refiner = _batch_refiner(config, classifiers)
+    mode = config.targets or ("pseudo" if images.labels is None else "given")
+    targets = known_targets(mode, images, classifiers[0])
+    prior = None if config.prior is None else parse_prior(config.prior, class_names)
+    search = None
+    if config.eps == "auto" and ranks.is_first:
+        search = EpsSearch.open(config, images.groups.one_set(), device)
+    if ranks.is_first:
+        work.claim(settings, overwrite=config.overwrite)
+    if not ranks.share(work.is_assembled):
+        sizes = [classifier.image_size for classifier in classifiers]
+        passes = Passes(ranks, work, images, Shards(images.counts, config.shard_size), refiner, sizes)
+        if mode in WHOLE_SET:
+            targets = passes.whole_set_targets(mode, prior)
+        if config.eps == "auto":
+            eps = _chosen_eps(config, search, passes.refiner_of(0), targets, work, ranks)
+            passes = replace(passes, refiner=replace(refiner, attack=_attack(config, eps)))
+        rate = passes.refine(targets, class_names, label_source(mode))
         if ranks.is_first:
-            work.claim(deciding(config, images, device, precision.precision), overwrite=config.overwrite)
-        if not ranks.share(work.is_assembled):
-            passes = Passes(ranks, work, images, Shards(len(images), config.shard_size), refiner)
-            if mode in WHOLE_SET:
-                targets = passes.whole_set_targets(mode, prior)
-            if config.eps == "auto":
-                eps = _chosen_eps(config, search, refiner, targets, work, ranks)
-                passes = replace(passes, refiner=replace(refiner, attack=_attack(config, eps)))
-            rate = passes.refine(targets, class_names, label_source(mode))
-            if ranks.is_first:
-                means = assemble(work, images, passes.shards, precision)
-                save_pictures(config, passes.refiner, images, work, passes.shards)
-                summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
-                summary["assumptions"] = {
-                    name: classifier.description.assumptions
-                    for name, classifier in zip(config.ckpts, classifiers, strict=True)
-                }
-                if search is not None:
-                    summary["eps_search"] = work.read_json(EPS) | search.verdict(partial(work.image, passes.shards))
-                work.write_summary(summary)
-        return publish(work) if ranks.is_first else None
+            means = assemble(work, images, passes.shards, precision)
+            save_pictures(config, passes.refiner, images, work, passes.shards)
+            summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
+            summary["assumptions"] = {
+                name: classifier.description.assumptions
+                for name, classifier in zip(config.ckpts, classifiers, strict=True)
+            }
+            if search is not None:
+                summary["eps_search"] = work.read_json(EPS) | search.verdict(partial(work.image, passes.shards))
+            work.finish(summary)
+    return work.publish() if ranks.is_first else None
 
 
 @dataclass(frozen=True)
@@ -90,15 +112,22 @@ class Passes:
 
     ranks: Ranks
     work: WorkFolder
-    images: ImageSet
+    images: GroupedImages
     shards: Shards
     refiner: BatchRefiner
+    seen_at: Sequence[int]  # side of the images that each classifier sees, pixels
+
+    def refiner_of(self, k: int) -> BatchRefiner:
+        """The refiner for the images of shard k, in their depth and as many at once as their size allows."""
+        images, _ = self.images.at(self.shards.part(k).start)
+        block = fitting_block(min(self.refiner.block, len(images)), self.refiner.device, images.size)
+        return replace(self.refiner, block=block, depth=images.depth)
 
     def whole_set_targets(self, mode: str, prior: Tensor | None) -> Tensor:
         """Classes [N] that all logits together decide: a first pass, whose logits the second one takes up."""
         self._predict()
         if self.ranks.is_first and not self.work.has(TARGETS):
-            assign(mode, prior, self.work, self.shards)
+            assign(mode, prior, self.work, self.shards, self.images.order)
         self.ranks.barrier()
         return torch.from_numpy(self.work.read_array(TARGETS))
 
@@ -106,28 +135,31 @@ class Passes:
         """Stores the logits of every shard."""
         for k, bar in self._mine("predict", lambda k: self.work.has(logits_name(k))):
             logits: list[Tensor] = []
-            for part in self._blocks(k):
-                logits.append(self.refiner.logits(self.images.read(part.start, part.stop)))
+            refiner = self.refiner_of(k)
+            for part in self._blocks(k, refiner.block):
+                logits.append(refiner.logits(self.images.read(part.start, part.stop)))
                 bar.update(part.stop - part.start)
             self.work.write_array(logits_name(k), torch.cat(logits).numpy())
         self.ranks.barrier()
 
     def refine(self, targets: Tensor | None, class_names: Sequence[str], label_source: str) -> dict[str, float]:
         """Refines and stores every shard, towards targets [N] or (None) the model's guesses; gives the rate."""
-        started, done = time.perf_counter(), 0
+        started, done, all_names = time.perf_counter(), 0, self.images.names
         for k, bar in self._mine("refine", self.work.has_shard):
-            first = self.shards.part(k).start
+            refiner, first = self.refiner_of(k), self.shards.part(k).start
+            images, _ = self.images.at(first)
             seen = self.work.read_array(logits_name(k)) if self.work.has(logits_name(k)) else None
-            shape = (self.shards.count(k), 3, *self.images.size)
-            with self.work.writing_shard(k, shape, self.images.depth) as add:
-                for part in self._blocks(k):
-                    pixels, outcome = self.refiner.refine(
+            shape = (self.shards.count(k), 3, *images.size)
+            with self.work.writing_shard(k, shape, images.depth) as add:
+                for part in self._blocks(k, refiner.block):
+                    index = self.images.order[part]
+                    pixels, outcome = refiner.refine(
                         self.images.read(part.start, part.stop),
-                        None if targets is None else targets[part],
+                        None if targets is None else targets[index],
                         None if seen is None else torch.from_numpy(seen[part.start - first : part.stop - first]),
                     )
-                    names = (self.images.names[i] for i in range(part.start, part.stop))
-                    add(pixels, rows(outcome, names, class_names, label_source))
+                    names = [all_names[int(i)] for i in index]
+                    add(pixels, rows(outcome, names, class_names, label_source, self._resized(images.size)))
                     bar.update(len(pixels))
             done += self.shards.count(k)
         done = self.ranks.total(done)
@@ -144,49 +176,48 @@ class Passes:
             for k in mine:
                 yield k, bar
 
-    def _blocks(self, k: int) -> Iterator[slice]:
+    def _blocks(self, k: int, block: int) -> Iterator[slice]:
         part = self.shards.part(k)
-        for start in range(part.start, part.stop, self.refiner.block):
-            yield slice(start, min(start + self.refiner.block, part.stop))
+        for start in range(part.start, part.stop, block):
+            yield slice(start, min(start + block, part.stop))
+
+    def _resized(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What the manifest says where a classifier does not see images of `size` (height, width) as they are."""
+        if all(size == (side, side) for side in self.seen_at):
+            return {}
+        return {"size": list(size), "seen_at": [[side, side] for side in self.seen_at]}
 
 
-def assemble(work: WorkFolder, images: ImageSet, shards: Shards, precision: PrecisionDecision) -> dict[str, float]:
+def assemble(work: WorkFolder, images: GroupedImages, shards: Shards, precision: PrecisionDecision) -> dict[str, Any]:
     """Builds the set, of the same kind as `images`, and the manifest inside the work folder; gives N and the means."""
-    with write_images(work.assembled, like=images, labels=images.labels, class_names=images.class_names) as add:
+    with write_image_groups(
+        work.assembled, like=images.groups, labels=images.labels, class_names=images.class_names
+    ) as adds:
         for k in range(len(shards)):
-            pixels = work.pixels(k)
+            add, pixels = adds[images.set_of(shards.part(k).start)], work.pixels(k)
             for start in range(0, len(pixels), _AT_ONCE):
                 add(torch.from_numpy(pixels[start : start + _AT_ONCE].copy()))
     means = Means()
     with whole_file(work.manifest) as partial, partial.open("w", encoding="utf-8") as manifest:
-        for k in range(len(shards)):
-            for row in work.rows(k):
-                means.add(row)
-                manifest.write(as_line(row | {"precision": precision.precision}))
+        for row in _rows_in_order(work, images, shards):
+            means.add(row)
+            manifest.write(as_line(row | {"precision": precision.precision}))
     return means.summary()
 
 
-def publish(work: WorkFolder) -> dict[str, Any]:
-    """Moves what assemble() built to its place and removes the work folder; gives the summary.
-
-    Each step is passed over where it is already done, so that a kill here costs nothing either.
-    """
-    summary = work.read_summary()
-    if work.manifest.exists():
-        work.manifest.replace(work.manifest_out)
-    if work.assembled.exists():
-        if work.out.is_dir():
-            work.out.rename(work.path / "replaced")
-        work.assembled.replace(work.out)
-    work.remove()
-    return summary
+def _rows_in_order(work: WorkFolder, images: GroupedImages, shards: Shards) -> Iterator[Row]:
+    """The manifest rows of all shards, in the order of the whole."""
+    if len(images.counts) == 1:
+        return (row for k in range(len(shards)) for row in work.rows(k))
+    places = [(k, start) for k in range(len(shards)) for start in work.row_starts(k)]
+    return (work.row_at(*places[i]) for i in images.order.argsort().tolist())
 
 
-def _batch_refiner(config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier]) -> BatchRefiner:
+def _batch_refiner(config: RefineConfig, classifiers: Sequence[RobustClassifier]) -> BatchRefiner:
     device, image_size = classifiers[0].mean.device, max(classifier.image_size for classifier in classifiers)
-    block = min(block_size(device, image_size, config.batch_size), len(images))
+    block = block_size(device, image_size, config.batch_size)
     attack = _attack(config, 0.0 if config.eps == "auto" else config.eps)
-    return BatchRefiner(together(classifiers), attack, device, block, images.depth, config.uncertain)
+    return BatchRefiner(together(classifiers), attack, device, block, "uint8", config.uncertain)
 
 
 def _attack(config: RefineConfig, eps: float) -> PGD:
@@ -222,26 +253,24 @@ def _check_place(config: RefineConfig, work: WorkFolder) -> None:
     for out in (config.out.resolve(), work.path.resolve()):
         if out == source or source in out.parents or out in source.parents:
             raise UserError(f"out: {config.out} overlaps the input {config.input}; choose a place outside it")
-    if config.out.exists() and not config.overwrite and not work.is_assembled:
-        raise UserError(f"out: {config.out} exists; remove it, choose another place, or pass --overwrite")
 
 
-def _open(config: RefineConfig, ranks: Ranks) -> ImageSet:
-    images = open_images(config.input, on_error=config.on_error)
+def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:
+    images = open_image_groups(config.input, on_error=config.on_error)
     for problem in images.skipped if ranks.is_first else ():
         print(f"skipped: {problem}", file=sys.stderr)
     return images
 
 
 def _facts(
-    config: RefineConfig, mode: str, attack: PGD, images: ImageSet, precision: PrecisionDecision
+    config: RefineConfig, mode: str, attack: PGD, images: GroupedImages, precision: PrecisionDecision
 ) -> dict[str, Any]:
     return {
         "out": str(config.out),
         "manifest": str(WorkFolder(config.out).manifest_out),
         "grid": None if config.grid is None else str(config.grid),
         "trajectory": None if config.trajectory is None else str(config.trajectory),
-        "skipped": len(images.skipped),
+        "skipped": len(images.groups.skipped),
         "checkpoint": config.ckpt,
         "targets": mode,
         "norm": config.norm,

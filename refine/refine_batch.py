@@ -18,6 +18,7 @@ from robust_models.attacks import PGD
 from robust_models.images import Depth, from_float, to_float
 from robust_models.threat import NORMS
 
+_CPU_PIXELS_AT_ONCE, _GPU_PIXELS_AT_ONCE = 2**23, 2**26  # a few GB with all that gradients need
 _CPU_PIXELS = 2**16  # where images/s of small networks level off: 64 images of 32x32, 1 of 256x256
 
 
@@ -40,6 +41,12 @@ def block_size(device: torch.device, image_size: int, batch_size: int) -> int:
     if device.type != "cpu":
         return batch_size
     return max(1, min(64, _CPU_PIXELS // image_size**2))
+
+
+def fitting_block(block: int, device: torch.device, size: tuple[int, int]) -> int:
+    """As many images of `size` (height, width) as are worked on at once, `block` at most: memory has a bound."""
+    most = _CPU_PIXELS_AT_ONCE if device.type == "cpu" else _GPU_PIXELS_AT_ONCE
+    return max(1, min(block, most // (size[0] * size[1])))
 
 
 def filled(batch: Tensor, size: int) -> Tensor:

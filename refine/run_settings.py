@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from refine.config import RefineConfig
+from refine.grouped import GroupedImages
 from robust_models.checkpoints import find
 from robust_models.classifier import Precision
-from robust_models.images import ImageSet
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.files import sha256_of
@@ -21,7 +21,7 @@ _LEFT_OUT = {
 }  # fmt: skip
 
 
-def deciding(config: RefineConfig, images: ImageSet, device: torch.device, precision: Precision) -> dict[str, Any]:
+def deciding(config: RefineConfig, images: GroupedImages, device: torch.device, precision: Precision) -> dict[str, Any]:
     """Every setting that decides the images, JSON-ready, with what the files it names hold."""
     plain = {name: value for name, value in as_plain(config).items() if name not in _LEFT_OUT}
     for i, name in enumerate(config.ckpts):
@@ -29,7 +29,9 @@ def deciding(config: RefineConfig, images: ImageSet, device: torch.device, preci
     plain |= {
         "input": str(config.input.resolve()),
         "input files": fingerprint(config.input),
-        "input images": f"{len(images)} of {images.size[1]}x{images.size[0]} {images.depth}",
+        "input images": ", ".join(
+            f"{len(part)} of {part.size[1]}x{part.size[0]} {part.depth}" for part in images.groups.sets
+        ),
         "targets": config.targets or ("pseudo" if images.labels is None else "given"),
         "device": device.type,
         "precision": precision,

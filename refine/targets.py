@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +15,22 @@ from refine.network import consensus, images_first
 from refine.work_folder import Shards, WorkFolder
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
-from robust_models.images import ImageSet
 from robust_models.labels import class_index, fit_labels
+
+
+class Labelled(Protocol):
+    """What an image set, or several of them, say about their images."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+    def __len__(self) -> int: ...
+
 
 DEBIASING_IMAGES = 1000  # as the paper's notebooks have it
 WHOLE_SET = ("debiased", "balanced")  # the classifier's guesses about all images decide the target of each
@@ -28,7 +44,7 @@ def label_source(targets: str) -> str:
     return "file" if is_label_file(targets) else targets
 
 
-def known_targets(targets: str, images: ImageSet, classifier: RobustClassifier) -> Tensor | None:
+def known_targets(targets: str, images: Labelled, classifier: RobustClassifier) -> Tensor | None:
     """Classes [N] int64 that do not depend on the images; None where the classifier is to guess."""
     if targets == "given":
         return given_targets(images, classifier)
@@ -39,10 +55,15 @@ def known_targets(targets: str, images: ImageSet, classifier: RobustClassifier) 
     return None
 
 
-def assign(targets: str, prior: Tensor | None, work: WorkFolder, shards: Shards) -> None:
-    """Writes the targets [N] that all logits together decide. Holds these in memory: N x classes float32."""
+def assign(targets: str, prior: Tensor | None, work: WorkFolder, shards: Shards, order: Tensor) -> None:
+    """Writes the targets [N] that all logits together decide. Holds these in memory: N x classes float32.
+
+    order [N]: where each row of the shards stands among all images, whose order the targets have.
+    """
     seen = (torch.from_numpy(work.read_array(logits_name(k))) for k in range(len(shards)))
-    logits = torch.cat([consensus(images_first(logits)) for logits in seen])
+    by_row = torch.cat([consensus(images_first(logits)) for logits in seen])
+    logits = torch.empty_like(by_row)
+    logits[order] = by_row
     if targets == "debiased":
         index = debiased(logits)
     else:
@@ -55,7 +76,7 @@ def logits_name(k: int) -> str:
     return f"logits-{k:05d}.npy"
 
 
-def given_targets(images: ImageSet, model: RobustClassifier) -> Tensor:
+def given_targets(images: Labelled, model: RobustClassifier) -> Tensor:
     """The set's own labels as indices into the model's classes, int64 [N]."""
     if images.labels is None:
         raise UserError(

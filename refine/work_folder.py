@@ -7,16 +7,18 @@
              shard-00012.jsonl     the shard's manifest rows
              shard-00012.npy       its refined images; written last, so that where it stands the shard is finished
              manifest.jsonl        assembled from the shards, and
-             assembled/OUT         so is the set; what remains is to move both to their places
+             assembled/OUT         so is the set
+             record.json           what OUT.run.json is to say; what remains is to move the three to their places
 
 Every file is written whole: it is there, complete, or not there. run.json comes first and goes last.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
+from robust_models.images.record import finished_run, record_of, record_path
 from robust_models.runtime.files import whole_file
 
 Row = dict[str, Any]
@@ -33,23 +36,33 @@ STATE = "run.json"
 _PARTIAL = ".*.partial"  # what a killed run was writing (runtime/files.py)
 
 
-@dataclass(frozen=True)
 class Shards:
-    """n images cut into shards of `size`, the last one shorter."""
+    """Images cut into shards of `size`, the last one of each set shorter: no shard has images of two sets."""
 
-    n: int
-    size: int
+    def __init__(self, n: int | Sequence[int], size: int) -> None:
+        """n: how many images there are, or how many in each of several sets that follow each other."""
+        counts = [n] if isinstance(n, int) else list(n)
+        self.size = size
+        self.n = sum(counts)
+        self._parts: list[slice] = []
+        for start, count in zip(accumulate(counts, initial=0), counts, strict=False):
+            starts = range(start, start + count, size)
+            self._parts += [slice(first, min(first + size, start + count)) for first in starts]
 
     def __len__(self) -> int:
-        return -(-self.n // self.size)
+        return len(self._parts)
 
     def part(self, k: int) -> slice:
         """The images of shard k."""
-        return slice(k * self.size, min((k + 1) * self.size, self.n))
+        return self._parts[k]
 
     def count(self, k: int) -> int:
         """How many images shard k has."""
         return self.part(k).stop - self.part(k).start
+
+    def holder(self, i: int) -> int:
+        """The shard of image i."""
+        return bisect_right(self._parts, i, key=lambda part: part.start) - 1
 
 
 class WorkFolder:
@@ -61,6 +74,20 @@ class WorkFolder:
         self.assembled = self.path / "assembled" / out.name
         self.manifest = self.path / "manifest.jsonl"
         self.manifest_out = out.with_name(out.name + ".manifest.jsonl")
+        self.record = self.path / "record.json"
+
+    def finished(self, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+        """The summary of an earlier run with equal settings, whose result stands at `out`; None where there is none.
+
+        UserError where something else stands there that may not be replaced (images/record.py).
+        """
+        if self.is_assembled:
+            return None  # what remains to be moved may be half moved
+        found = finished_run(self.out, settings, overwrite=overwrite)
+        for path in (self.manifest_out, record_path(self.out)):
+            if path.exists() and not (path.is_file() and record_path(self.out).is_file()):
+                raise UserError(f"out: {path} is of something else; move it away, or choose another --out")
+        return found
 
     @property
     def is_assembled(self) -> bool:
@@ -123,12 +150,24 @@ class WorkFolder:
 
     def image(self, shards: Shards, i: int) -> Tensor:
         """Image i of the set, refined, [1,3,H,W]."""
-        return torch.from_numpy(self.pixels(i // shards.size)[[i % shards.size]])
+        k = shards.holder(i)
+        return torch.from_numpy(self.pixels(k)[[i - shards.part(k).start]])
 
     def rows(self, k: int) -> Iterator[Row]:
         """The manifest of shard k."""
         with self._shard(k, "jsonl").open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
+
+    def row_starts(self, k: int) -> list[int]:
+        """Where each row of shard k's manifest begins, bytes."""
+        lines = self._shard(k, "jsonl").read_bytes().splitlines(keepends=True)
+        return list(accumulate(map(len, lines), initial=0))[:-1]
+
+    def row_at(self, k: int, start: int) -> Row:
+        """The row of shard k's manifest that begins at this byte."""
+        with self._shard(k, "jsonl").open("rb") as lines:
+            lines.seek(start)
+            return json.loads(lines.readline())
 
     def has(self, name: str) -> bool:
         """Whether the file of this name is there, and so complete."""
@@ -153,13 +192,27 @@ class WorkFolder:
         """What the JSON file of this name holds."""
         return json.loads((self.path / name).read_text())
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """From now on all is assembled."""
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Marks the run as assembled."""
+        self.write_json(self.record.name, record_of(self.assembled, self._read_state()["settings"], summary))
         self.write_json(STATE, {**self._read_state(), "summary": summary})
 
-    def read_summary(self) -> dict[str, Any]:
-        """What write_summary was given."""
-        return self._read_state()["summary"]
+    def publish(self) -> dict[str, Any]:
+        """Moves what is assembled to its place, and then removes the work folder; gives the summary.
+
+        Each step is passed over where it is already done, so that a kill here costs nothing either.
+        """
+        summary = self._read_state()["summary"]
+        if self.manifest.exists():
+            self.manifest.replace(self.manifest_out)
+        if self.assembled.exists():
+            if self.out.is_dir():
+                self.out.rename(self.path / "replaced")
+            self.assembled.replace(self.out)
+        if self.record.exists():
+            self.record.replace(record_path(self.out))
+        self.remove()
+        return summary
 
     def remove(self) -> None:
         """run.json goes last, so that a run killed meanwhile knows what the rest is."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -52,6 +53,17 @@ def difference_row(before_u8: Tensor, after_u8: Tensor) -> Row:
     strongest = change.abs().flatten().kthvalue(max(1, round(0.995 * change.numel()))).values.item()
     factor = max(1, min(MOST, int(GREY // max(strongest, 1))))
     return f"change x{factor}", (GREY + factor * change).clamp(0, 255).to(torch.uint8)
+
+
+def fitted(x: Tensor, side: int) -> Tensor:
+    """x [1,3,H,W] in [0,1] with white to make it a square, then scaled to [1,3,side,side]; what fits is not touched."""
+    height, width = x.shape[-2:]
+    if (height, width) == (side, side):
+        return x
+    across, down = max(height - width, 0), max(width - height, 0)
+    square = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2), value=1.0)
+    scaled = F.interpolate(square, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.clamp(0, 1)
 
 
 def _save(path: Path, pictures: Sequence[Image.Image], kind: str) -> None:

@@ -107,9 +107,12 @@ def test_folder_in_folder_out_with_classes_matched_by_name(checkpoint, tmp_path,
     assert "given labels" in printed
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
     assert written == ["Bird/a.png", "Bird/b.png", "airplane/a.png", "airplane/deep/c.png"]
-    status, _, error = run(*arguments, capsys=capsys)
+    status, again, _ = run(*arguments, capsys=capsys)
+    assert status == 0
+    assert again == f"already done, with the same settings:\n{printed}"
+    status, _, error = run(*arguments[:-1], 2, capsys=capsys)
     assert status == 2
-    assert "exists; remove it, choose another place, or pass --overwrite" in error
+    assert "made with another eps (1.0 there, 2.0 now); choose another place, or pass --overwrite" in error
     assert run(*arguments, "--overwrite", capsys=capsys)[0] == 0
 
 

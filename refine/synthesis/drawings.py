@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from robust_models.grids import fitted
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float
 from robust_models.images.codec import decode, decode_alpha
 from robust_models.images.files import find_files, read_file
@@ -55,14 +55,3 @@ def _on_white(file: Path) -> Tensor:
 def _channels(pixels: np.ndarray) -> Tensor:
     """[H,W,C] of 8 or 16 bits -> [1,C,H,W] in [0,1]."""
     return torch.from_numpy(pixels.astype(np.float32) / _WHITE[pixels.dtype]).permute(2, 0, 1).unsqueeze(0)
-
-
-def fitted(x: Tensor, side: int) -> Tensor:
-    """x [1,3,H,W] in [0,1] with white to make it a square, then scaled to [1,3,side,side]; what fits is not touched."""
-    height, width = x.shape[-2:]
-    if (height, width) == (side, side):
-        return x
-    across, down = max(height - width, 0), max(width - height, 0)
-    square = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2), value=1.0)
-    scaled = F.interpolate(square, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    return scaled.clamp(0, 1)
