@@ -84,7 +84,7 @@ def main() -> None:
     extractor = open_features(args.features, device=device)
     reference = read_statistics(args.reference)
     if reference is None:
-        parser.error(f"--reference: {args.reference} holds no statistics; see `python -m eval statistics`")
+        parser.error(f"--reference: {args.reference} holds no statistics; see `bigroc eval statistics`")
     images = open_images(args.images)
     x_u8 = images.read(0, min(args.limit, len(images)))
     with torch.no_grad():

@@ -4,7 +4,7 @@
 
 Both get every image once, in the same batches, so that a stronger attack is not rewarded with fewer images to attack.
 torchattacks has the same network in float32 and torch's default memory layout, as its users have. Without --data the
-images are the bundled samples and the labels the classifier's guesses. Robust accuracy is told beside the speed.
+images are the bundled samples and the labels the classifier's guesses. Robust accuracy is printed beside the speed.
 """
 
 import argparse

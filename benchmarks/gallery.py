@@ -229,14 +229,14 @@ def _write(path: Path, x_u8: Tensor, labels: np.ndarray) -> None:
 
 
 def make(name: str, folder: Path, out: Path) -> dict[str, Any]:
-    """Runs the commands of a picture in `folder`, saves it in `out`, and gives what the page tells of it."""
+    """Runs the commands of a picture in `folder`, saves it in `out`, and gives what the page says about it."""
     picture = PICTURES[name]
     with contextlib.chdir(folder):
         summaries = [_run(command) for command in picture.commands]
         if picture.rows is not None:
             result = torch.cat([u8(Path(summary["out"])) for summary in summaries])
-            told = [json.loads(line) for summary in summaries for line in Path(summary["manifest"]).open()]
-            save_rows(Path(f"{name}.png"), picture.rows(folder, result), [_caption(name, row) for row in told])
+            moved = [json.loads(line) for summary in summaries for line in Path(summary["manifest"]).open()]
+            save_rows(Path(f"{name}.png"), picture.rows(folder, result), [_caption(name, row) for row in moved])
     with whole_file(out / f"{name}.png") as partial:
         shutil.copyfile(folder / f"{name}.png", partial)
     return {"commands": picture.commands, "facts": _facts(name, summaries)}
@@ -256,7 +256,7 @@ def _run(command: str) -> dict[str, Any]:
 
 
 def _measured(name: str) -> tuple[str, float]:
-    """What is told of a picture's images, and what makes it of their objective (0: it is not the objective)."""
+    """The quantity under a picture's images, and the factor from their objective to it (0: it is not the objective)."""
     if name == "invert":
         return "relative distance of the latents", 1.0
     if name == "paint":  # nothing outside the mask has changed: what remains of the objective is the feature

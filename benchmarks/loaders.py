@@ -3,7 +3,7 @@
     python -m benchmarks.loaders [--images 10000] [--size 32] [--workers 2] [--rounds 3] [--seconds 2]
 
 The ways take turns in one process. Each has loaded some batches before its clock starts: what starting workers and
-compiling cost is told apart, as the first batch. "plain" is ImageFolder, PILToTensor and a shuffling DataLoader.
+compiling cost is reported apart, as the first batch. "plain" is ImageFolder, PILToTensor and a shuffling DataLoader.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Peak memory of `python -m refine` by the number of images: a stream should need no more for ten times as many.
+"""Peak memory of `bigroc refine` by the number of images: a stream should need no more for ten times as many.
 
     python -m benchmarks.refine_memory [--num-images 20000 200000] [--size 16] [--kind npz]
 

@@ -6,7 +6,7 @@ Every row runs the command itself and judges the images it stored with cifar10-s
 agreement is the share that it sees as the class wanted. generate: --n-generated images, balanced, from a mixture of
 Gaussians and from one Gaussian per class; the Frechet distance is between the judge's 128 features of these and of the
 50,000 train images. inpaint: a centred hole of 16x16 in the first N test images; PSNR inside it. superres: from 8x8
-block averages to 32x32. "given" rows tell the task each image's true class, "pseudo" rows leave it to be guessed.
+block averages to 32x32. "given" rows give the task each image's true class, "pseudo" rows leave it to be guessed.
 """
 
 import argparse
@@ -75,8 +75,14 @@ def measure_generate(args: argparse.Namespace, judge: Judge, folder: Path) -> It
             seeds=args.seeds, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
             grid=args.grids and args.grids / f"generate-{name.replace(' ', '-')}.png",
         )  # fmt: skip
-        x, y, told = _made(generate.TASK, config)
-        yield {"task": "generate", "way": name, **told, "agreement": judge.agreement(x, y), "frechet": judge.frechet(x)}
+        x, y, facts = _made(generate.TASK, config)
+        yield {
+            "task": "generate",
+            "way": name,
+            **facts,
+            "agreement": judge.agreement(x, y),
+            "frechet": judge.frechet(x),
+        }
 
 
 def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
@@ -110,9 +116,9 @@ def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Ite
             seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
             grid=args.grids and args.grids / f"inpaint-{targets}.png",
         )  # fmt: skip
-        x, _, told = _made(inpaint.TASK, config)
+        x, _, facts = _made(inpaint.TASK, config)
         outside = (mask == 0).expand_as(x)
-        row = {"task": "inpaint", "way": f"{targets}, {args.fill} fill", **told, "agreement": judge.agreement(x, y)}
+        row = {"task": "inpaint", "way": f"{targets}, {args.fill} fill", **facts, "agreement": judge.agreement(x, y)}
         yield {**row, "psnr": psnr(x, real, mask), "known_pixels_equal": bool((x[outside] == real[outside]).all())}
 
 
@@ -129,8 +135,8 @@ def measure_superres(args: argparse.Namespace, judge: Judge, folder: Path) -> It
             start=args.start, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
             grid=args.grids and args.grids / f"superres-{targets}.png",
         )  # fmt: skip
-        x, _, told = _made(superres.TASK, config)
-        row = {"task": "superres", "way": f"{targets}, {args.start} start", **told}
+        x, _, facts = _made(superres.TASK, config)
+        row = {"task": "superres", "way": f"{targets}, {args.start} start", **facts}
         yield {**row, "agreement": judge.agreement(x, y), "psnr": psnr(x, real)}
 
 
@@ -140,9 +146,9 @@ def _made(task: Any, config: Any) -> tuple[Tensor, Tensor, Row]:
     summary = synthesize_set(task, config)
     out = open_images(config.out)
     assert out.labels is not None
-    told = {name: summary[name] for name in ("n", "eps", "step_size", "steps", "seed", "confidence_after", "distance")}
-    told["wall_s"] = round(time.perf_counter() - started, 1)
-    return out.read(0, len(out)), torch.from_numpy(out.labels), told
+    facts = {name: summary[name] for name in ("n", "eps", "step_size", "steps", "seed", "confidence_after", "distance")}
+    facts["wall_s"] = round(time.perf_counter() - started, 1)
+    return out.read(0, len(out)), torch.from_numpy(out.labels), facts
 
 
 def _test_images(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -186,9 +192,9 @@ def main() -> None:
             for row in MEASURES[task](args, judge, Path(folder)):
                 rows.append(row)
                 print(_table(row), flush=True)
-    told = json.dumps({"rows": rows, "command": sys.argv[1:], "environment": environment()})
+    report = json.dumps({"rows": rows, "command": sys.argv[1:], "environment": environment()})
     if args.json:
-        args.json.write_text(told + "\n")
+        args.json.write_text(report + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Every length and seed is a run of its own, as its schedule of lr and attack depends on the length. The clock starts with
 the images in memory and the network compiled, and stops with the selected classifier on disk; choosing the best epoch
-on held-out training images is within. Compiling and starting are told apart. The robust accuracy is that of apgd-ce and
+on held-out training images is within. Compiling and starting are reported apart. The robust accuracy is that of apgd-ce and
 apgd-t on all test images, and of the standard AutoAttack on the first --standard-images of them.
 
 Each run leaves a line in OUT/curve.jsonl; the same command skips what has one. Other flags go to the recipe.
@@ -56,7 +56,7 @@ def warm_up(run: Run) -> float:
 
 
 def train_timed(config: TrainConfig) -> Row:
-    """Trains from scratch and tells how long that took; the classifier is config.out/classifier.safetensors."""
+    """Trains from scratch and reports how long that took; the classifier is config.out/classifier.safetensors."""
     shutil.rmtree(config.out, ignore_errors=True)  # what a killed run left would not be timed from its start
     start = time.perf_counter()
     run = Run(config)
@@ -110,7 +110,7 @@ def configs(args: argparse.Namespace, flags: dict[str, Any]) -> Iterator[tuple[i
             yield epochs, seed, resolve(TrainConfig, values, {**flags, "data.path": args.data})
 
 
-def tell(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     lines = ["epochs  seed   train s  compile s    clean     apgd   standard"]
     for row in rows:
         standard = f"{row['standard_accuracy']:9.2%}" if "standard_accuracy" in row else " " * 9
@@ -151,8 +151,8 @@ def main() -> None:
         rows.append(row | {"config": args.config, "environment": environment()})
         with curve.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-        print(tell(rows), flush=True)
-    print(tell(rows))
+        print(table(rows), flush=True)
+    print(table(rows))
 
 
 if __name__ == "__main__":

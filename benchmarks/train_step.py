@@ -3,14 +3,14 @@
     python -m benchmarks.train_step [--arch resnet18] [--batch-size 128] [--rounds 5] [--steps 1] [--device auto]
                                     [--precision auto] [--compile] [--ways ours,plain,...]
 
-    ours               train.step.train_step, as `python -m train` runs it on this device
+    ours               train.step.train_step, as `bigroc train` runs it on this device
     plain              as published: NCHW, float32, the attack by loss.backward() on a network in evaluation mode
     advertorch         the plain loop with advertorch's L2PGDAttack
     advertorch_frozen  the same in advertorch's own context that freezes the parameters
     torchattacks       the plain loop with torchattacks' PGDL2, which freezes nothing but asks for input gradients only
 
 All start from the same weights, take the same batch and take turns, so that what else the machine does hits all alike;
-ratios are medians over the rounds of ours against the other in that round. What compiling cost is told apart.
+ratios are medians over the rounds of ours against the other in that round. What compiling cost is reported apart.
 """
 
 import argparse
