@@ -5,8 +5,8 @@
 
 Every length and seed is a run of its own, as its schedule of lr and attack depends on the length. The clock starts with
 the images in memory and the network compiled, and stops with the selected classifier on disk; choosing the best epoch
-on held-out training images is within. Compiling and starting are reported apart. The robust accuracy is that of apgd-ce and
-apgd-t on all test images, and of the standard AutoAttack on the first --standard-images of them.
+on held-out training images is within. Compiling and starting are reported apart. The robust accuracy is that of apgd-ce
+and apgd-t on all test images, and of the standard AutoAttack on the first --standard-images of them.
 
 Each run leaves a line in OUT/curve.jsonl; the same command skips what has one. Other flags go to the recipe.
 """

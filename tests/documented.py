@@ -29,14 +29,14 @@ class Documented:
 
     @property
     def words(self) -> list[str]:
-        """Without variables in front, comments, and torchrun, which starts `python -m` or a script."""
+        """Without variables in front, comments, a file that output goes to, and torchrun, which starts a module or script."""
         words = shlex.split(self.text, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words = words[1:]
         if words and words[0] == "torchrun":
             start = words.index("--no-python") + 1 if "--no-python" in words else words.index("-m")
             words = words[start:] if "--no-python" in words else ["python", *words[start:]]
-        return words
+        return words[: words.index(">")] if ">" in words else words
 
 
 def name_of(page: Path) -> str:
@@ -50,7 +50,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[Documented]:
     """Every command line in the page's blocks, or in a recipe's first comment, in order."""
-    text = _commented(page) if page.suffix == ".yaml" else "".join(blocks(page, ""))
+    text = _commented(page) if page.suffix == ".yaml" else "".join(blocks(page, "") + blocks(page, "bash"))
     lines = text.replace("\\\n", " ").splitlines()
     parts = [part.strip() for line in lines for part in line.split(" && ")]
     return [Documented(name_of(page), part) for part in parts if part]

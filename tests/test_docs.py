@@ -40,7 +40,7 @@ READS = {
     *("--mask", "--prior", "--reference", "--seeds", "--start", "--weights", "file", "answers"),
 }
 DATASETS = ("cifar10", "cifar100", "imagenet", "restricted_imagenet", "cinic10")
-PROGRAMS = {"bigroc", "python", "python3", "make", "pip", "git", "cd", "mkdir", ".", "apt-get", "bash"}
+PROGRAMS = {"mkdir", "bigroc", "python", "python3", "make", "pip", "git", "cd", ".", "apt-get", "bash"}
 PROGRAMS |= {".venv/bin/pre-commit"}
 SOURCES = [*PAGES, *RECIPE_FILES]
 OURS = [command for page in SOURCES for command in commands(page) if command.words and command.words[0] == "bigroc"]
