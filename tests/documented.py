@@ -29,7 +29,7 @@ class Documented:
 
     @property
     def words(self) -> list[str]:
-        """Without variables in front, comments, a file for the output, and torchrun, which starts a module or script."""
+        """Without variables in front, comments, a file for the output, and torchrun, which starts a module."""
         words = shlex.split(self.text, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words = words[1:]
