@@ -5,8 +5,7 @@ In memory a batch is NCHW RGB: uint8 (`x_u8`), uint16, or float32 in [0,1]. On d
 
 from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.folder import FileImages, FolderImages
-from robust_models.images.groups import ImageGroups, check_groups_out, write_image_groups
-from robust_models.images.image_set import Add, ImageSet, OnError, check_apart, check_out
+from robust_models.images.image_set import Add, ImageGroups, ImageSet, OnError, check_apart, check_groups_out, check_out
 from robust_models.images.npy import NpyImages
 from robust_models.images.npz import NpzImages, write_npz
 from robust_models.images.open import open_image_groups, open_images
@@ -14,7 +13,7 @@ from robust_models.images.parquet import ParquetImages
 from robust_models.images.pixels import Depth, from_float, to_float, to_u8
 from robust_models.images.pt import PtImages
 from robust_models.images.tar import TarImages
-from robust_models.images.write import write_images
+from robust_models.images.write import write_image_groups, write_images
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.codec import decode, decode_alpha, encode
-from robust_models.images.image_set import ImageSet, OnError
+from robust_models.images.image_set import ImageSet, OnError, difference
 from robust_models.images.pixels import Depth
 
 T = TypeVar("T")
@@ -157,17 +157,6 @@ def _inspected(place: str, fetch: Fetch, name: str) -> Seen | str:
 def _seen(pixels: np.ndarray) -> Seen:
     height, width, _ = pixels.shape
     return Seen((height, width), "uint16" if pixels.dtype == np.uint16 else "uint8")
-
-
-def difference(path: Path, name: str, seen: Seen, other_name: str, other: Seen) -> str:
-    """The message about two images of one set that differ in size or depth."""
-    if seen.size != other.size:
-        (height, width), (other_height, other_width) = seen.size, other.size
-        return (
-            f"{path}: mixed sizes: {name} is {width}x{height}, {other_name} is {other_width}x{other_height}; "
-            "resize them to one size first"
-        )
-    return f"{path}: mixed depths: {name} is {seen.depth}, {other_name} is {other.depth}; convert them to one first"
 
 
 @contextmanager

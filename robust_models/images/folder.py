@@ -35,6 +35,10 @@ class FolderImages(EncodedImages):
         """The files' paths."""
         return [f"{self.path}/{file}" for file in self.files[start:stop]]
 
+    def file_name(self, i: int) -> str:
+        """Image i's file, relative to the folder."""
+        return self.files[i]
+
     @contextmanager
     def writer(self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None) -> Iterator[Add]:
         """PNG files of the same relative names; so class subfolders remain, which are the labels."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, overload
+from typing import ClassVar, Literal, Protocol, overload
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,15 @@ OnError = Literal["fail", "skip"]  # what an undecodable image does: end the run
 Split = Literal["train", "test"]
 Add = Callable[[Tensor], None]  # takes the next images [n,3,H,W] of a set that is being written
 _FILE_SUFFIXES = IMAGE_SUFFIXES | {".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"}  # none is the name of a folder
+
+
+class HasSize(Protocol):
+    """A set, or what decoding one image showed."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def depth(self) -> Depth: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,10 @@ class ImageSet(ABC):
         """Whether a file ending in `suffix` (in small letters) can hold the refined copy of this set."""
         return self.in_one_file and suffix in self.suffixes
 
+    def file_name(self, i: int) -> str:
+        """What messages call image i."""
+        return self.names[i]
+
     @property
     def in_one_file(self) -> bool:
         """Whether this set, and so its refined copy, is a single file."""
@@ -70,6 +83,52 @@ class ImageSet(ABC):
         for start in range(0, len(self), batch_size):
             stop = min(start + batch_size, len(self))
             yield slice(start, stop), self.read(start, stop)
+
+
+@dataclass(frozen=True)
+class ImageGroups:
+    """All images of a path, as sets whose images have one size and depth; only a folder of files has several.
+
+    The sets are in the order of their first images. Labels and class names are those of the whole: equal class names
+    in every set. len() is the number of images.
+    """
+
+    path: Path
+    sets: tuple[ImageSet, ...]
+    places: tuple[np.ndarray, ...]  # int64 [n] each: places[g][i] is the number of image i of sets[g] among all images
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets))
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What could not be read, with on_error="skip"."""
+        return self.sets[0].skipped
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every image, in the order of the whole."""
+        names = [""] * len(self)
+        for images, places in zip(self.sets, self.places, strict=True):
+            for place, name in zip(places.tolist(), images.names, strict=True):
+                names[place] = name
+        return names
+
+    @property
+    def about(self) -> str:
+        """What was found: "folder, uint8", or "folder, 3 sizes from 32x48 to 640x480"."""
+        if len(self.sets) == 1:
+            return self.sets[0].about
+        sizes = sorted({images.size for images in self.sets}, key=lambda size: size[0] * size[1])
+        (height, width), (last_height, last_width) = sizes[0], sizes[-1]
+        return f"{self.sets[0].kind}, {len(sizes)} sizes from {width}x{height} to {last_width}x{last_height}"
+
+    def one_set(self) -> ImageSet:
+        """The set, for uses that need one size. UserError, one line, where there are several."""
+        first, *others = self.sets
+        if others:
+            raise UserError(difference(self.path, first.file_name(0), first, others[0].file_name(0), others[0]))
+        return first
 
 
 class _Names(Sequence[str]):
@@ -145,6 +204,13 @@ def check_out(out: Path, like: ImageSet) -> None:
         raise UserError(f"out: {out} ends in {suffix or 'nothing'}, but {kind_of(like)} (or an .npz)")
 
 
+def check_groups_out(out: Path, like: ImageGroups) -> None:
+    """UserError where the name of `out` contradicts the kind of `like`; to be called before any work."""
+    check_out(out, like.sets[0])
+    if len(like.sets) > 1 and out.suffix.lower() == ".npz":
+        raise UserError(f"out: {out} is one array, but the images have several sizes; name a folder")
+
+
 def check_apart(out: Path, source: Path, *, shown: Path | None = None) -> None:
     """UserError where `out` is `source`, lies in it or contains it, links resolved.
 
@@ -163,6 +229,17 @@ def kind_of(like: ImageSet) -> str:
     suffix = next(filter(like.holds, like.suffixes), "")
     name = f"a file ending in {suffix}" if suffix else "a folder"
     return f"the images are {like.about or like.kind} and stay of that kind; name {name}"
+
+
+def difference(path: Path, name: str, one: HasSize, other_name: str, other: HasSize) -> str:
+    """The message about two images of one set that differ in size or depth."""
+    if one.size != other.size:
+        (height, width), (other_height, other_width) = one.size, other.size
+        return (
+            f"{path}: mixed sizes: {name} is {width}x{height}, {other_name} is {other_width}x{other_height}; "
+            "resize them to one size first"
+        )
+    return f"{path}: mixed depths: {name} is {one.depth}, {other_name} is {other.depth}; convert them to one first"
 
 
 def say(notes: Iterable[str]) -> None:

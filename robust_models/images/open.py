@@ -14,8 +14,7 @@ from robust_models.errors import UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.files import check_regular, files_below, find_files, sorted_naturally
 from robust_models.images.folder import open_file, open_folder
-from robust_models.images.groups import ImageGroups
-from robust_models.images.image_set import ImageSet, OnError, Split, say
+from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split, say
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet

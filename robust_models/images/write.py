@@ -1,7 +1,7 @@
 """A refined set beside its source: of the same kind, whole or not at all."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.folder import FileImages
-from robust_models.images.image_set import Add, ImageSet, check_out, kind_of
+from robust_models.images.image_set import Add, ImageGroups, ImageSet, check_groups_out, check_out, kind_of
 from robust_models.images.npz import NpzImages, npz_writer
 from robust_models.images.pixels import DTYPES
 from robust_models.runtime.files import whole_file, whole_folder
@@ -42,12 +42,37 @@ def write_images(
             writer = like.writer_of(out.suffix.lower(), partial)
         else:
             writer = like.writer(partial, labels, class_names)
-        with writer as add, checked_add(add, like) as checked:
+        with writer as add, _checked(add, like) as checked:
             yield checked
 
 
 @contextmanager
-def checked_add(add: Add, like: ImageSet) -> Iterator[Add]:
+def write_image_groups(
+    out: Path, *, like: ImageGroups, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None
+) -> Iterator[list[Add]]:
+    """Gives one `add(x [n,3,H,W])` for each of like.sets, to be called in any order until all images are there; then
+    they stand at `out`: every image in its own size, depth and name (class subfolders included), as write_images does.
+
+    labels [N] and class_names are in the order of the whole. UserError as for write_images, and where images of
+    several sizes are to become one file. On an error nothing is left at `out`.
+    """
+    if len(like.sets) == 1:
+        with write_images(out, like=like.sets[0], labels=labels, class_names=class_names) as add:
+            yield [add]
+        return
+    check_groups_out(out, like)
+    if out.is_file():
+        raise UserError(f"out: {out} is a file, but images of several sizes become a folder; name another place")
+    with whole_folder(out) as partial, ExitStack() as writers:
+        adds: list[Add] = []
+        for images in like.sets:
+            add = writers.enter_context(images.writer(partial, None, None))
+            adds.append(writers.enter_context(_checked(add, images)))
+        yield adds
+
+
+@contextmanager
+def _checked(add: Add, like: ImageSet) -> Iterator[Add]:
     """`add` with its promises checked: each batch fits the set, and in the end all are there."""
     written = 0
 
