@@ -98,6 +98,13 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal():
     assert format_assumptions({"norm\x1b[2J": "\x1b]0;x\x07"}).isprintable()
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0), ("7", 0)])
+def test_of_several_ranks_the_first_says_it(rank, lines, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    load(bare(tmp_path / "a.pt"))
+    assert capsys.readouterr().err.count("\n") == lines
+
+
 @pytest.mark.parametrize("verb", ["refine", "eval robust", "eval quality"])
 def test_each_verb_says_the_line_once(verb, tmp_path, capsys):
     import eval.cli

@@ -223,6 +223,31 @@ def test_a_distilled_transformer_has_no_features():
         _ = model.head
 
 
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        ("torchvision:resnet18", "fc."),
+        ("timm:resnet18", "fc."),
+        ("timm:convnext_atto", "head.fc."),
+        ("resnet10_w8", "head."),
+        ("preact_resnet10_w8", "head."),
+    ],
+)
+def test_a_backbone_gets_a_fresh_head_for_training_only(arch, head, tmp_path):
+    state = build(arch, num_classes=4).state_dict()
+    torch.save({name: t for name, t in state.items() if not name.startswith(head)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=rf"2 tensors missing \({head}weight, {head}bias\)"):
+        load(tmp_path / "a.pt", arch=arch, class_names="abcd")
+    model = load(tmp_path / "a.pt", arch=arch, class_names="abcd", fresh_head=True)
+    for name, tensor in model.network.state_dict().items():
+        if tensor.ndim > 1 or not name.startswith(head):  # biases may all begin at zero
+            assert torch.equal(tensor, state[name]) != name.startswith(head)
+    assert model.head.out_features == 4
+    torch.save({name: t for name, t in state.items() if not name.endswith("bias")}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match="tensors missing"):
+        load(tmp_path / "b.pt", arch=arch, class_names="abcd", fresh_head=True)
+
+
 # Numbers that are none.
 
 

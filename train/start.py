@@ -106,7 +106,13 @@ def replace_head(model: RobustClassifier, num_classes: int) -> None:
 
 def _loaded(checkpoint: str, config: TrainConfig) -> RobustClassifier:
     try:
-        model = load(checkpoint, arch=config.arch, activation=config.activation, normalize=config.normalize)
+        model = load(
+            checkpoint,
+            arch=config.arch,
+            activation=config.activation,
+            normalize=config.normalize,
+            fresh_head=config.new_head,
+        )
     except UserError as error:
         raise UserError(str(error).replace("ckpt:", "init:", 1)) from error
     return model.requires_grad_(True)

@@ -16,8 +16,11 @@ from robust_models.classifier import Description
 from robust_models.errors import UserError
 
 
-def fill(description: Description, candidates: Sequence[State], path: Path) -> nn.Module:
-    """The described network with the tensors of the first candidate whose names fit, or a UserError about the last."""
+def fill(description: Description, candidates: Sequence[State], path: Path, *, fresh_head: bool = False) -> nn.Module:
+    """The described network with the tensors of the first candidate whose names fit, or a UserError about the last.
+
+    fresh_head: the last linear layer begins anew where the file has none, as a backbone's has.
+    """
     builder = partial(
         build,
         description.arch,
@@ -29,6 +32,8 @@ def fill(description: Description, candidates: Sequence[State], path: Path) -> n
     network = outline(builder, tensors=len(candidates[-1]))
     expected = network.state_dict()
     states = [_with_counters(state, expected) for state in candidates]
+    if fresh_head:
+        states = [_with_fresh_head(state, network, builder) for state in states]
     state = next((state for state in states if state.keys() == expected.keys()), states[-1])
     _compare(expected, state, description.arch, path)
     _refuse_non_finite(state, network, path)
@@ -38,6 +43,16 @@ def fill(description: Description, candidates: Sequence[State], path: Path) -> n
         network = builder()
         network.load_state_dict(_versioned(state, expected))
     return network
+
+
+def _with_fresh_head(state: State, network: nn.Module, builder: Callable[[], nn.Module]) -> State:
+    """The tensors, and those of a new last linear layer where nothing else is missing."""
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    missing = network.state_dict().keys() - state.keys()
+    if not heads or not missing or not all(name.startswith(f"{heads[-1]}.") for name in missing):
+        return state
+    fresh = builder().state_dict()
+    return {**state, **{name: fresh[name] for name in missing}}
 
 
 def _versioned(state: State, expected: State) -> State:

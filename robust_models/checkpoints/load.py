@@ -62,6 +62,7 @@ def load(
     image_size: int | None = None,
     ema: bool = False,
     trust: bool = False,
+    fresh_head: bool = False,
     quiet: bool = False,
 ) -> RobustClassifier:
     """The classifier called `checkpoint` (see embedded_names, published) or stored there, in eval mode on the CPU.
@@ -70,20 +71,23 @@ def load(
     hugging_face.py). What a foreign file does not state may be given: arch (see architectures.build; None: from the
     tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (see ACTIVATIONS;
     None: relu where the file is not known), class_names and image_size [pixels]. ema: the averaged weights. trust: also
-    load TorchScript, torch.export and ONNX files, which are programs and run with your rights.
+    load TorchScript, torch.export and ONNX files, which are programs and run with your rights. fresh_head: for training
+    on, the last linear layer begins anew where the file is a backbone without one; arch says which network it is.
     `description.recipe["source"]` says what was read and ignored, `description.assumptions` what was assumed; one line
     on stderr says the latter too, unless quiet. UserError when there is no file, it is not a checkpoint, it does not
     fit its architecture, or its weights are not finite.
     """
     path = find(checkpoint)
     given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names, image_size)
-    model = _open(path, given, checkpoint, ema=ema, trust=trust)
+    model = _open(path, given, checkpoint, ema=ema, trust=trust, fresh_head=fresh_head)
     if not quiet:
         report_assumptions(model.description, str(checkpoint))
     return model
 
 
-def _open(path: Path, given: Given, checkpoint: str | Path, *, ema: bool, trust: bool) -> RobustClassifier:
+def _open(
+    path: Path, given: Given, checkpoint: str | Path, *, ema: bool, trust: bool, fresh_head: bool
+) -> RobustClassifier:
     """The classifier in a file of ours, in a program, or in anyone's file or folder."""
     tensors, metadata = read_safetensors(path) if path.is_file() and is_safetensors(path) else (None, {})
     if tensors is not None and "bigroc" in metadata:
@@ -97,7 +101,7 @@ def _open(path: Path, given: Given, checkpoint: str | Path, *, ema: bool, trust:
     description, candidates = describe(_found(path, tensors, ema), path, given, _published(checkpoint))
     if is_function(description.arch):
         return load_function(description, candidates, path)
-    return RobustClassifier(fill(description, candidates, path), description).eval()
+    return RobustClassifier(fill(description, candidates, path, fresh_head=fresh_head), description).eval()
 
 
 _WORDS = {
