@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_models.errors import UserError
+from robust_models.errors import DECODING_FAILURES, UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.files import check_regular, files_below, find_files, sorted_naturally
 from robust_models.images.folder import open_file, open_folder
@@ -120,8 +120,11 @@ def _open_file(path: Path, on_error: OnError, split: Split) -> ImageSet:
 def _is_torch_zip(path: Path, head: bytes) -> bool:
     if not (head.startswith(b"PK") and zipfile.is_zipfile(path)):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    except DECODING_FAILURES:
+        return False
 
 
 def _is_pattern(path: Path) -> bool:
