@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
+from robust_models.errors import none_of
 from robust_models.runtime.config import STRICT, DeviceFlags, Number
 from robust_models.runtime.device import PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, NormName, check_ball
@@ -215,7 +216,7 @@ class TrainConfig(MachineFlags):
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         if self.normalize is not None and self.normalize not in NORMALIZERS:
-            raise ValueError(f"normalize: {self.normalize!r} is none of {', '.join(NORMALIZERS)}")
+            raise ValueError(f"normalize: {none_of(self.normalize, NORMALIZERS)}")
         if self.new_head and self.init is None:
             raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
         for name, every in (

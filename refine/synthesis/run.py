@@ -28,6 +28,7 @@ from refine.synthesis.task import Source, Task
 from refine.synthesis.task_pictures import Grid, save_trajectory
 from refine.work_folder import Row, WorkFolder, as_line
 from robust_models.attacks import frozen_eval
+from robust_models.checkpoints.checks import check_names
 from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images.new_set import NewSet, check_new_out, write_new_set
@@ -157,6 +158,7 @@ def command_of(task: Task) -> Command:
         work=partial(synthesize_set, task),
         format_summary=_format_summary,
         examples=task.examples,
+        check=check_names,
     )
 
 
