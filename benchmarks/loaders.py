@@ -22,8 +22,8 @@ from robust_models.datasets import load_dataset, open_dataset
 from robust_models.datasets.beton import write_beton
 from robust_models.runtime.device import pick_device
 from robust_models.runtime.version import environment
-from train.loaders.base import Batch, usable_cores
-from train.loaders.make import make_loader
+from train.loaders import make_loader
+from train.loaders.base import Batch, LoaderSettings, usable_cores
 
 WARM_UP = 8  # batches
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = pick_device(args.device)
-    settings = {"batch_size": args.batch_size, "seed": 0, "device": device}
+    settings = LoaderSettings(args.batch_size, 0, device, args.workers)
 
     with tempfile.TemporaryDirectory() as folder:
         root, beton = Path(folder) / "set", Path(folder) / "set.beton"
@@ -90,9 +90,9 @@ def main() -> None:
         lazy, packed = (open_dataset(str(path), "train") for path in (root, beton))
         ways = {
             "plain": lambda: plain(root, args.batch_size, args.workers, device),
-            "stream": lambda: make_loader("stream", lazy, workers=args.workers, **settings).batches(0),
-            "resident": lambda: make_loader("resident", data, **settings).batches(0),
-            "ffcv": lambda: make_loader("ffcv", packed, workers=args.workers, **settings).batches(0),
+            "stream": lambda: make_loader("stream", lazy, settings).batches(0),
+            "resident": lambda: make_loader("resident", data, settings).batches(0),
+            "ffcv": lambda: make_loader("ffcv", packed, settings).batches(0),
         }
         running, first_s = {}, {}
         for name, start in ways.items():

@@ -27,13 +27,12 @@ from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from robust_models.runtime.config import read_recipe, resolve
 from robust_models.runtime.flags import OneLineParser, add_config_flags
+from robust_models.runtime.signals import StopSignals
 from robust_models.runtime.version import environment
 from train.config import TrainConfig
 from train.loop import run_to_end
-from train.parallel import ALONE
 from train.report import Silence
 from train.run import Run
-from train.sigterm import Sigterm
 
 Row = dict[str, Any]
 
@@ -60,11 +59,11 @@ def train_timed(config: TrainConfig) -> Row:
     shutil.rmtree(config.out, ignore_errors=True)  # what a killed run left would not be timed from its start
     start = time.perf_counter()
     run = Run(config)
-    with closing(run.loader), Sigterm(ALONE) as sigterm:
+    with closing(run.loader), StopSignals() as stop:
         opened_s = time.perf_counter() - start
         compile_s = warm_up(run)
         start = time.perf_counter()
-        run_to_end(run, sigterm, Silence())
+        run_to_end(run, stop, Silence())
         _wait(run)
         train_s = time.perf_counter() - start
     return {

@@ -22,7 +22,7 @@ from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.version import environment
 from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
-from train.folded import make_twin
+from train.copies import make_twin
 from train.parallel import ALONE, part
 from train.step import attack_at, make_optimizer, train_step
 

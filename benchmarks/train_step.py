@@ -30,7 +30,7 @@ from robust_models.runtime.config import resolve
 from robust_models.runtime.device import decide_precision, pick_device, place
 from robust_models.runtime.version import environment
 from train.config import TrainConfig
-from train.folded import make_twin
+from train.copies import make_twin
 from train.step import attack_at, make_optimizer, train_step
 
 EPS, STEP_SIZE, STEPS = 0.5, 0.1, 7

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`bigroc ARGUMENTS`: the exit status."""
     leave_out_current_folder()
     from robust_models.runtime.command import run
+    from robust_models.runtime.signals import leave_on_signals
 
+    leave_on_signals()
     return run(front_door(), argv)
 
 

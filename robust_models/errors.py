@@ -3,7 +3,6 @@
 import difflib
 import struct
 import tarfile
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -46,10 +45,8 @@ DECODING_FAILURES = (
     MemoryError,
     AssertionError,
     SyntaxError,
-    SystemError,
     Warning,
     struct.error,
-    tokenize.TokenError,
     zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,

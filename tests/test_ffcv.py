@@ -10,10 +10,9 @@ from PIL import Image
 from robust_models import UserError
 from robust_models.datasets import load_dataset, open_dataset
 from robust_models.datasets.beton import HEADER, open_beton, write_beton
-from tests.tiny import tiny_pixels
-from train.loaders.ffcv import INSTALL
-from train.loaders.ffcv_cli import main
-from train.loaders.make import make_loader
+from tests.tiny import loader_of, tiny_pixels
+from train.loaders.ffcv.cli import main
+from train.loaders.ffcv.loader import INSTALL
 
 CPU = torch.device("cpu")
 NAMES = ("red", "green", "blue")
@@ -109,7 +108,7 @@ def test_without_ffcv_the_steps_to_install_it_are_told(beton, monkeypatch):
     monkeypatch.setitem(sys.modules, "ffcv.loader", None)
     monkeypatch.setitem(sys.modules, "ffcv", None)
     with pytest.raises(UserError, match=r"ffcv cannot be imported here .*libopencv-dev.* && pip install ffcv==1\.0\.2"):
-        make_loader("ffcv", open_dataset(str(beton), "train"), batch_size=8, seed=0, device=CPU, workers=1)
+        loader_of("ffcv", open_dataset(str(beton), "train"), batch_size=8, seed=0, device=CPU, workers=1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -117,9 +116,9 @@ def test_all_loaders_give_the_same_batches_for_the_same_seed(ffcv, beton):
     data = open_dataset(str(beton), "train")
     settings = {"batch_size": 12, "seed": 4, "device": CPU}
     loaders = {
-        "resident": make_loader("resident", data, **settings),
-        "stream": make_loader("stream", data, workers=0, **settings),
-        "ffcv": make_loader("ffcv", data, workers=1, **settings),
+        "resident": loader_of("resident", data, **settings),
+        "stream": loader_of("stream", data, workers=0, **settings),
+        "ffcv": loader_of("ffcv", data, workers=1, **settings),
     }
     threads = torch.get_num_threads()
     for step in (0, 1, 2, 3, 4, 5, 2, 9):
@@ -133,7 +132,7 @@ def test_all_loaders_give_the_same_batches_for_the_same_seed(ffcv, beton):
         loaders["ffcv"].batch(step)
     assert torch.equal(kept, before)
     assert torch.get_num_threads() == threads
-    shared = make_loader("ffcv", data, workers=1, rank=1, world=2, **settings)
+    shared = loader_of("ffcv", data, workers=1, rank=1, world=2, **settings)
     assert torch.equal(shared.batch(5)[0], loaders["resident"].batch(5)[0][6:])
     for loader in (loaders["ffcv"], shared):
         loader.close()
@@ -145,7 +144,7 @@ def test_ffcv_cuts_the_boxes_that_stream_cuts(ffcv, tmp_path, smooth_images, ran
     write_beton(tmp_path / "sizes.beton", iter(smooth_images), np.arange(24) * 7 % 3, NAMES, jpeg_quality=95)
     data = open_dataset(str(tmp_path / "sizes.beton"), "train", image_size=16)
     settings = {"batch_size": 12, "seed": 4, "device": CPU, "random_crop": random_crop}
-    stream, compiled = (make_loader(name, data, workers=1, **settings) for name in ("stream", "ffcv"))
+    stream, compiled = (loader_of(name, data, workers=1, **settings) for name in ("stream", "ffcv"))
     for step in (0, 3):
         ours, theirs = compiled.batch(step)[0].float(), stream.batch(step)[0].float()
         difference = (ours - theirs).abs()
@@ -170,6 +169,6 @@ def test_a_beton_of_ffcvs_own_writer_is_read(ffcv, tmp_path):
     assert data.y.tolist() == labels.tolist()
     assert data.class_names == ("0", "1", "2")
     settings = {"batch_size": 10, "seed": 0, "device": CPU}
-    loader = make_loader("ffcv", open_dataset(str(path), "train"), workers=1, **settings)
-    assert torch.equal(loader.batch(4)[0], make_loader("resident", data, **settings).batch(4)[0])
+    loader = loader_of("ffcv", open_dataset(str(path), "train"), workers=1, **settings)
+    assert torch.equal(loader.batch(4)[0], loader_of("resident", data, **settings).batch(4)[0])
     loader.close()

@@ -9,10 +9,8 @@ from PIL import Image
 
 from robust_models import UserError
 from robust_models.datasets import Dataset, open_dataset
-from tests.tiny import tiny_pixels
+from tests.tiny import loader_of, tiny_pixels
 from train.loaders.base import Order, pick_workers
-from train.loaders.make import make_loader
-from train.loaders.resident import ResidentLoader
 
 CPU = torch.device("cpu")
 
@@ -39,8 +37,8 @@ def numbered():
 def test_stream_gives_the_batches_of_resident(folder, workers):
     data = open_dataset(str(folder), "train")
     settings = {"batch_size": 12, "seed": 5, "device": CPU}
-    resident = make_loader("resident", data, **settings)
-    stream = make_loader("stream", data, workers=workers, **settings)
+    resident = loader_of("resident", data, **settings)
+    stream = loader_of("stream", data, workers=workers, **settings)
     assert resident.steps_per_epoch == stream.steps_per_epoch == 3
     for step in (0, 1, 2, 3, 4, 8, 2):  # in turn, over the end of epochs, forwards and back
         for ours, theirs in zip(stream.batch(step), resident.batch(step), strict=True):
@@ -49,11 +47,11 @@ def test_stream_gives_the_batches_of_resident(folder, workers):
 
 
 def test_a_batch_is_a_function_of_seed_and_step(numbered):
-    loader = ResidentLoader(numbered, batch_size=8, seed=1, device=CPU)
+    loader = loader_of("resident", numbered, batch_size=8, seed=1, device=CPU)
     in_turn = [loader.batch(step)[1] for step in range(14)]
-    resumed = ResidentLoader(numbered, batch_size=8, seed=1, device=CPU).batches(9)
+    resumed = loader_of("resident", numbered, batch_size=8, seed=1, device=CPU).batches(9)
     assert all(torch.equal(next(resumed)[1], in_turn[step]) for step in range(9, 14))
-    x_u8, y = ResidentLoader(numbered, batch_size=8, seed=2, device=CPU).batch(0)
+    x_u8, y = loader_of("resident", numbered, batch_size=8, seed=2, device=CPU).batch(0)
     assert not torch.equal(y, in_turn[0])
     assert torch.equal(x_u8[:, 0, 0, 0].long(), y)
 
@@ -65,7 +63,7 @@ def test_processes_share_each_batch_as_one_would_have_had_it(numbered):
         together = torch.cat([order.epoch(epoch) for order in shared], 1)
         assert torch.equal(together, alone.epoch(epoch))
         assert len(together.unique()) == 48
-    batch = ResidentLoader(numbered, batch_size=12, seed=7, device=CPU, rank=2, world=3).batch(5)[1]
+    batch = loader_of("resident", numbered, batch_size=12, seed=7, device=CPU, rank=2, world=3).batch(5)[1]
     assert torch.equal(batch, alone.epoch(1)[1, 8:])
 
 
@@ -76,7 +74,7 @@ def test_a_random_crop_is_a_function_of_seed_epoch_and_image(tmp_path):
         Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(tmp_path / f"class{i % 2}" / f"{i}.png")
     data = open_dataset(str(tmp_path), "train", image_size=16)
     first, again = (
-        make_loader("stream", data, batch_size=8, seed=0, device=CPU, workers=0, random_crop=True) for _ in "12"
+        loader_of("stream", data, batch_size=8, seed=0, device=CPU, workers=0, random_crop=True) for _ in "12"
     )
     x_u8, y = first.batch(1)
     assert x_u8.shape == (8, 3, 16, 16)
@@ -89,20 +87,20 @@ def test_a_random_crop_is_a_function_of_seed_epoch_and_image(tmp_path):
     with pytest.raises(
         UserError, match=r"data\.random_crop: resident keeps one square of each image; give --data\.loader"
     ):
-        make_loader("resident", data, batch_size=4, seed=0, device=CPU, random_crop=True)
+        loader_of("resident", data, batch_size=4, seed=0, device=CPU, random_crop=True)
 
 
 def test_bad_input_is_refused_before_any_work(numbered, monkeypatch):
     settings = {"seed": 0, "device": CPU}
     with pytest.raises(UserError, match="batch_size: 51 is more than the 50 training images of fifty"):
-        make_loader("stream", numbered, batch_size=51, **settings)
+        loader_of("stream", numbered, batch_size=51, **settings)
     with pytest.raises(UserError, match="batch_size: 10 cannot be shared by 4 processes; give a multiple of 4"):
-        make_loader("resident", numbered, batch_size=10, rank=0, world=4, **settings)
+        loader_of("resident", numbered, batch_size=10, rank=0, world=4, **settings)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3}, raising=False)
     with pytest.raises(UserError, match=r"data\.workers: 3 is more than the 2 cores that this process may use; give 2"):
-        make_loader("stream", numbered, batch_size=10, workers=3, **settings)
+        loader_of("stream", numbered, batch_size=10, workers=3, **settings)
     assert [pick_workers(None), pick_workers(0), pick_workers(2)] == [2, 0, 2]
     with pytest.raises(
         UserError, match=r"data\.loader: ffcv reads \.beton files, got fifty; make one: python -m train"
     ):
-        make_loader("ffcv", numbered, batch_size=10, **settings)
+        loader_of("ffcv", numbered, batch_size=10, **settings)

@@ -8,12 +8,10 @@ from torch import nn
 from robust_models import PGD, UserError, input_gradient
 from robust_models.smoothing import SmoothedGradient
 from tests.tiny import tiny_classifier
-from train.awp import adversarial_weights
 from train.config import AttackConfig, AugmentConfig
 from train.mixing import mix
-from train.objectives import CrossEntropy, Trades, divergence
-from train.schedule import cosine
-from train.step import attack_at
+from train.objectives import CrossEntropy, Trades, adversarial_weights, divergence
+from train.step import attack_at, cosine
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

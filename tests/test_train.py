@@ -14,17 +14,15 @@ from robust_models import PGD, RobustClassifier, UserError, load, save, to_float
 from robust_models.datasets import load_dataset
 from robust_models.runtime.config import resolve
 from robust_models.runtime.run_folder import MetricsLog, read_metrics
-from tests.tiny import tiny_classifier
+from robust_models.runtime.signals import Interrupted, StopSignals
+from tests.tiny import loader_of, tiny_classifier
 from train.augment import augment, jitter, random_crop, rotate
-from train.config import AugmentConfig, TrainConfig
-from train.ema import EMA
-from train.loaders.resident import ResidentLoader
+from train.config import AugmentConfig, TrainConfig, at
+from train.copies import EMA
 from train.loop import train as run
-from train.schedule import at, one_cycle, step_decay
-from train.sigterm import Interrupted, Sigterm
 from train.start import make_model
 from train.state import load_state
-from train.step import attack_at, train_step
+from train.step import attack_at, one_cycle, step_decay, train_step
 from train.validation import overfitting
 
 
@@ -129,7 +127,7 @@ def test_sigterm_saves_within_a_step_and_the_run_resumed_equals_the_uninterrupte
             with pytest.raises(SystemExit) as left:
                 run(config)
         assert left.value.code == 75
-        assert f"SIGTERM: saved at step {step}; the same command goes on" in capsys.readouterr().err
+        assert f"SIGTERM: saved at step {step} of 16; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
     assert run(config)["validation"] == whole["validation"]
     states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "told")]
@@ -143,13 +141,13 @@ def test_sigterm_saves_within_a_step_and_the_run_resumed_equals_the_uninterrupte
 
 def test_an_error_that_sigterm_brought_about_is_an_interruption_and_any_other_stays():
     def fetch(terminated):
-        sigterm.requested = terminated
+        stop.requested = 15 if terminated else 0
         raise RuntimeError("worker killed")
 
-    with Sigterm() as sigterm:
-        with pytest.raises(RuntimeError, match="worker killed"), sigterm.at_once():
+    with StopSignals() as stop:
+        with pytest.raises(RuntimeError, match="worker killed"), stop.anywhere():
             fetch(terminated=False)
-        with pytest.raises(Interrupted), sigterm.at_once():
+        with pytest.raises(Interrupted), stop.anywhere():
             fetch(terminated=True)
 
 
@@ -337,7 +335,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, la
 
 
 def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(labelled_npz):
-    loader = ResidentLoader(load_dataset(str(labelled_npz), "train"), batch_size=20, seed=3, device=torch.device("cpu"))
+    loader = loader_of(
+        "resident", load_dataset(str(labelled_npz), "train"), batch_size=20, seed=3, device=torch.device("cpu")
+    )
     assert loader.steps_per_epoch == 4
     epochs = [torch.cat([loader.batch(4 * epoch + i)[0] for i in range(4)]).flatten(1) for epoch in range(2)]
     assert all(len(epoch.unique(dim=0)) == 80 for epoch in epochs)

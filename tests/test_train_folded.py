@@ -7,7 +7,7 @@ from robust_models import PGD
 from robust_models.attacks import frozen_eval
 from tests.test_train_ranks import recipe
 from tests.tiny import tiny_classifier
-from train.folded import FoldedTwin, make_twin
+from train.copies import FoldedTwin, make_twin
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

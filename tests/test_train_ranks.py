@@ -12,6 +12,7 @@ from robust_models import PGD, Description, RobustClassifier, UserError
 from robust_models.runtime.config import resolve
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.run_folder import read_metrics
+from robust_models.runtime.signals import StopSignals
 from tests.test_distributed import finish, start
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
 from train.augment import augment
@@ -20,7 +21,6 @@ from train.config import AugmentConfig, TrainConfig
 from train.loop import train
 from train.objectives import CrossEntropy, Trades
 from train.parallel import part, starts
-from train.sigterm import Sigterm
 from train.state import load_state
 from train.validation import Together, accuracy
 
@@ -214,14 +214,14 @@ def test_norms_that_ranks_cannot_share_are_named():
         share_batch_norms(model)
 
 
-def test_ranks_heed_the_signal_of_any_when_they_next_obey(monkeypatch):
+def test_ranks_stop_at_the_signal_of_any_when_they_next_check(monkeypatch):
     asked = []
     monkeypatch.setattr(Ranks, "total", lambda self, number: asked.append(number) or 1)
-    with Sigterm(FIRST) as sigterm:
-        with sigterm.at_once():
+    with StopSignals(FIRST) as stop:
+        with stop.anywhere():
             os.kill(os.getpid(), 15)
         assert asked == []
         with pytest.raises(SystemExit) as left:
-            sigterm.obey()
+            stop.check()
     assert left.value.code == 75
     assert asked == [True]

@@ -1,8 +1,13 @@
 """Small stand-ins: a classifier with random weights and images that it can learn in a few steps."""
 
+from typing import Any
+
 import numpy as np
 
 from robust_models import Description, Normalizer, RobustClassifier
+from robust_models.datasets import AnyDataset
+from train.loaders import LoaderName, make_loader
+from train.loaders.base import Loader, LoaderSettings
 
 CLASSES = ("airplane", "automobile", "bird")
 SIZE = 16  # pixels
@@ -21,3 +26,8 @@ def tiny_pixels(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     pixels = rng.integers(0, 120, (n, SIZE, SIZE, 3))
     pixels[np.arange(n), :, :, labels] += 100
     return pixels.astype(np.uint8), labels.astype(np.int64)
+
+
+def loader_of(name: LoaderName, data: AnyDataset, **settings: Any) -> Loader:
+    """A loader with these LoaderSettings."""
+    return make_loader(name, data, LoaderSettings(**settings))

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robust_models.checkpoints.checks import check_names
 from robust_models.runtime.command import Command, Summary, run
 from train.config import TrainConfig
 
@@ -13,7 +12,7 @@ EXAMPLES = """\
   bigroc train --config cifar_l2_small.yaml --data.path train.npz --out runs/eps1 --attack.eps 1.0
   bigroc train --config cifar_l2.yaml --data.path cifar10:data --out runs/paper --seed 1
   torchrun --nproc-per-node 8 --no-python bigroc train --config imagenet_l2.yaml --data.path imagenet:data
-The same command run again continues where it stopped. On SIGTERM a run saves its state and exits with 75.
+The same command run again continues where it stopped. SIGTERM and Ctrl-C save the state (exit status 75 and 130).
 """
 
 
@@ -47,7 +46,6 @@ TRAIN = Command(
     work=_train,
     format_summary=_format_summary,
     examples=EXAMPLES,
-    check=check_names,
     defaults=lambda recipe: {"out": f"runs/{Path(recipe).stem}"},
     needs_recipe=True,
 )

@@ -1,9 +1,11 @@
-"""What a training step minimises: how images are attacked, and the loss on what comes out.
+"""What a training step minimises: how images, and perhaps weights, are attacked, and the loss on what comes out.
 
 y is [N] int64, or [N,classes] probabilities where images were mixed; F.cross_entropy takes both.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from robust_models.attacks import PGD, frozen_eval
 from robust_models.runtime.distributed import Ranks
-from train.parallel import ALONE, part, starts
+from train.parallel import ALONE, average, part, starts
 
 TRADES_START = 1e-3  # std of the noise at the start: at the image itself the KL divergence is flat
 
@@ -80,3 +82,28 @@ class Trades(Objective):
 def divergence(logits: Tensor, probs: Tensor) -> Tensor:
     """KL(probs || softmax(logits)) of each sample, [N]."""
     return F.kl_div(logits.log_softmax(1), probs, reduction="none").sum(1)
+
+
+@contextmanager
+def adversarial_weights(model: nn.Module, loss: Tensor, size: float, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Adversarial weight perturbation. Wu et al. 2020, arXiv:2004.05884.
+
+    Inside, every weight tensor w is moved along its gradient of `loss` by size * |w|; after, it is as it was.
+
+    Gradients taken inside, where the loss is worst, lead to weights in whose neighbourhood it is flat. Scales and
+    offsets (one-dimensional parameters) stay. `loss` is that of this rank; the gradient is the mean of all ranks'.
+    """
+    weights = [weight for weight in model.parameters() if weight.ndim > 1]
+    gradients = torch.autograd.grad(loss, weights)
+    average(gradients, ranks)
+    with torch.no_grad():
+        kept = [weight.clone() for weight in weights]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+            weight.add_(gradient * (size * weight.norm() / length))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)

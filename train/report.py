@@ -39,22 +39,22 @@ class Reporter:
     def advance(self) -> None:
         self.bar.update(self.config.batch_size)
 
-    def tell(self, findings: Findings, lr: float) -> None:
+    def write(self, findings: Findings, lr: float) -> None:
         if findings.train is not None:
             means = findings.train
-            self._write("train", {**means, "lr": lr, "images_per_s": self.bar.format_dict["rate"] or 0.0})
+            self._row("train", {**means, "lr": lr, "images_per_s": self.bar.format_dict["rate"] or 0.0})
             self.bar.set_postfix(loss=f"{means['loss']:.3f}", accuracy=f"{means['accuracy']:.3f}")
         if findings.guard is not None:
-            self._write("guard", findings.guard)
+            self._row("guard", findings.guard)
         if findings.scores is not None:
-            self._write("validation", findings.scores)
+            self._row("validation", findings.scores)
         if (shown := findings.shown) is not None:
-            self._told(lambda: self.log.board.add_image("validation/attacked", shown, self.progress.step))
+            self._on_disk(lambda: self.log.board.add_image("validation/attacked", shown, self.progress.step))
 
-    def _write(self, kind: str, numbers: dict[str, float]) -> None:
-        self._told(lambda: self.log.write(self.progress.step, kind, numbers))
+    def _row(self, kind: str, numbers: dict[str, float]) -> None:
+        self._on_disk(lambda: self.log.write(self.progress.step, kind, numbers))
 
-    def _told(self, write: Callable[[], None]) -> None:
+    def _on_disk(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:
@@ -78,7 +78,7 @@ class Silence:
     def advance(self) -> None:
         pass
 
-    def tell(self, findings: Findings, lr: float) -> None:
+    def write(self, findings: Findings, lr: float) -> None:
         pass
 
     def __enter__(self) -> "Silence":

@@ -19,8 +19,7 @@ from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks
 from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
-from train.ema import EMA
-from train.folded import make_twin
+from train.copies import EMA, make_twin
 from train.parallel import ALONE
 from train.start import make_model, open_data, open_loader
 from train.state import Progress, TrainState, claim, save_state
@@ -102,7 +101,7 @@ class Run:
 
     @property
     def outstanding(self) -> bool:
-        """Whether what is due after the last step is still to do: `look`, then `settle`."""
+        """Whether what is due after the last step is still to do: `measure`, then `apply`."""
         return self.progress.reported < self.progress.step
 
     @property
@@ -110,7 +109,7 @@ class Run:
         patience = self.config.validate.stop_after
         return self.progress.step == self.total or 0 < patience <= self.progress.without_better
 
-    def look(self, between: Callable[[], None]) -> Findings:
+    def measure(self, between: Callable[[], None]) -> Findings:
         """Measures what is due and changes nothing: it may be dropped halfway. `between`: see Together."""
         config, step, together = self.config, self.progress.step, Together(self.ranks, between)
         validation = step % (config.validate.every_epochs * self.loader.steps_per_epoch) == 0 or step == self.total
@@ -124,19 +123,19 @@ class Run:
             shown=picture(self.ema.model, self.held_out, config) if validation and self.ranks.is_first else None,
         )
 
-    def settle(self, findings: Findings) -> None:
+    def apply(self, findings: Findings) -> None:
         """Draws the consequences; the state is saved after an evaluation, and when the last one saved is old."""
         if findings.train is not None:
             self.pending.clear()
         if findings.guard is not None:
-            self._heed(findings.guard)
+            self._strengthen_attack(findings.guard)
         if findings.scores is not None:
-            self._judge(findings.scores)
+            self._keep_if_best(findings.scores)
         self.progress.reported = self.progress.step
         if findings.scores is not None or time.monotonic() - self.saved_at >= 60 * self.config.save_minutes:
             self.save()
 
-    def _judge(self, scores: dict[str, float]) -> None:
+    def _keep_if_best(self, scores: dict[str, float]) -> None:
         """Keeps the classifier if none before it was better."""
         self.progress.without_better += 1
         if selection(scores) >= self.progress.best:
@@ -147,7 +146,7 @@ class Run:
             if self.ranks.is_first:
                 save(model, self.checkpoint)
 
-    def _heed(self, row: dict[str, float]) -> None:
+    def _strengthen_attack(self, row: dict[str, float]) -> None:
         """Doubles the attack's steps if the network has learnt to withstand no more than this attack."""
         steps = self.attack.steps
         if row["training_attack"] - row["pgd"] > self.config.guard.gap:

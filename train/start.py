@@ -15,8 +15,8 @@ from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks
 from robust_models.threat import ThreatModel
 from train.config import TrainConfig
-from train.loaders.base import Loader, usable_cores
-from train.loaders.make import make_loader
+from train.loaders import make_loader
+from train.loaders.base import Loader, LoaderSettings, in_memory, usable_cores
 
 DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
 
@@ -24,11 +24,16 @@ DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
 def open_data(config: TrainConfig) -> tuple[AnyDataset, Dataset]:
     """The images to train on, and those held out: the last data.validation ones, in memory."""
     fields = config.data
-    data = open_dataset(fields.path, "train", image_size=fields.image_size, class_names=fields.names)
+    try:
+        data = open_dataset(
+            fields.path, "train", image_size=fields.image_size, class_names=fields.names, on_error=fields.on_error
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("--on-error", "--data.on-error")) from error
     kept = len(data) - fields.validation
     if kept <= 0:
         raise UserError(f"data.validation: {fields.validation} leaves nothing of the {len(data)} images to train on")
-    return data[:kept], data[kept:].in_memory()
+    return data[:kept], in_memory(data[kept:], fields.on_error)
 
 
 def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ranks: Ranks) -> Loader:
@@ -38,17 +43,17 @@ def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ran
     if name == "auto":
         is_beton = isinstance(data, LazyDataset) and isinstance(data.store, BetonStore)
         name = "resident" if isinstance(data, Dataset) else "ffcv" if is_beton else "stream"
-    return make_loader(
-        name,
-        data,
+    settings = LoaderSettings(
         batch_size=config.batch_size,
         seed=config.seed,
         device=device,
         workers=_fair_share(ranks) if fields.workers is None else fields.workers,
         random_crop=fields.random_crop,
+        on_error=fields.on_error,
         rank=ranks.rank,
         world=ranks.world,
     )
+    return make_loader(name, data, settings)
 
 
 def _fair_share(ranks: Ranks) -> int | None:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from robust_models.errors import UserError
-from robust_models.runtime.config import as_plain
+from robust_models.runtime.config import as_plain, resolve
 from robust_models.runtime.device import PrecisionDecision
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import sweep_partials, whole_file
 from robust_models.runtime.run_folder import write_json
 from robust_models.runtime.version import environment
 from train.config import TrainConfig
@@ -73,18 +73,47 @@ def claim(config: TrainConfig, precision: PrecisionDecision) -> TrainState | Non
     plain = as_plain(config)
     recorded = config.out / "config.json"
     if recorded.exists():
-        old = json.loads(recorded.read_text())["config"]
+        old = _with_defaults(json.loads(recorded.read_text())["config"])
         changed = [name for name in plain if name not in FREE_TO_CHANGE and old.get(name) != plain[name]]
-        if changed:
+        if changed == ["epochs"]:
+            _check_extension(config, old["epochs"])
+        elif changed:
             name = changed[0]
             raise UserError(
                 f"out: {config.out} holds a run with another {name} ({old.get(name)} there, {plain[name]} now); "
                 f"choose another --out, or repeat that run's command to continue it"
             )
-    for left in config.out.glob(".*.partial"):  # files that a kill left half written
-        left.unlink()
+    sweep_partials(config.out)
     write_json(recorded, {"config": plain, **precision.summary(), "environment": environment()})
     return load_state(config.out)
+
+
+def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A config that was written when there were fewer fields, with the defaults of those that came since."""
+    try:
+        return as_plain(resolve(TrainConfig, recorded))
+    except UserError:
+        return recorded
+
+
+def _check_extension(config: TrainConfig, epochs: int) -> None:
+    """UserError unless a longer run would have done the same in the `epochs` of the run in config.out.
+
+    It would where nothing depends on the finished share of the run. A cosine or one_cycle schedule has brought the
+    learning rate down to 0 by the end of those epochs, where a longer run would have it high still.
+    """
+    attack = config.attack
+    spread = [f"attack.{name}" for name in ("eps", "step_size", "steps") if isinstance(getattr(attack, name), dict)]
+    if config.optimizer.schedule != "step":
+        spread.insert(0, f"optimizer.schedule {config.optimizer.schedule}")
+    if spread:
+        raise UserError(
+            f"epochs: {epochs} in {config.out}, {config.epochs} now, but {spread[0]} is spread over the whole run, so "
+            "that its length cannot change; start another run from its classifier: "
+            f"--init {config.out}/classifier.safetensors --out ANOTHER"
+        )
+    if config.epochs < epochs:
+        raise UserError(f"epochs: {config.out} has {epochs}, more than {config.epochs}; choose another --out")
 
 
 def _is_whole(path: Path) -> bool:

@@ -13,12 +13,10 @@ from robust_models.images import to_float
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import STEP, generator
 from train.augment import augment
-from train.awp import adversarial_weights
 from train.config import AttackConfig, TrainConfig
 from train.mixing import mix
-from train.objectives import CrossEntropy, Objective, Trades
+from train.objectives import CrossEntropy, Objective, Trades, adversarial_weights
 from train.parallel import ALONE, average, part, whole
-from train.schedule import cosine, one_cycle, step_decay
 
 
 class Measured(NamedTuple):
@@ -72,11 +70,33 @@ def make_objective(config: TrainConfig) -> Objective:
 
 
 def lr_factor(config: TrainConfig) -> Callable[[float], float]:
+    """Factor of the peak learning rate, by progress: the finished share of the run in [0,1]."""
     if config.optimizer.schedule == "one_cycle":
         return one_cycle(config.optimizer.warmup)
     if config.optimizer.schedule == "cosine":
         return cosine
     return step_decay(config.optimizer.step_epochs, config.epochs)
+
+
+def cosine(progress: float) -> float:
+    """Factor of the peak rate, 1 falling to 0. Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def one_cycle(warmup: float) -> Callable[[float], float]:
+    """Factor of the peak rate: a linear rise over the share `warmup`, then a cosine to 0. Smith & Topin 2018."""
+
+    def factor(progress: float) -> float:
+        if progress < warmup:
+            return progress / warmup
+        return cosine((progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
+
+    return factor
+
+
+def step_decay(step_epochs: int, epochs: int) -> Callable[[float], float]:
+    """Factor of the peak learning rate, 0.1 times less every step_epochs epochs."""
+    return lambda progress: 0.1 ** int(progress * epochs / step_epochs + 1e-9)
 
 
 def train_step(

@@ -1,5 +1,6 @@
 """Labelled image data by one string."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float, to_u8
 from robust_models.images.arrays import ArrayImages
 from robust_models.images.files import files_below
-from robust_models.images.image_set import ImageSet
+from robust_models.images.image_set import ImageSet, OnError
 from robust_models.labels import CIFAR10_CLASSES
 
 _CIFAR = ("cifar10", "cifar100")
@@ -35,7 +36,12 @@ _IMAGENET_SIZE, _IMAGENET_RESIZE = 224, 256  # pixels; the shorter side, then th
 
 
 def open_dataset(
-    source: str, split: Split, *, image_size: int | None = None, class_names: Sequence[str] = ()
+    source: str,
+    split: Split,
+    *,
+    image_size: int | None = None,
+    class_names: Sequence[str] = (),
+    on_error: OnError = "fail",
 ) -> AnyDataset:
     """The labelled images that `source` names; CIFAR and arrays in memory, everything else read as it is asked for.
 
@@ -49,9 +55,11 @@ def open_dataset(
 
     image_size (pixels): images become squares of this size, the shorter side resized and the centre cut; without it,
     they must be squares of one size. class_names replaces the names of the source; a set without names otherwise calls
-    its classes "0", "1", ... A set in the order of its classes comes shuffled (see `mixed`). UserError for bad input.
+    its classes "0", "1", ... on_error="skip" leaves out what cannot be read and is met when the set is opened; files of
+    several sizes are opened when they are read. A set in the order of its classes comes shuffled (see `mixed`).
+    UserError for bad input.
     """
-    data = _opened(source, split, image_size)
+    data = _opened(source, split, image_size, on_error)
     if class_names:
         data = named(data, class_names)
     return mixed(data)
@@ -70,7 +78,7 @@ def open_whole(source: str, split: Split) -> AnyDataset:
     return mixed(_opened(source, split, None if in_memory else _FITS_ALL))
 
 
-def _opened(source: str, split: Split, image_size: int | None) -> AnyDataset:
+def _opened(source: str, split: Split, image_size: int | None, on_error: OnError = "fail") -> AnyDataset:
     name, _, place = source.partition(":")
     if name in _CIFAR:
         data = _cifar(name, place or "data", split)
@@ -91,7 +99,7 @@ def _opened(source: str, split: Split, image_size: int | None) -> AnyDataset:
         store, class_names = open_files(path)
         check_several_classes(path, class_names)
         return _whole(store, image_size, image_size, class_names, str(path))
-    return _image_set(path, split, image_size)
+    return _image_set(path, split, image_size, on_error)
 
 
 def _cifar(name: str, root: str, split: Split) -> Dataset:
@@ -150,8 +158,10 @@ def _imagenet_sizes(image_size: int | None) -> tuple[int, int]:
     return size, round(size * _IMAGENET_RESIZE / _IMAGENET_SIZE)
 
 
-def _image_set(path: Path, split: Split, image_size: int | None) -> AnyDataset:
-    images = open_images(path, split=split)
+def _image_set(path: Path, split: Split, image_size: int | None, on_error: OnError) -> AnyDataset:
+    images = open_images(path, split=split, on_error=on_error)
+    for problem in images.skipped:
+        print(f"skipped: {problem}", file=sys.stderr)
     if images.labels is None:
         raise UserError(f"{path}: no labels; {_WHERE_LABELS.get(images.kind, 'this kind of set must hold them')}")
     height, width = images.size

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import yaml
 from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain, leaves, read_recipe, resolve
 from robust_models.runtime.flags import OneLineParser, add_config_flags, add_positional
+from robust_models.runtime.signals import Interrupted
 
 Summary = dict[str, Any]
 
@@ -33,7 +35,6 @@ class Command:
     needs_recipe: bool = False
     takes_recipe: bool = True  # False: a command of few words, without --config and --dry-run
     positionals: Sequence[str] = ()  # fields that are typed without their flag
-    check: Callable[[Any], None] = lambda config: None  # --dry-run: UserError for names that the work would refuse
 
     def __call__(self, argv: Sequence[str]) -> int:
         flags = vars(self.parser().parse_args(argv))
@@ -41,10 +42,14 @@ class Command:
         values = {**self.defaults(recipe), **read_recipe(recipe)} if recipe else {}
         config = resolve(self.schema, values, flags)
         if dry_run:
-            self.check(config)
             yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
             return 0
-        summary = self.work(config)
+        try:
+            summary = self.work(config)
+        except (Interrupted, KeyboardInterrupt):
+            if os.environ.get("WORLD_SIZE", "1") == "1":
+                print(f"go on with: {self.name} {shlex.join(argv)}", file=sys.stderr)
+            raise
         print(json.dumps(summary) if as_json else self.format_summary(summary), flush=True)
         return 0
 

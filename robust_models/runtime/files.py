@@ -75,7 +75,8 @@ def exclusive(path: Path, field: str = "out") -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     with ExitStack() as stack:
         try:
-            alone = stack.enter_context(locked(lock))
+            with reporting_no_room(path):
+                alone = stack.enter_context(locked(lock))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -100,8 +101,9 @@ def locked(path: Path) -> Iterator[bool]:
         return
     _held.add(handle)
     try:
-        os.truncate(handle, 0)
-        os.write(handle, f"{os.getpid()} on {platform.node()}\n".encode())
+        with suppress(OSError):  # on a full disk it stays nameless
+            os.truncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {platform.node()}\n".encode())
         yield True
     finally:
         with suppress(OSError):

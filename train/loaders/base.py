@@ -1,16 +1,22 @@
 """What every loader does: the same images in the same order for the same seed, wherever they come from."""
 
 import os
+import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from robust_models.datasets import AnyDataset, Dataset, LazyDataset
 from robust_models.errors import UserError
+from robust_models.images.image_set import OnError
 from robust_models.runtime.seeds import ORDER, generator
 
+_READ_AT_ONCE = 1024  # images
 Batch = tuple[Tensor, Tensor]  # x_u8 [B,3,S,S], y int64 [B]
 
 
@@ -37,33 +43,34 @@ class Order:
         return order[: self.steps_per_epoch * self.batch_size].view(self.steps_per_epoch, self.world, -1)[:, self.rank]
 
 
+@dataclass(frozen=True)
+class LoaderSettings:
+    """What batches are made of and where they go; the same for every kind of loader."""
+
+    batch_size: int  # of all `world` processes together; each gets batch_size / world images of a step
+    seed: int
+    device: torch.device
+    workers: int | None = None  # processes (stream) or threads (ffcv); None: one per usable core
+    random_crop: bool = False  # stream, ffcv: random boxes of the images, each epoch others
+    on_error: OnError = "fail"  # stream, resident: "skip" takes the next image for one that cannot be read
+    rank: int = 0
+    world: int = 1
+
+
 class Loader(ABC):
-    """Batches on the device, a function of (seed, step) alone: a run that resumes at a step sees what it would have.
+    """Batches on the device, a function of (seed, step) alone: a run that resumes at a step sees what it would have."""
 
-    batch_size is that of all `world` processes together; each gets batch_size / world images of a step.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        source: str,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, data: AnyDataset, settings: LoaderSettings) -> None:
+        """UserError where the batch size does not fit the data or the processes."""
+        count, batch_size, world = len(data), settings.batch_size, settings.world
         if batch_size > count:
-            raise UserError(f"batch_size: {batch_size} is more than the {count} training images of {source}")
+            raise UserError(f"batch_size: {batch_size} is more than the {count} training images of {data.source}")
         if batch_size % world:
             raise UserError(
                 f"batch_size: {batch_size} cannot be shared by {world} processes; give a multiple of {world}"
             )
-        self.batch_size = batch_size
-        self.seed = seed
-        self.device = device
-        self.order = Order(count, batch_size, seed, rank, world)
+        self.settings, self.device = settings, settings.device
+        self.order = Order(count, batch_size, settings.seed, settings.rank, world)
         self.steps_per_epoch = self.order.steps_per_epoch
         self._stream: Iterator[Batch] = iter(())
         self._next = -1
@@ -85,6 +92,81 @@ class Loader(ABC):
         """Ends what reads ahead."""
         self._stream = iter(())
         self._next = -1
+
+
+class ResidentLoader(Loader):
+    """The whole uint8 set on the device: a batch is an index; nothing is read, decoded or copied between steps."""
+
+    def __init__(self, data: AnyDataset, settings: LoaderSettings) -> None:
+        super().__init__(data, settings)
+        held = in_memory(data, settings.on_error)
+        self.x_u8, self.y = held.x_u8.to(self.device), held.y.to(self.device)
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        while True:
+            for index in self.order.epoch(epoch).to(self.device)[position:]:
+                yield self.x_u8[index], self.y[index]
+            epoch, position = epoch + 1, 0
+
+
+def in_memory(data: AnyDataset, on_error: OnError) -> Dataset:
+    """All images, decoded; with on_error="skip" the next readable image stands in for one that cannot be read."""
+    if isinstance(data, Dataset) or on_error == "fail":
+        return data.in_memory()
+    reader, everything = Reader(data, on_error), torch.arange(len(data))
+    x_u8, y = (torch.cat(parts) for parts in zip(*map(reader.read, everything.split(_READ_AT_ONCE)), strict=True))
+    return Dataset(x_u8, y, data.class_names, data.source)
+
+
+class Reader:
+    """Images by number. on_error="skip": the next readable image, label and all, stands in for an unreadable one."""
+
+    def __init__(self, data: AnyDataset, on_error: OnError) -> None:
+        self.data, self.on_error, self.y = data, on_error, data.y
+        self._named: set[int] = set()
+
+    def read(self, indices: Tensor, random_crop: tuple[int, int] | None = None) -> Batch:
+        """x_u8 [n,3,S,S], y [n]. random_crop: (seed, epoch), see LazyDataset.read; for lazy sets only."""
+        try:
+            return self._pixels(indices, random_crop), self.y[indices]
+        except UserError:
+            if self.on_error == "fail":
+                raise
+        parts = [self._next_readable(int(index), random_crop) for index in indices]
+        x_u8, y = (torch.cat(column) for column in zip(*parts, strict=True))
+        return x_u8, y
+
+    def _next_readable(self, first: int, random_crop: tuple[int, int] | None) -> Batch:
+        for number in range(first, first + len(self.data)):
+            index = torch.tensor([number % len(self.data)])
+            try:
+                return self._pixels(index, random_crop), self.y[index]
+            except UserError as error:
+                if number not in self._named:
+                    print(f"skipped: {error}; the next image takes its place", file=sys.stderr)
+                self._named.add(number)
+        raise UserError(f"{self.data.source}: none of the {len(self.data)} images can be read")
+
+    def _pixels(self, indices: Tensor, random_crop: tuple[int, int] | None) -> Tensor:
+        if random_crop is not None and isinstance(self.data, LazyDataset):
+            return self.data.read(indices, random_crop=random_crop)
+        return self.data.read(indices)
+
+
+@contextmanager
+def dead_workers_reported() -> Iterator[None]:
+    """UserError where a worker process of torch's DataLoader was killed, which torch reports anywhere in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise the same again when others end
+        raise UserError(
+            f"data.loader: {str(error).splitlines()[0].strip().rstrip('.')}, from outside or for want of memory; the "
+            "last saved state is kept: run the same command again, perhaps with fewer --data.workers"
+        ) from error
 
 
 def usable_cores() -> int:

@@ -1,4 +1,6 @@
-"""The classifier that a training step attacks: its batch norms folded away, as in the attack they are constants."""
+"""The copies of the classifier that training keeps: its moving average, and a folded twin that a step attacks."""
+
+import copy
 
 import torch
 from torch import Tensor, fx, nn
@@ -8,9 +10,32 @@ from robust_models.folding import folded
 from train.config import TrainConfig
 
 
+class EMA:
+    """Exponential moving average of parameters and buffers: `ema.model` trails the model it was made from.
+
+    With decay 0 it equals it after every update.
+    """
+
+    def __init__(self, model: RobustClassifier, decay: float) -> None:
+        self.model: RobustClassifier = copy.deepcopy(model)
+        self.model.eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: RobustClassifier, step: int) -> None:
+        """After optimizer step number `step` (from 0); early on the decay is lower, to forget the random start."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+
 class FoldedTwin:
     """`model` computes what the original does in evaluation mode, with less work, once `refresh()` was called.
 
+    Its batch norms are folded into its convolutions, as in an attack they are constants.
     `pairs` names the convolutions and the norms in them; it is empty where nothing could be folded.
     """
 

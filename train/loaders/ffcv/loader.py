@@ -1,4 +1,4 @@
-"""Batches out of `.beton` files, decoded by FFCV's compiled code; python -m train.loaders.ffcv writes such files.
+"""Batches out of `.beton` files, decoded by FFCV's compiled code.
 
 FFCV only decodes: the order is ours and so is the augmentation, on the device, so that every loader gives the same.
 """
@@ -7,7 +7,6 @@ FFCV only decodes: the order is ours and so is the augmentation, on the device, 
 # ffcv is an extra that needs C++ libraries first.
 
 import itertools
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from robust_models.datasets import AnyDataset, LazyDataset
 from robust_models.datasets.beton import BetonStore
 from robust_models.datasets.crops import centre_boxes, random_boxes
 from robust_models.errors import UserError
-from train.loaders.base import Batch, Loader, pick_workers
+from train.loaders.base import Batch, Loader, LoaderSettings, pick_workers
 
 _BOXES_AT_ONCE = 1 << 16
 INSTALL = (
@@ -29,38 +28,25 @@ INSTALL = (
 
 
 class FFCVLoader(Loader):
-    """workers: threads, None for one per core. random_crop: random boxes of the images, each epoch others.
+    """settings.workers: threads.
 
     Images of the wanted size are copied as they are. Others are cut and resized, by OpenCV here and by Pillow in the
     stream loader: the same boxes, pixels that differ a little.
     """
 
-    def __init__(
-        self,
-        data: AnyDataset,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        workers: int | None = None,
-        random_crop: bool = False,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        super().__init__(
-            len(data), data.source, batch_size=batch_size, seed=seed, device=device, rank=rank, world=world
-        )
+    def __init__(self, data: AnyDataset, settings: LoaderSettings) -> None:
+        super().__init__(data, settings)
         if not (isinstance(data, LazyDataset) and isinstance(data.store, BetonStore)):
             raise UserError(
                 f"data.loader: ffcv reads .beton files, got {data.source}; make one: "
                 "python -m train.loaders.ffcv write --data SOURCE --out FILE.beton"
             )
         self.data, self.store = data, data.store
-        self.workers = max(1, pick_workers(workers))
+        self.workers = max(1, pick_workers(settings.workers))
         self.y = data.y
         sizes = np.stack([self.store.samples["height"], self.store.samples["width"]], 1)
-        self.cuts = random_crop or not (sizes == data.image_size).all()
-        self.random_crop, self.sizes = random_crop, sizes
+        self.cuts = settings.random_crop or not (sizes == data.image_size).all()
+        self.sizes = sizes
         self.pipeline = self._pipeline()
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -95,7 +81,7 @@ class FFCVLoader(Loader):
 
         operations = [SimpleRGBImageDecoder(), ToTensor()]
         if self.cuts:
-            from train.loaders.ffcv_crops import BoxDecoder
+            from train.loaders.ffcv.crops import BoxDecoder
 
             operations[0] = BoxDecoder(self.data.image_size)
         if self.device.type == "cuda":
@@ -103,10 +89,10 @@ class FFCVLoader(Loader):
         threads = torch.get_num_threads()
         pipeline = ffcv.loader.Loader(
             str(self.store.path),
-            batch_size=self.batch_size // self.order.world,
+            batch_size=self.settings.batch_size // self.order.world,
             num_workers=self.workers,
             order=ffcv.loader.OrderOption.SEQUENTIAL,  # of the indices that each epoch sets
-            indices=np.arange(self.steps_per_epoch * (self.batch_size // self.order.world)),
+            indices=np.arange(self.steps_per_epoch * (self.settings.batch_size // self.order.world)),
             pipelines={name: operations if name == self.store.image_field else None for name in self.store.field_names},
         )
         torch.set_num_threads(threads)
@@ -114,11 +100,11 @@ class FFCVLoader(Loader):
 
     def _boxed(self, epoch: int) -> dict[str, np.ndarray]:
         """What FFCV hands to the decoder, with the box that each image has in this epoch."""
-        from train.loaders.ffcv_crops import boxed
+        from train.loaders.ffcv.crops import boxed
 
-        if self.random_crop:
+        if self.settings.random_crop:
             parts = np.array_split(np.arange(len(self.sizes)), -(-len(self.sizes) // _BOXES_AT_ONCE))
-            boxes = np.concatenate([random_boxes(self.sizes[part], self.seed, epoch, part) for part in parts])
+            boxes = np.concatenate([random_boxes(self.sizes[part], self.settings.seed, epoch, part) for part in parts])
         else:
             boxes = centre_boxes(self.sizes, self.data.image_size, self.data.resize_to)
         return {f"f{self.store.field_names.index(self.store.image_field)}": boxed(self.store.samples, boxes)}
@@ -133,9 +119,3 @@ def import_ffcv() -> Any:
     except ImportError as error:
         raise UserError(f"data.loader: ffcv cannot be imported here ({error}); install it: {INSTALL}") from error
     return ffcv
-
-
-if __name__ == "__main__":
-    from train.loaders.ffcv_cli import main
-
-    sys.exit(main())
