@@ -3,17 +3,21 @@
 import hashlib
 import json
 import os
+import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
 from robust_models.images import ImageSet
 from robust_models.runtime.files import whole_file
 
-FORMAT = 1  # raised whenever the same key would mean other numbers
+MOST_BYTES = 8 << 30  # of all that is kept
+FORMAT = 2  # raised whenever the same key would mean other numbers
 Arrays = dict[str, np.ndarray]
 
 
@@ -33,15 +37,34 @@ class StatisticsCache:
     def load(self, key: str, content: str) -> Arrays | None:
         """What was stored; None where nothing was, or the file is not whole."""
         try:
-            with self._file(key, content).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return dict(stored)
+            path = self._file(key, content)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                found = dict(stored)
+            with suppress(OSError):
+                os.utime(path)  # it is in use: see _evict
+            return found
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None
 
     def store(self, key: str, content: str, arrays: Arrays) -> None:
-        """UserError where there is no room or no permission."""
-        with whole_file(self._file(key, content)) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        """Keeps the arrays; where there is no room or no permission, a warning on stderr is all that comes of it."""
+        try:
+            with whole_file(self._file(key, content)) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        except (UserError, OSError) as error:
+            print(f"warning: cache: not kept ({error}); --cache none, or another folder, avoids this", file=sys.stderr)
+            return
+        self._evict()
+
+    def _evict(self) -> None:
+        """Removes the files that were not used for longest, as long as all together take more than MOST_BYTES."""
+        files = [(file, file.stat()) for file in self.folder.glob("*/*.npz")]
+        total = sum(stat.st_size for _, stat in files)
+        for file, stat in sorted(files, key=lambda one: one[1].st_mtime):
+            if total <= MOST_BYTES:
+                return
+            file.unlink(missing_ok=True)
+            total -= stat.st_size
 
     def _file(self, key: str, content: str) -> Path:
         return self.folder / key / f"{content}.npz"

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from robust_models.runtime.distributed import Ranks
 
 T = TypeVar("T")
 ALONE = Ranks()
+MOST_ROW_BYTES = 512 << 20  # of one set's features, to be kept: 65,536 images in Inception's
 
 
 @dataclass
@@ -55,26 +56,56 @@ def collect(
 ) -> Collected | None:
     """The parts of a set of uint8 images, on the first rank (None on the others), from the cache where it has them.
 
-    Ranks take contiguous whole batches, so the network sees the same batches however many they are. split: of each
-    image, with the part "score" (see ScoreStatistics). UserError for features that are not finite.
+    With a cache the features themselves are kept, by the pixels' content, where they are not too large: every other
+    metric then comes from them. Ranks take contiguous whole batches, so the network sees the same batches however many
+    they are. split: of each image, with the part "score" (see ScoreStatistics). UserError for features that are not
+    finite.
     """
-    split_hash = None if split is None else hashlib.sha256(split.tobytes()).hexdigest()
-    key = "" if cache is None else cache_key(extractor, images, parts=sorted(parts), split=split_hash)
+    rows_kept = cache is not None and len(images) * extractor.dim * 4 <= MOST_ROW_BYTES
+    gathered: set[Part] = {*parts}
+    asked: dict[str, object] = {}
+    if rows_kept:
+        gathered |= {"rows", "spatial"} if extractor.spatial_dim else {"rows"}
+    elif cache is not None:
+        asked = {"parts": sorted(parts), "split": split is not None and hashlib.sha256(split.tobytes()).hexdigest()}
+    key = "" if cache is None else cache_key(extractor, images, **asked)
     known = None
     if cache is not None and ranks.is_first and cache.may_have(key):
         arrays = cache.load(key, content(images, _digests(images, batch_size)))
         known = None if arrays is None else from_arrays(arrays, split)
     if ranks.share(known is not None):
-        return known
-    collected = _pass(images, extractor, parts, split, batch_size, ranks)
+        return known and _completed(known, extractor, parts, split, batch_size)
+    collected = _pass(images, extractor, gathered, split, batch_size, ranks)
     every = _gather(ranks, collected)
     if not ranks.is_first:
         return None
     for other in every[1:]:
         collected.merge(other)
     if cache is not None:
-        cache.store(key, content(images, collected.digests), as_arrays(collected))
+        kept = replace(collected, frechet=None, score=None) if rows_kept else collected
+        cache.store(key, content(images, collected.digests), as_arrays(kept))
     return collected
+
+
+def _completed(
+    found: Collected, extractor: FeatureExtractor, parts: Collection[Part], split: np.ndarray | None, batch_size: int
+) -> Collected:
+    """What was found in a cache, with the parts that follow from its rows: the same numbers as of a pass."""
+    if found.rows is None:
+        return found
+    if "frechet" in parts:
+        found.frechet = FrechetStatistics.of(found.rows)
+    if "score" in parts and split is not None:
+        found.score = ScoreStatistics.of(split, extractor.num_classes or 0)
+        for i, rows in enumerate(found.rows.split(batch_size)):
+            _add_score(found.score, extractor, rows, i * batch_size)
+    return found
+
+
+def _add_score(score: ScoreStatistics, extractor: FeatureExtractor, features: Tensor, first: int) -> None:
+    logits = extractor.logits(features)
+    assert logits is not None
+    score.update(logits, first)
 
 
 def as_arrays(collected: Collected) -> Arrays:
@@ -133,9 +164,7 @@ def _pass(
             if found.spatial is not None and spatial is not None:
                 found.spatial.update(spatial)
             if found.score is not None:
-                logits = extractor.logits(features)
-                assert logits is not None
-                found.score.update(logits, first)
+                _add_score(found.score, extractor, features, first)
             if "rows" in parts:
                 rows.append(features.cpu())
             digests += _hashes(x_u8)

@@ -6,6 +6,7 @@ features belongs in robust_models/metrics/; what is here gives it a name, its ne
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ class FID(Metric):
             if options.infinite:
                 limit = resampler.extrapolated(seed=options.seed)
                 found["frechet_infinite"] = limit.value
+                found["frechet_infinite_error"] = limit.error
                 found["frechet_infinite_fit"] = {"slope": limit.slope, "n": limit.sizes, "frechet": limit.distances}
         if options.per_class:
             found["per_class"] = _per_class(images, reference)
@@ -59,7 +61,8 @@ class FID(Metric):
             low, high = summary["frechet_interval"]
             lines[0] += f" (95 %: {low:.6g} to {high:.6g}, {summary['bootstrap']} resamples of the images)"
         if "frechet_infinite" in summary:
-            lines.append(f"  extrapolated to infinitely many images: {summary['frechet_infinite']:.6g}")
+            value, error = summary["frechet_infinite"], summary["frechet_infinite_error"]
+            lines.append(f"  extrapolated to infinitely many images: {value:.6g} +- {error:.2g} (standard error)")
         for label, found in summary.get("per_class", {}).items():
             lines.append(f"  {label}: {found['frechet']:.6g} (N = {found['n_images']} against {found['n_reference']})")
         return lines
@@ -92,10 +95,15 @@ class KID(Metric):
         assert reference.rows is not None
         mean, std = kernel_distance(images.rows, reference.rows)
         size = min(SUBSET_SIZE, len(images.rows), len(reference.rows))
+        if math.isnan(std):
+            return {"kid": mean, "kid_std": None, "kid_subsets": [1, size]}
         return {"kid": mean, "kid_std": std, "kid_subsets": [SUBSETS, size]}
 
     def lines(self, summary: Summary) -> list[str]:
         subsets, size = summary["kid_subsets"]
+        if summary["kid_std"] is None:
+            few = f"one estimate from all {size} images of each set; a spread needs more than {SUBSET_SIZE}"
+            return [f"KID in {_space(summary)}: {summary['kid']:.6g} ({few})"]
         spread = f"+- {summary['kid_std']:.3g} ({subsets} subsets of {size})"
         return [f"KID in {_space(summary)}: {summary['kid']:.6g} {spread}"]
 

@@ -15,7 +15,7 @@ from eval.quality.config import Protocol, QualityConfig, StatisticsConfig
 from eval.quality.metric import MetricName, Options, Part, Side
 from eval.quality.metrics import METRICS, check_options, described, measure, parts_needed
 from eval.quality.sets import Images, Opened, open_sets
-from robust_models import UserError, open_images
+from robust_models import ImageSet, UserError, open_images
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.statistics import check_images
 from robust_models.metrics import write_statistics
@@ -181,7 +181,7 @@ def _side(
     collected = None
     if parts:
         assert images is not None
-        split = _splits(features.protocol, len(images)) if "score" in parts else None
+        split = _splits(features.protocol, images) if "score" in parts else None
         collected = collect(images, features, parts, split=split, batch_size=batch_size, ranks=ranks, cache=cache)
     return Side(
         frechet=stored or (collected and collected.frechet),
@@ -193,8 +193,16 @@ def _side(
     )
 
 
-def _splits(protocol: str, n: int) -> np.ndarray:
-    return blocks(n) if protocol == "adm" else shuffled_splits(n)
+def _splits(protocol: str, images: ImageSet) -> np.ndarray:
+    """The Inception Score's split of each image. UserError where one holds a single image, whose score is always 1."""
+    split = blocks(len(images)) if protocol == "adm" else shuffled_splits(len(images))
+    sizes = np.bincount(split)
+    if sizes.min() < 2:
+        raise UserError(
+            f"metrics: is needs 2 images or more in each of its {len(sizes)} splits (thousands, to mean something); "
+            f"{images.path} has {len(images)}"
+        )
+    return split
 
 
 def _cache(choice: str) -> StatisticsCache | None:

@@ -66,7 +66,7 @@ class ClassifierFeatures:
 
     def logits(self, features: Tensor) -> Tensor:
         with torch.no_grad(), exact_fp32():
-            return self._model.head(features)
+            return self._model.head(features.to(self._device))
 
 
 def open_features(

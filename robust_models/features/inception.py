@@ -57,4 +57,4 @@ class InceptionFeatures:
     def logits(self, features: Tensor) -> Tensor | None:
         """Without the bias, as the Inception Score has them since TensorFlow's graph; [n,1008]."""
         with torch.no_grad(), exact_fp32():
-            return None if self._head is None else features @ self._head.T
+            return None if self._head is None else features.to(self._device) @ self._head.T

@@ -21,7 +21,8 @@ def kernel_distance(
 
     The kernel is (x.y / D + 1)^3 (arXiv:1801.01401); subsets hold subset_size images, or as many as the smaller set
     has. They are drawn as torch-fidelity draws them. Sums in float64: the distance is a small difference of large
-    means. UserError below two images or for other dimensions.
+    means. Where both sets are no larger than a subset, every subset would be all of them: one estimate, whose standard
+    deviation is NaN. UserError below two images or for other dimensions.
     """
     n, m = len(features), len(reference)
     size = min(subset_size, n, m)
@@ -29,6 +30,8 @@ def kernel_distance(
         raise UserError(f"a kernel distance needs at least 2 images in each set, got {n} and {m}")
     if features.shape[1] != reference.shape[1]:
         raise UserError(f"{features.shape[1]} features cannot be compared with {reference.shape[1]}")
+    if n == m == size:
+        return _squared_mmd(features.double(), reference.double()), float("nan")
     rng = np.random.RandomState(SEED)
     found = np.empty(subsets)
     for i in range(subsets):

@@ -6,15 +6,18 @@ Kynkäänniemi et al. 2019, arXiv:1904.06991.
 import torch
 from torch import Tensor
 
-ROWS = 1024  # of the distance matrix at a time: memory is ROWS * N floats
+ROWS = 512  # of the distance matrix at a time: memory is ROWS * N float64
+SPARE = 8  # neighbours looked at beyond the k-th, whose order the fast product may have rounded
 
 
 def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3) -> tuple[float, float]:
     """(precision, recall) of features [N,D] against reference [M,D], each more than k rows.
 
     Precision: the share of `features` inside the reference's manifold, the union of balls about its points that reach
-    to each point's k-th nearest neighbour; recall: the other way round. Distances in float32, compared with `<=`.
+    to each point's k-th nearest neighbour; recall: the other way round. Distances are float64 and compared with `<=`.
     """
+    centre = reference.double().mean(dim=0)  # distances do not change, their rounding does
+    features, reference = features.double() - centre, reference.double() - centre
     return _covered(features, reference, k), _covered(reference, features, k)
 
 
@@ -22,8 +25,34 @@ def _covered(points: Tensor, manifold: Tensor, k: int) -> float:
     """The share of points [N,D] that lie in at least one ball about a row of manifold [M,D]."""
     if len(manifold) <= k:
         raise ValueError(f"a manifold needs more than {k} points, got {len(manifold)}")
-    points, manifold = points.float(), manifold.float()
-    # The nearest neighbour of a point in its own set is itself, at distance 0.
-    radii = torch.cat([torch.cdist(rows, manifold).kthvalue(k + 1, dim=1).values for rows in manifold.split(ROWS)])
-    inside = [(torch.cdist(rows, manifold) <= radii).any(dim=1) for rows in points.split(ROWS)]
-    return torch.cat(inside).float().mean().item()
+    radii = torch.cat([_squared_radii(rows, manifold, k) for rows in manifold.split(ROWS)])
+    return sum(int(_inside(rows, manifold, radii).sum()) for rows in points.split(ROWS)) / len(points)
+
+
+def _squared_radii(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
+    """Squared distance of each of the manifold's rows [n,D] to its k-th neighbour, itself (at 0) not counted; [n]."""
+    near = _squared(rows, manifold)[0].topk(min(k + 1 + SPARE, len(manifold)), dim=1, largest=False).indices
+    exact = _exact(rows[:, None], manifold[near])
+    return exact.kthvalue(k + 1, dim=1).values
+
+
+def _inside(rows: Tensor, manifold: Tensor, radii: Tensor) -> Tensor:
+    """Whether each of rows [n,D] lies in a ball; what rounding leaves open is computed again from the differences."""
+    squared, rounding = _squared(rows, manifold)
+    inside = (squared <= radii - rounding).any(dim=1)
+    unclear = ((squared - radii).abs() <= rounding) & ~inside[:, None]
+    for row in unclear.any(dim=1).nonzero().flatten().tolist():
+        there = unclear[row].nonzero().flatten()
+        inside[row] = bool((_exact(rows[row], manifold[there]) <= radii[there]).any())
+    return inside
+
+
+def _squared(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances [n,m] of x [n,D] and y [m,D] by one matrix product, and a bound of their rounding errors."""
+    sizes = (x**2).sum(dim=1)[:, None] + (y**2).sum(dim=1)
+    return sizes - 2 * x @ y.T, sizes * (4 * x.shape[1] * torch.finfo(torch.float64).eps)
+
+
+def _exact(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances of x to y [...,D], from the differences: 0 for equal rows."""
+    return ((y - x) ** 2).sum(dim=-1)

@@ -10,6 +10,9 @@ from robust_models.errors import UserError
 from robust_models.metrics.frechet import FrechetReference, roots
 
 POINTS = 15  # subset sizes of the extrapolation, as in its paper
+FEWER_POINTS = 5  # of each jackknife's
+GROUPS = 10  # of the jackknife
+LEAST_PER_FEATURE = 5  # images: below, the limit is wrong by more than it corrects
 SMALLEST = 5000  # images of the first of them, as there too; a quarter of the set where that is less
 
 
@@ -59,35 +62,51 @@ class Resampler:
     def extrapolated(self, *, seed: int = 0) -> "Extrapolation":
         """The distance at infinitely many images: intercept of a line in 1/N through seeded subsets of growing size.
 
-        Chong & Forsyth 2020, arXiv:1911.07023. Only the images' bias goes: that of the reference's N stays.
+        Chong & Forsyth 2020, arXiv:1911.07023. Only the images' bias goes: that of the reference's N stays. The
+        standard error is a jackknife's, with each tenth of the images left out in turn. UserError where there are fewer
+        images than five times the features: the distance is then no line in 1/N.
         """
+        dim = self._x.shape[1]
+        if self.n < max(LEAST_PER_FEATURE * dim, 3):
+            raise UserError(
+                f"infinite: {self.n} images are too few to extrapolate a distance in {dim} features; it needs "
+                f"{max(LEAST_PER_FEATURE * dim, 3)} ({LEAST_PER_FEATURE} for each feature)"
+            )
         rng = np.random.default_rng(seed)
-        first = max(2, min(SMALLEST, self.n // 4))
-        sizes = np.unique(np.linspace(first, self.n, POINTS).round().astype(np.int64))
-        if len(sizes) < 2:
-            raise UserError(f"an extrapolation needs at least 3 images, got {self.n}")
-        distances = [self.distance(_chosen(rng, self.n, size)) for size in sizes]
+        value, slope, sizes, distances = self._line(rng, np.arange(self.n), POINTS)
+        groups = np.array_split(rng.permutation(self.n), GROUPS)
+        kept = [np.concatenate([other for other in groups if other is not group]) for group in groups]
+        limits = np.array([self._line(rng, index, FEWER_POINTS)[0] for index in kept])
+        error = float(np.sqrt((GROUPS - 1) / GROUPS * ((limits - limits.mean()) ** 2).sum()))
+        return Extrapolation(value, slope, sizes, distances, error)
+
+    def _line(
+        self, rng: np.random.Generator, index: np.ndarray, points: int
+    ) -> tuple[float, float, list[int], list[float]]:
+        """Intercept and slope of the line in 1/N through subsets of the images `index`, their sizes and distances."""
+        n = len(index)
+        sizes = np.unique(np.linspace(max(2, min(SMALLEST, n // 4)), n, points).round().astype(np.int64))
+        distances = []
+        for size in sizes:
+            counts = np.zeros(self.n, dtype=np.int64)
+            counts[index[rng.permutation(n)[:size]]] = 1
+            distances.append(self.distance(counts))
         slope, intercept = np.polyfit(1 / sizes, distances, 1)
-        return Extrapolation(float(intercept), float(slope), sizes.tolist(), distances)
+        return float(intercept), float(slope), sizes.tolist(), distances
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """value: the distance at 1/N = 0; slope: what 1/N adds; distances: those of the subsets."""
+    """value: the distance at 1/N = 0 with its standard error; slope: what 1/N adds; distances of subsets of `sizes`."""
 
     value: float
     slope: float
     sizes: list[int]
     distances: list[float]
+    error: float
 
 
 def bootstrap_counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[np.ndarray]:
     """How often each of n things is in each bootstrap sample, int [n]: n draws with replacement. Efron 1979."""
     for _ in range(resamples):
         yield np.bincount(rng.integers(0, n, n), minlength=n)
-
-
-def _chosen(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    counts = np.zeros(n, dtype=np.int64)
-    counts[rng.permutation(n)[:size]] = 1
-    return counts

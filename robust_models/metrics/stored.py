@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from robust_models.errors import UserError
 from robust_models.metrics.frechet import FrechetStatistics
@@ -53,6 +54,11 @@ def read_statistics(path: Path | str) -> StoredStatistics | None:
     UserError where mu or sigma is missing, not finite, or of a shape that does not fit.
     """
     path = Path(path)
+    if path.is_file() and _is_pickle_of_statistics(path):
+        raise UserError(
+            f"{path}: a pickle of mu and sigma, which is never opened; store them with "
+            "numpy.savez(FILE, mu=mu, sigma=sigma) and give that .npz"
+        )
     if not zipfile.is_zipfile(path):
         return None
     try:
@@ -70,6 +76,17 @@ def read_statistics(path: Path | str) -> StoredStatistics | None:
     return StoredStatistics(path, *_moments(path, found, "mu", "sigma"), n, **tags, spatial=spatial)
 
 
+def _is_pickle_of_statistics(path: Path) -> bool:
+    """Whether a pickle, plain or torch's, names mu and sigma near its beginning; nothing of it is run."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            head = archive.open(pickles[0]).read(_HEAD_BYTES) if pickles else b""
+    return head[:1] == b"\x80" and all(name in head for name in (b"mu", b"sigma"))
+
+
 def _moments(path: Path, found: dict[str, np.ndarray], mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
     missing = [name for name in (mu, sigma) if name not in found]
     if missing:
@@ -79,7 +96,24 @@ def _moments(path: Path, found: dict[str, np.ndarray], mu: str, sigma: str) -> t
         raise UserError(f"{path}: {mu} is {list(mean.shape)}, {sigma} {list(covariance.shape)}; expected [D] and [D,D]")
     if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in (mean, covariance)):
         raise UserError(f"{path}: {mu} and {sigma} must be finite real numbers")
-    return mean.astype(np.float64), covariance.astype(np.float64)
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    _check_covariance(path, sigma, covariance)
+    return mean, covariance
 
 
+def _check_covariance(path: Path, name: str, covariance: np.ndarray) -> None:
+    """UserError unless it is symmetric and has no eigenvalue below 0, both up to the rounding of float32."""
+    scale = float(np.abs(covariance).max())
+    gap = float(np.abs(covariance - covariance.T).max())
+    if gap > ROUNDING * scale:
+        raise UserError(f"{path}: {name} is not symmetric (entries differ by {gap:.3g}), so it is no covariance")
+    shift = max(ROUNDING * scale, 1e-300) * np.eye(len(covariance))
+    shifted = torch.from_numpy((covariance + covariance.T) / 2 + shift)
+    if torch.linalg.cholesky_ex(shifted)[1]:
+        lowest = float(torch.linalg.eigvalsh(shifted)[0])
+        raise UserError(f"{path}: {name} has negative eigenvalues (the lowest is {lowest:.3g}), so it is no covariance")
+
+
+_HEAD_BYTES = 1 << 16
+ROUNDING = 1e-4  # of the largest entry: what float32 may have lost
 _NAMES = ("mu", "sigma", "mu_s", "sigma_s", "n", "features", "protocol", "sha256")

@@ -27,7 +27,8 @@ def _sentences(digest: Digest, one: SetDigest) -> list[str]:
     best = one.best()
     if best is None:
         return ["No refined cell has a distance."]
-    return [_effect(one, best), *_alike(one, best), *_by_classifier(digest, one), *_robust_or_standard(digest, one)]
+    compared = [*_by_classifier(digest, one), *_robust_or_standard(digest, one)]
+    return [_effect(one, best), *_alike(one, best), *compared, *_fooled(digest, one)]
 
 
 def _effect(one: SetDigest, best: Row) -> str:
@@ -100,6 +101,17 @@ def _robust_or_standard(digest: Digest, one: SetDigest) -> list[str]:
         return [f"{pair[0]} does not differ significantly from {pair[1]}: {interval}."]
     way = "lower" if difference.is_lower else "higher"
     return [f"{pair[0]} ends at a distance {way} by {_size(difference)} than {pair[1]}."]
+
+
+def _fooled(digest: Digest, one: SetDigest) -> list[str]:
+    """Where a judge that is a classifier may see what is not there."""
+    standard = [row for row in digest.results.classifiers if row.threat_model == STANDARD]
+    if not digest.results.judge.startswith("classifier:") or one.best([row.name for row in standard]) is None:
+        return []
+    return [
+        f"The judge, {digest.results.judge}, is a classifier too: changes made with a standard classifier may fool it "
+        "without improving the images; look at them, or measure with inception or dinov2."
+    ]
 
 
 def _direction(difference: Difference) -> str:
