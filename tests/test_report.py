@@ -1,5 +1,6 @@
 import base64
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -371,6 +372,21 @@ def test_robust_and_standard_classifiers_are_compared(lab, gain, words):
     cells = [lab.cell(RAW), lab.cell(refined("robust"), 0.5, noise=0.1), lab.cell(refined("standard"), gain, noise=0.1)]
     classifiers = (lab.classifier("robust"), lab.classifier("standard", threat_model="none"))
     assert re.search(words, only(summary(told(lab.results(*cells, classifiers=classifiers)))))
+
+
+@pytest.mark.parametrize(
+    ("judge", "trained_for", "said"),
+    [
+        ("classifier:cifar10-standard-small", "none", True),
+        ("classifier:cifar10-standard-small", "l2 eps 0.5", False),
+        ("inception", "none", False),
+    ],
+)
+def test_the_summary_says_where_the_judge_may_be_fooled(lab, judge, trained_for, said):
+    cells = [lab.cell(RAW), lab.cell(refined("a"), 0.5), lab.cell(refined("robust"), 0.4)]
+    classifiers = (lab.classifier("robust"), lab.classifier("a", threat_model=trained_for))
+    results = dataclasses.replace(lab.results(*cells, classifiers=classifiers), judge=judge)
+    assert ("may fool it without improving the images" in only(summary(told(results)))) == said
 
 
 def test_without_raw_images_nothing_is_said_about_gains(lab):
