@@ -66,6 +66,8 @@ def as_typed(app, what, name, obj, options, lines):
 
 
 def _literal_or_prose(paragraph: str) -> str:
+    if paragraph.startswith(">>>"):
+        return paragraph
     listed = paragraph.lstrip().startswith("- ")
     if not listed and re.search(r"^\s|\S  +\S", paragraph, flags=re.MULTILINE):
         return "::\n\n" + "\n".join(f"    {line}" for line in paragraph.splitlines())

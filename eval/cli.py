@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.quality.config import QualityConfig, StatisticsConfig
+from eval.quality.config import FeatureFlags, QualityConfig, StatisticsConfig
 from eval.quality.run import run_quality, run_statistics
 from eval.quality.summary import format_quality, format_statistics
 from eval.robust.config import RobustConfig
@@ -10,6 +10,8 @@ from eval.robust.run import run_robust
 from eval.robust.summary import format_robust
 from eval.study.cli import STUDY
 from eval.survey.cli import SURVEY
+from robust_models.checkpoints.checks import check_names
+from robust_models.features.extractor import check_features
 from robust_models.runtime.command import Command, Described, OneOf, run
 
 EXAMPLES = """\
@@ -30,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(EVAL, argv)
 
 
+def _check_features(config: FeatureFlags) -> None:
+    check_features(config.features, weights=config.weights, protocol=config.protocol)
+    check_names(config)
+
+
 COMMANDS: dict[str, Described] = {
     "robust": Command(
         name="bigroc eval robust",
@@ -38,6 +45,7 @@ COMMANDS: dict[str, Described] = {
         work=run_robust,
         format_summary=format_robust,
         examples=EXAMPLES,
+        check=check_names,
     ),
     "quality": Command(
         name="bigroc eval quality",
@@ -46,6 +54,7 @@ COMMANDS: dict[str, Described] = {
         work=run_quality,
         format_summary=format_quality,
         examples=EXAMPLES,
+        check=_check_features,
     ),
     "statistics": Command(
         name="bigroc eval statistics",
@@ -54,6 +63,7 @@ COMMANDS: dict[str, Described] = {
         work=run_statistics,
         format_summary=format_statistics,
         examples=EXAMPLES,
+        check=_check_features,
     ),
     "study": STUDY,
     "survey": SURVEY,

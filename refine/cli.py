@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refine.config import RefineConfig
+from robust_models.checkpoints.checks import check_names
 from robust_models.runtime.command import Command, Summary, run
 from robust_models.runtime.flags import OneLineParser
 
@@ -130,4 +131,5 @@ REFINE = RefineCommand(
     work=_refine,
     format_summary=_format_summary,
     examples=EXAMPLES,
+    check=check_names,
 )

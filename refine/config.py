@@ -18,11 +18,9 @@ AUTO_NORMS = ("l2", "linf")  # those for which --eps auto knows which eps to try
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class RefineConfig(PictureFlags, MachineFlags, InputFlags, ClassifierFlags):
-    """A refinement of one image set with one or several classifiers."""
+class MethodFlags:
+    """Method: the ball around each image, the steps inside it, and what they lower."""
 
-    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's; several: with commas")
-    out: Path = Field(description="where the refined set goes, of the same kind as the input")
     eps: Annotated[Number, Field(ge=0)] | Literal["auto"] = Field(
         description="radius, pixels in [0,1]; weak generators want 5, strong ones 1; auto: by --reference and --judge"
     )
@@ -30,16 +28,22 @@ class RefineConfig(PictureFlags, MachineFlags, InputFlags, ClassifierFlags):
     loss: LossName = Field(default="ce", description=f"what the steps lower: {', '.join(LOSSES)}")
     steps: AtLeastOne = Field(default=7, description="PGD steps")
     step_size: Annotated[Number, Field(gt=0)] | None = Field(
-        default=None, description="length of a step; default 1.5 * eps / steps"
+        default=None, description="length of a step, pixels in [0,1] (null: 1.5 * eps / steps)"
     )
     center: Center = Field(
         default="input", description="the ball's centre; first_step is that of the paper's notebooks"
     )
     keep: Keep = Field(default="last", description="which iterate is the result")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TargetFlags:
+    """Targets: the class that each image moves towards."""
+
     targets: str | None = Field(
         default=None,
         description="given (the set's labels), pseudo, debiased or balanced (the classifier's guesses), class:NAME, or "
-        "a .csv or .json file of labels; default: given where there are labels, else pseudo",
+        "a .csv or .json file of labels (null: given where there are labels, else pseudo)",
     )
     prior: str | None = Field(
         default=None, description="a .csv or .json of class weights that --targets balanced follows; null: uniform"
@@ -47,15 +51,37 @@ class RefineConfig(PictureFlags, MachineFlags, InputFlags, ClassifierFlags):
     uncertain: Annotated[Number, Field(ge=0, le=1)] = Field(
         default=0.0, description="images whose most probable class has less than this probability are left alone"
     )
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AutoEpsFlags:
+    """Search for eps: what --eps auto compares with."""
+
     reference: Path | None = Field(default=None, description="real images, which --eps auto compares with")
     judge: str | None = Field(default=None, description="the classifier in whose features --eps auto compares")
     auto_images: Annotated[int, Field(ge=2)] = Field(
         default=1000, description="how many images --eps auto tries eps on; as many others judge its choice"
     )
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class OutputFlags:
+    """Output: where the refined set goes, and how it is kept."""
+
+    out: Path = Field(description="where the refined set goes, of the same kind as the input")
     shard_size: AtLeastOne = Field(default=4096, description="images per shard, the unit that a resumed run keeps")
     overwrite: bool = Field(
         default=False, description="replace what stands at --out, and another run's unfinished work"
     )
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RefineConfig(
+    MethodFlags, TargetFlags, AutoEpsFlags, InputFlags, OutputFlags, PictureFlags, MachineFlags, ClassifierFlags
+):
+    """A refinement of one image set with one or several classifiers."""
+
+    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's; several: with commas")
 
     @property
     def ckpts(self) -> list[str]:

@@ -10,7 +10,7 @@ from refine.label_files import check_is_file
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.errors import UserError
 from robust_models.images import OnError
-from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags
 from robust_models.runtime.device import PRECISION, PrecisionChoice
 
 ONE_CLASS = "class:"
@@ -45,13 +45,12 @@ class PictureFlags:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class MachineFlags:
-    """Where the work runs, how much of it at once, and how exactly."""
+class MachineFlags(DeviceFlags):
+    """Machine: where the work runs, how much of it at once, and how exactly."""
 
     batch_size: AtLeastOne = Field(
         default=128, description="images at once on a GPU; the CPU takes blocks of its own, so that results are alike"
     )
-    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(default="auto", description=PRECISION)
 
 

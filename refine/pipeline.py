@@ -31,9 +31,9 @@ from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_sour
 from refine.work_folder import Row, Shards, WorkFolder, as_line
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
-from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images import ImageGroups, check_groups_out, open_image_groups, write_image_groups
+from robust_models.images.record import check_apart
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import exclusive, whole_file
@@ -49,7 +49,8 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
     """
     with join() as ranks:
         work = WorkFolder(config.out)
-        _check_place(config, work)
+        for path in (config.out, work.path):
+            check_apart(path, config.input)
         images = GroupedImages(_open(config, ranks))
         check_groups_out(config.out, images.groups)
         device = ranks.device(config.device)
@@ -245,14 +246,6 @@ def _chosen_eps(
         work.write_json(EPS, as_plain(search.choose(refiner, partial(_attack, config), targets)))
     ranks.barrier()
     return work.read_json(EPS)["eps"]
-
-
-def _check_place(config: RefineConfig, work: WorkFolder) -> None:
-    """Before any work: the output may replace nothing unasked and may not lie in or around the input."""
-    source = config.input.resolve()
-    for out in (config.out.resolve(), work.path.resolve()):
-        if out == source or source in out.parents or out in source.parents:
-            raise UserError(f"out: {config.out} overlaps the input {config.input}; choose a place outside it")
 
 
 def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:

@@ -7,6 +7,7 @@ import torch
 
 from refine.config import RefineConfig
 from refine.grouped import GroupedImages
+from refine.synthesis.config import SynthesisConfig
 from robust_models.checkpoints import find
 from robust_models.classifier import Precision
 from robust_models.images.open import fingerprint
@@ -43,3 +44,15 @@ def deciding(config: RefineConfig, images: GroupedImages, device: torch.device, 
         plain |= {"reference": str(config.reference.resolve()), "reference files": fingerprint(config.reference)}
         plain |= {"judge": config.judge, "auto_images": config.auto_images}
     return plain
+
+
+def deciding_of_task(task: str, config: SynthesisConfig, device: torch.device, precision: Precision) -> dict[str, Any]:
+    """The same for a synthesis task: its flags, and what the files that they name hold."""
+    plain = {name: value for name, value in as_plain(config).items() if name not in _LEFT_OUT - {"input", "targets"}}
+    files = {
+        f"{name} files": fingerprint(Path(value))
+        for name, value in plain.items()
+        if isinstance(value, str) and Path(value).exists()
+    }
+    ckpt = f"{config.ckpt} (sha256 {sha256_of(find(config.ckpt))[:16]})"
+    return {"task": task, "ckpt": ckpt, **plain, **files, "device": device.type, "precision": precision}

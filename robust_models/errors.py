@@ -3,6 +3,7 @@
 import difflib
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -45,8 +46,10 @@ DECODING_FAILURES = (
     MemoryError,
     AssertionError,
     SyntaxError,
+    SystemError,
     Warning,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,

@@ -16,7 +16,7 @@ from robust_models.datasets import Dataset, load_dataset
 from robust_models.errors import UserError
 from robust_models.inspection_by_accuracy import choose_by_accuracy, correct_mask, summary
 from robust_models.labels import fit_labels
-from robust_models.runtime.config import DEVICE, STRICT
+from robust_models.runtime.config import STRICT, DeviceFlags
 from robust_models.runtime.device import pick_device
 from robust_models.runtime.files import sha256_of
 
@@ -24,18 +24,17 @@ _DATA = "labelled images that show whether the load is right: cifar10, cifar10:D
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class InspectConfig(CheckpointFlags):
-    """What `inspect` takes."""
+class InspectConfig(DeviceFlags, CheckpointFlags):
+    """Check: labelled images that show whether the file is read right."""
 
     file: str = Field(description="a checkpoint: a file, a Hugging Face folder or a name")
     data: str | None = Field(default=None, description=_DATA)
     limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="only the first so many images of the data")
-    device: str = Field(default="auto", description=DEVICE)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ConvertConfig(InspectConfig):
-    """What `convert` takes."""
+    """Output: what is written where."""
 
     out: Path = Field(description="the .safetensors file to write")
     overwrite: bool = Field(default=False, description="replace what stands at OUT")

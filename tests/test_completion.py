@@ -30,6 +30,8 @@ LINES = [  # what is typed, and one of the words that the Tab key offers
     ("bigroc study --config ablation_ep", "ablation_eps"),
     ("bigroc recipes bigroc_va", "bigroc_vae"),
     ("bigroc eval robust --precision bf", "bf16"),
+    ("bigroc refine --norm four", "fourier"),
+    ("bigroc train --attack.norm unc", "unconstrained"),
     ("bigroc completion zs", "zsh"),
     ("bigroc refine --input some_im", "some_images"),
 ]

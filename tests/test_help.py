@@ -47,6 +47,9 @@ def test_every_flag_is_in_a_group_that_is_described(command):
     flags = {flag for members in found.values() for action in members for flag in action.option_strings}
     for leaf in leaves(command.schema):
         assert leaf.flag in flags or leaf.name in command.positionals
+    for group in command.parser()._action_groups:
+        if group._group_actions and group.title not in ("required", "command line"):
+            assert group.description, f"{group.title} has no docstring"
 
 
 @ALL
@@ -81,6 +84,9 @@ def test_the_flags_of_foreign_checkpoints_are_last(command):
 def test_every_flag_says_what_it_is_and_its_default(command):
     helps = {action.dest: action.help or "" for members in groups(command).values() for action in members}
     for leaf in leaves(command.schema):
+        assert leaf.field.description, f"{leaf.flag} has no description"
+        if leaf.name.rsplit(".", 1)[-1] in ("eps", "step_size") and not leaf.section == "robust":
+            assert "[0,1]" in helps[leaf.name], f"{leaf.flag}: of which unit?"
         if leaf.is_optional or leaf.name in command.defaults("RECIPE"):
             assert "default" in helps[leaf.name], leaf.flag
 
@@ -93,6 +99,20 @@ def test_every_value_of_a_closed_set_is_shown(command):
         if set(leaf.choices) - {"true", "false"}:
             for value in leaf.choices:
                 assert value in words, f"{leaf.flag}: {value}"
+
+
+@pytest.mark.parametrize("name", ["refine", "train", "eval robust", "eval quality", "study"])
+def test_the_groups_of_the_main_commands(name):
+    titles = list(groups(COMMANDS[f"bigroc {name}"]))
+    expected = {
+        "refine": ["required", "command line", "method", "targets", "search for eps", "input", "output", "picture"],
+        "train": ["required", "command line", "run", "data", "augment", "attack", "objective", "optimizer"],
+        "eval robust": ["required", "command line", "images", "attack"],
+        "eval quality": ["required", "command line", "scores", "features"],
+        "study": ["required", "command line", "study", "robust", "axes", "judge", "report"],
+    }
+    assert titles[: len(expected[name])] == expected[name]
+    assert "machine" in titles
 
 
 @ALL

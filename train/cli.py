@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from robust_models.checkpoints.checks import check_names
 from robust_models.runtime.command import Command, Summary, run
 from train.config import TrainConfig
 
@@ -46,6 +47,7 @@ TRAIN = Command(
     work=_train,
     format_summary=_format_summary,
     examples=EXAMPLES,
+    check=check_names,
     defaults=lambda recipe: {"out": f"runs/{Path(recipe).stem}"},
     needs_recipe=True,
 )

@@ -10,8 +10,9 @@ from pydantic.dataclasses import dataclass
 
 from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
+from robust_models.errors import none_of
 from robust_models.images.image_set import OnError
-from robust_models.runtime.config import DEVICE, STRICT, Number
+from robust_models.runtime.config import STRICT, DeviceFlags, Number
 from robust_models.runtime.device import PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, NormName, check_ball
 
@@ -24,6 +25,8 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
+    """Which images train, how they are read, and which are held out."""
+
     path: str = Field(
         default="cifar10",
         description="cifar10, cifar100, imagenet:DIR, restricted_imagenet:DIR, cinic10:DIR, a .beton, an .npz or a "
@@ -50,6 +53,8 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AugmentConfig:
+    """How images vary from epoch to epoch."""
+
     crop_padding: Count = Field(default=4, description="pixels of zero padding before the random crop")
     flip: bool = Field(default=True, description="mirror half of the images")
     jitter: Fraction = Field(default=0.0, description="brightness, contrast and saturation each vary by this factor")
@@ -60,12 +65,15 @@ class AugmentConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AttackConfig:
+    """The attack that training withstands: its ball and its steps."""
+
     norm: NormName = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
     eps: NonNegative | dict[Fraction, NonNegative] = Field(
         default=0.5, description="radius, pixels in [0,1]; or {progress: radius}; 0 trains without attack"
     )
     step_size: Positive | dict[Fraction, Positive] = Field(
-        default=0.1, description="length of a PGD step; or {progress: length} from that share of the run on"
+        default=0.1,
+        description="length of a PGD step, pixels in [0,1]; or {progress: length} from there on",
     )
     steps: Count | dict[Fraction, Count] = Field(default=7, description="PGD steps; or {progress: steps}")
     random_start: bool = Field(default=False, description="start anywhere in the ball instead of at the image")
@@ -119,6 +127,8 @@ def _values(value: float | dict[float, float]) -> Iterable[float]:
 
 @dataclass(frozen=True, config=STRICT)
 class ObjectiveConfig:
+    """What a step minimises."""
+
     name: Literal["cross_entropy", "trades"] = Field(default="cross_entropy", description="what a step minimises")
     beta: NonNegative = Field(default=6.0, description="name=trades: weight of the divergence between x and x_adv")
     awp: NonNegative = Field(
@@ -128,6 +138,8 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class GuardConfig:
+    """The watch for catastrophic overfitting: training attacks that fool nobody else."""
+
     every_steps: Count = Field(
         default=0, description="compare the training attack with PGD on held-out images every so often; 0: never"
     )
@@ -139,9 +151,11 @@ class GuardConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
+    """SGD, and its learning rate over the run."""
+
     lr: Positive = Field(default=0.1, description="peak learning rate of SGD at this batch size")
-    momentum: Fraction = Field(default=0.9)
-    nesterov: bool = Field(default=False)
+    momentum: Fraction = Field(default=0.9, description="share of the last step that goes into the next")
+    nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
     weight_decay: NonNegative = Field(default=5e-4, description="on every parameter")
     schedule: Literal["step", "cosine", "one_cycle"] = Field(default="step", description="lr over the run")
     step_epochs: Annotated[int, Field(ge=1)] = Field(
@@ -154,7 +168,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ValidationConfig:
-    every_epochs: Annotated[int, Field(ge=1)] = Field(default=1)
+    """How the best epoch is found, on held-out images."""
+
+    every_epochs: Annotated[int, Field(ge=1)] = Field(default=1, description="epochs between evaluations")
     steps: Annotated[int, Field(ge=1)] = Field(
         default=10, description="PGD steps of length 2.5 * eps / steps, random start"
     )
@@ -164,9 +180,19 @@ class ValidationConfig:
     show: Count = Field(default=8, description="held-out images drawn attacked in TensorBoard at each evaluation")
 
 
-@dataclass(frozen=True, config=STRICT)
-class TrainConfig:
-    out: Path = Field(description="run folder, default runs/RECIPE; the same command run again continues there")
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MachineFlags(DeviceFlags):
+    """Machine: where the work runs, and how exactly."""
+
+    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
+    compile: bool = Field(default=False, description="torch.compile the network")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TrainConfig(MachineFlags):
+    """Run: the network, how long it trains, and what is written."""
+
+    out: Path = Field(description="run folder; the same command run again continues there")
     arch: str | None = Field(
         default=None, description="a name of robust_models.architectures (null: resnet50, or the one of init)"
     )
@@ -179,16 +205,13 @@ class TrainConfig:
         default=None, description="start from these weights: an embedded or published name, or anyone's checkpoint file"
     )
     new_head: bool = Field(default=False, description="replace the last linear layer of init by a fresh one")
-    epochs: Annotated[int, Field(ge=1)] = Field(default=150)
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=128)
-    label_smoothing: Fraction = Field(default=0.0)
+    epochs: Annotated[int, Field(ge=1)] = Field(default=150, description="passes over the training images")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=128, description="images in a step, over all ranks")
+    label_smoothing: Fraction = Field(default=0.0, description="probability that is spread over all classes")
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="per step; 0 keeps the last weights"
+        default=0.0, description="decay per step of averaged weights, which are kept then; 0: none"
     )
-    seed: Count = Field(default=0)
-    device: str = Field(default="auto", description=DEVICE)
-    precision: PrecisionChoice = Field(default="auto", description=PRECISION)
-    compile: bool = Field(default=False, description="torch.compile the network")
+    seed: Count = Field(default=0, description="of all that is drawn: the first weights, order, augmentation, attacks")
     save_minutes: NonNegative = Field(
         default=10.0, description="save the state so often between evaluations, after each of which it is saved too"
     )
@@ -204,7 +227,7 @@ class TrainConfig:
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         if self.normalize is not None and self.normalize not in NORMALIZERS:
-            raise ValueError(f"normalize: {self.normalize!r} is none of {', '.join(NORMALIZERS)}")
+            raise ValueError(f"normalize: {none_of(self.normalize, NORMALIZERS)}")
         if self.new_head and self.init is None:
             raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
         for name, every in (

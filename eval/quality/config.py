@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from eval.quality.metric import MetricName, Options
 from eval.quality.metrics import METRICS, check_options
-from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags
 
 _FEATURES = "classifier:NAME_OR_FILE, inception (2048-d, the FID's), inception-768, -192 or -64, or dinov2"
 _WEIGHTS = "file or URL of the Inception network (null: the copy in torch's hub cache, else a download)"
@@ -17,23 +17,36 @@ _CACHE = "folder where features and statistics are kept; auto: the user's cache,
 Protocol = Literal["pytorch-fid", "tf", "clean", "adm"]
 
 
-@dataclass(frozen=True, config=STRICT)
-class QualityConfig:
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class FeatureFlags:
+    """Features: the network in whose features images are compared, and where they are kept."""
+
+    features: str = Field("inception", description=_FEATURES)
+    protocol: Protocol | None = Field(None, description=_PROTOCOL)
+    weights: str | None = Field(None, description=_WEIGHTS)
+    cache: str = Field("auto", description=_CACHE)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MachineFlags(DeviceFlags):
+    """Machine: where the work runs, and how much of it at once."""
+
+    batch_size: AtLeastOne = Field(50, description="images at a time; the result does not depend on it")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class QualityConfig(FeatureFlags, MachineFlags):
+    """Scores: of which images, which scores, with which intervals."""
+
     images: Path = Field(description="image set to judge, of any kind; or an .npz of stored statistics")
     reference: Path | None = Field(
         None, description="image set to compare with, likewise; the Inception Score has none"
     )
-    features: str = Field("inception", description=_FEATURES)
     metrics: str = Field("fid", description=f"with commas: {', '.join(METRICS)}; fid is the Frechet distance")
-    protocol: Protocol | None = Field(None, description=_PROTOCOL)
-    weights: str | None = Field(None, description=_WEIGHTS)
     per_class: bool = Field(False, description="also the Frechet distance of each class; both sets need labels")
     bootstrap: Annotated[int, Field(ge=0)] = Field(0, description="resamples for a 95 % interval of the distance")
     infinite: bool = Field(False, description="also the Frechet distance extrapolated to infinitely many images")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of --bootstrap and --infinite")
-    cache: str = Field("auto", description=_CACHE)
-    batch_size: AtLeastOne = Field(50, description="images at a time; the result does not depend on it")
-    device: str = Field("auto", description=DEVICE)
 
     @property
     def metric_names(self) -> tuple[MetricName, ...]:
@@ -52,13 +65,9 @@ class QualityConfig:
         return self
 
 
-@dataclass(frozen=True, config=STRICT)
-class StatisticsConfig:
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class StatisticsConfig(FeatureFlags, MachineFlags):
+    """Statistics: of which images, and where they go."""
+
     images: Path = Field(description="image set, of any kind")
     out: Path = Field(description=".npz to write: mu, sigma, n and what they are statistics of")
-    features: str = Field("inception", description=_FEATURES)
-    protocol: Protocol | None = Field(None, description=_PROTOCOL)
-    weights: str | None = Field(None, description=_WEIGHTS)
-    cache: str = Field("auto", description=_CACHE)
-    batch_size: AtLeastOne = Field(50, description="images at a time; the result does not depend on it")
-    device: str = Field("auto", description=DEVICE)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from eval.robust.attacks import LIBRARIES, PLAIN, Budget, check_attack_name
 from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Positive
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Positive
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, NormName, check_ball
 
@@ -44,26 +44,39 @@ Radii = Annotated[float | tuple[float, ...], BeforeValidator(parse_radii)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class RobustConfig(CheckpointFlags):
-    ckpt: str = Field(description="a classifier: an embedded name or a checkpoint file, anyone's")
-    data: str = Field(description='labelled images: "cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
+class AttackFlags:
+    """Attack: how images are attacked, and in which ball around them."""
+
     eps: Radii = Field(description="radius of the ball, pixels in [0,1]; 8/255 is a number here; several: 0.25,0.5,1")
     norm: NormName = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
     attack: str = Field("pgd", description=f"{', '.join(PLAIN)}, or LIBRARY:CLASS with {', '.join(LIBRARIES)}")
     steps: AtLeastOne | None = Field(
         None, description="gradient steps of each run (null: 20 where there is a step size, else the attack's own)"
     )
-    step_size: Positive | None = Field(None, description="length of a step (null: 2.5 * eps / steps)")
+    step_size: Positive | None = Field(None, description="length of a step, pixels in [0,1] (null: 2.5 * eps / steps)")
     restarts: AtLeastOne = Field(1, description="runs for each image; it counts as robust if it withstands all")
     random_start: bool = Field(True, description="start where the attack does: pgd anywhere in the ball (false: at x)")
     early_stop: bool = Field(True, description="pgd: any point of a run may break the image (false: only its last)")
-    limit: AtLeastOne | None = Field(None, description="only the first so many images (null: all)")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MachineFlags(DeviceFlags):
+    """Machine: where the work runs, how much of it at once, and how exactly."""
+
     batch_size: AtLeastOne = Field(250, description="images at a time; the result of pgd does not depend on it")
+    precision: PrecisionChoice = Field("fp32", description=MEASURED_PRECISION)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RobustConfig(AttackFlags, MachineFlags, CheckpointFlags):
+    """Images: which ones, and what is kept of their measurement."""
+
+    ckpt: str = Field(description="a classifier: an embedded name or a checkpoint file, anyone's")
+    data: str = Field(description='labelled images: "cifar10", "cifar10:DIR", an .npz or a folder of class subfolders')
+    limit: AtLeastOne | None = Field(None, description="only the first so many images (null: all)")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of all that is drawn")
     state: Path | None = Field(None, description="file kept after each batch; the same command goes on from it")
     sanity: bool = Field(False, description="also look for signs of masked gradients, on a few images")
-    device: str = Field("auto", description=DEVICE)
-    precision: PrecisionChoice = Field("fp32", description=MEASURED_PRECISION)
 
     @model_validator(mode="after")
     def _consistent(self) -> "RobustConfig":

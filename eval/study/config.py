@@ -13,7 +13,7 @@ from refine.config import RefineConfig
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
-from robust_models.runtime.config import DEVICE, STRICT, AtLeastOne, Number, resolve
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, resolve
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import check_ball
 
@@ -81,16 +81,11 @@ class RobustSpec:
         return self
 
 
-@dataclass(frozen=True, config=STRICT)
-class StudyConfig:
-    classifiers: tuple[ClassifierSpec, ...] = Field(min_length=1, description="[{name, ckpt or train, ...}, ...]")
-    images: tuple[ImagesSpec, ...] = Field(min_length=1, description="[{name, path, limit}, ...]: what is refined")
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AxisFlags:
+    """Axes: the settings of refinement that are combined; one value or several."""
+
     eps: Radii | dict[str, Radii] = Field(description="radii, pixels in [0,1]; with several norms {norm: radii}")
-    judge: str = Field(description="features that score, as eval quality has them: classifier:NAME_OR_FILE, inception")
-    reference: Path = Field(description="real images, or their stored statistics in the judge's features")
-    out: Path = Field(description="the study's folder, default runs/studies/RECIPE; the same command continues there")
-    title: str = Field(default="Study", description="of the report")
-    question: str = Field(default="", description="what the study is to answer, for the report")
     norm: Names = Field(default=("l2",), description="geometries of the ball")
     steps: Annotated[tuple[AtLeastOne, ...], BeforeValidator(_several)] = Field(default=(7,), description="PGD steps")
     targets: Names = Field(
@@ -101,20 +96,50 @@ class StudyConfig:
         default=(0,), description="which images a set's limit draws; nothing else in a cell is random"
     )
     vary: Names = Field(default=("eps",), description="the axes of interest, the one for the x axis first")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class JudgeFlags:
+    """Judge: what scores the images, and what they are compared with."""
+
+    judge: str = Field(description="features that score, as eval quality has them: classifier:NAME_OR_FILE, inception")
+    reference: Path = Field(description="real images, or their stored statistics in the judge's features")
     reference_images: Path | None = Field(
         default=None, description="real images that precision and recall compare with"
     )
-    data: str | None = Field(default=None, description="labelled test images, to measure the classifiers' accuracy on")
-    robust: RobustSpec = Field(default_factory=RobustSpec)
     weights: str | None = Field(
         default=None,
         description="judge inception: file or URL of the network (null: torch's hub cache, or a download)",
     )
     protocol: Protocol | None = Field(default=None, description="judge inception: as eval quality has it")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ReportFlags:
+    """Report: what it says, and where it is kept."""
+
+    out: Path = Field(description="the study's folder; the same command continues there")
+    title: str = Field(default="Study", description="of the report")
+    question: str = Field(default="", description="what the study is to answer, for the report")
     keep_images: bool = Field(default=False, description="leave the refined sets in OUT/cells/KEY/")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MachineFlags(DeviceFlags):
+    """Machine: where the work runs, how much of it at once, and how exactly."""
+
     batch_size: AtLeastOne = Field(default=50, description="images the judge sees at a time; no result depends on it")
-    device: str = Field(default="auto", description=DEVICE)
     precision: PrecisionChoice = Field(default="fp32", description=f"of refining: {MEASURED_PRECISION}")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
+    """Study: which classifiers refine which images, and the images that measure the classifiers."""
+
+    classifiers: tuple[ClassifierSpec, ...] = Field(min_length=1, description="[{name, ckpt or train, ...}, ...]")
+    images: tuple[ImagesSpec, ...] = Field(min_length=1, description="[{name, path, limit}, ...]: what is refined")
+    data: str | None = Field(default=None, description="labelled test images, to measure the classifiers' accuracy on")
+    robust: RobustSpec = Field(default_factory=RobustSpec)
 
     def radii(self, norm: str) -> tuple[float, ...]:
         """The axis eps at one norm."""

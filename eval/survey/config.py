@@ -15,6 +15,8 @@ _CLASS_QUESTION = f"Which looks more like a real {CLASS}?"
 
 @dataclass(frozen=True, config=STRICT)
 class SurveyConfig:
+    """Survey: which images people compare, what they are asked, and where their answers go."""
+
     before: Path = Field(description="image set, of any kind: the images as the generator made them")
     after: Path = Field(description="image set: the same images refined, in the same order and of the same size")
     out: Path = Field(description="file of the answers (SQLite); with the same sets and settings it is gone on with")
@@ -66,6 +68,8 @@ class SurveyConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SurveyReportConfig:
+    """Report: which answers count, and how sure the preference is."""
+
     answers: Path = Field(description="file of answers, as the survey's --out made it")
     min_checks: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.8, description="raters who pass a smaller share of their attention checks are left out"

@@ -32,7 +32,7 @@ def by_size(small: Ball, large: Ball) -> Callable[[int], Ball]:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class SynthesisConfig(PictureFlags, MachineFlags, ClassifierFlags):
-    """Options shared by all tasks."""
+    """Method: the ball around each image and the steps inside it, as every task has them."""
 
     out: Path = Field(
         description="where the images go: an .npz, .npy, .pt, .tar or .parquet file, or else a folder of classes"
@@ -41,7 +41,7 @@ class SynthesisConfig(PictureFlags, MachineFlags, ClassifierFlags):
         default=None, description="radius, pixels in [0,1] (null: the paper's for this task and image size)"
     )
     step_size: Annotated[Number, Field(gt=0)] | None = Field(
-        default=None, description="length of a step (null: the paper's)"
+        default=None, description="length of a step, pixels in [0,1] (null: the paper's)"
     )
     steps: AtLeastOne | None = Field(default=None, description="number of steps (null: the paper's)")
     norm: NormName = Field(default="l2", description=f"geometry of ball and steps: {', '.join(NORMS)}")

@@ -13,15 +13,13 @@ from refine.network import Network
 from refine.refine_batch import block_size, filled
 from refine.synthesis.config import InputConfig
 from refine.targets import known_targets
-from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, to_float
+from robust_models.images.record import check_apart
 
 
 def open_set(config: InputFlags, out: Path) -> ImageSet:
     """The set at config.input; what was skipped is listed on stderr. UserError where `out` would lie in it."""
-    source, place = config.input.resolve(), out.resolve()
-    if place == source or source in place.parents or place in source.parents:
-        raise UserError(f"out: {out} overlaps the input {config.input}; choose a place outside it")
+    check_apart(out, config.input)
     images = open_images(config.input, on_error=config.on_error)
     for problem in images.skipped:
         print(f"skipped: {problem}", file=sys.stderr)

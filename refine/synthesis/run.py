@@ -1,7 +1,8 @@
 """A task on a whole set: makes, writes and lists its images, a block at a time.
 
 Blocks have one size (refine/refine_batch.py), so that an image does not depend on the batch size; memory does not grow
-with the number of images. One process; a run that was killed begins anew, as nothing stands before all is done.
+with the number of images. One process; a run that was killed begins anew, as nothing stands before all is done, but
+one killed while it moves the finished set to its place (refine/work_folder.py) goes on with that.
 """
 
 import os
@@ -16,21 +17,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from refine.flags import InputFlags
 from refine.network import Network
 from refine.refine_batch import block_size, filled
+from refine.run_settings import deciding_of_task
 from refine.synthesis.config import Ball, SynthesisConfig
 from refine.synthesis.loop import iterates, stored
 from refine.synthesis.measures import MEANS, manifest_rows, measure
 from refine.synthesis.task import Source, Task
 from refine.synthesis.task_pictures import Grid, save_trajectory
-from refine.work_folder import Row, as_line
+from refine.work_folder import Row, WorkFolder, as_line
 from robust_models.attacks import frozen_eval
+from robust_models.checkpoints.checks import check_names
 from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images.new_set import NewSet, check_new_out, write_new_set
+from robust_models.images.record import check_apart
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.device import attack_loop, decide_precision, pick_device, place
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, pick_device, place
+from robust_models.runtime.files import exclusive, whole_file
 
 
 class Block(NamedTuple):
@@ -45,19 +50,44 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
     """Makes config.out and OUT.manifest.jsonl, a row per image; gives the summary: N, means over the manifest, rate."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"task: {task.name} runs in one process; call it without torchrun")
-    check_new_out(config.out, overwrite=config.overwrite)
+    check_new_out(config.out, overwrite=True)
     classifier, device = folded(config.load(config.ckpt)), pick_device(config.device)
     precision = decide_precision(config.precision, device, attack_loop([classifier]))
     network = Network(place(classifier, device, precision.precision))
-    source = task.open(config, network)
+    settings = deciding_of_task(task.name, config, device, precision.precision)
+    work = WorkFolder(config.out)
+    if isinstance(config, InputFlags):
+        check_apart(config.out, config.input)
+    with exclusive(config.out):
+        if done := work.finished(settings, overwrite=config.overwrite):
+            return done | {"already_done": True}
+        source = task.open(config, network)
+        work.claim(settings, overwrite=config.overwrite)
+        if not work.is_assembled:
+            try:
+                work.finish(_made(task, config, network, source, precision, work))
+            except BaseException:
+                work.remove()  # nothing in it could be gone on with
+                raise
+        return work.publish()
+
+
+def _made(
+    task: Task,
+    config: SynthesisConfig,
+    network: Network,
+    source: Source,
+    precision: PrecisionDecision,
+    work: WorkFolder,
+) -> Summary:
+    """Makes set, manifest and pictures, the former two in the work folder; gives the summary."""
     n, ball = len(source.names), config.ball(task.defaults(max(source.size)))
     block = min(block_size(network.device, max(network.image_size, *source.size), config.batch_size), n)
     grid = Grid(n, config.grid_images)
-    manifest = config.out.with_name(config.out.name + ".manifest.jsonl")
     new = NewSet(source.targets.numpy(), network.class_names, source.names, source.size)
     started = time.perf_counter()
     blocks = synthesize_blocks(network, source, ball, block, label=task.name)
-    means = _write(config.out, manifest, blocks, new, grid)
+    means = _write(work.assembled, work.manifest, blocks, new, grid)
     wall_s = time.perf_counter() - started
     if config.grid is not None:
         grid.save(config.grid, source)
@@ -65,7 +95,7 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
         save_trajectory(config.trajectory, network, source, ball, block, config.trajectory_images)
     return {
         "out": str(config.out),
-        "manifest": str(manifest),
+        "manifest": str(work.manifest_out),
         "grid": None if config.grid is None else str(config.grid),
         "trajectory": None if config.trajectory is None else str(config.trajectory),
         "task": task.name,
@@ -128,12 +158,14 @@ def command_of(task: Task) -> Command:
         work=partial(synthesize_set, task),
         format_summary=_format_summary,
         examples=task.examples,
+        check=check_names,
     )
 
 
 def _format_summary(summary: Summary) -> str:
     height, width = summary["size"]
-    lines = [
+    lines = ["already done, with the same settings:"] if summary.get("already_done") else []
+    lines += [
         f"{summary['out']}: {summary['n']} images of {width}x{height}, {summary['norm']} eps {summary['eps']:g}, "
         f"{summary['steps']} steps of {summary['step_size']:g}, {summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",

@@ -10,7 +10,7 @@ from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES
 from robust_models.images.files import find_files, sorted_naturally
 from robust_models.images.folder import check_any
-from robust_models.images.image_set import Packed, Split, say
+from robust_models.images.image_set import Packed, Split, print_once
 
 Classes = Callable[[list[str]], dict[str, int]]  # names of all class folders, sorted -> the label of each that is used
 
@@ -53,7 +53,7 @@ def open_files(root: Path, classes: Classes | None = None) -> tuple[FileStore, t
     found = find_files(root, IMAGE_SUFFIXES)
     check_any(root, found)
     files, note = found.files, found.note(root)
-    say(() if note is None else (note,))
+    print_once(() if note is None else (note,))
     bare = next((file for file in files if "/" not in file), None)
     if bare is not None:
         raise UserError(f"{root}: {bare} lies in no class subfolder; labels come from subfolders, one per class")

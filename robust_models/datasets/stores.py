@@ -1,4 +1,4 @@
-"""Where labelled images lie, of any sizes: an opened image set, or files that are decoded when they are asked for."""
+"""Random access to labelled images of any sizes: in an opened image set, or in files, decoded when asked for."""
 
 import os
 from abc import ABC, abstractmethod

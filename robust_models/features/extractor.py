@@ -1,14 +1,16 @@
 """What a feature space is, that of a classifier, and how a name opens one."""
 
+import difflib
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from robust_models.checkpoints.checks import check_classifier
 from robust_models.checkpoints.flags import split_flags
 from robust_models.checkpoints.provenance import Source, load_classifier
-from robust_models.errors import UserError
+from robust_models.errors import UserError, none_of
 from robust_models.images import to_float
 from robust_models.runtime.device import exact_fp32, place
 
@@ -85,12 +87,9 @@ def open_features(
     Inception (features/protocols.py); None: pytorch-fid. UserError for another name or protocol, for a missing package,
     for a missing or foreign weights file.
     """
+    check_features(name, weights=weights, protocol=protocol)
     device = torch.device(device)
     kind, _, checkpoint = name.partition(":")
-    if not kind.startswith("inception"):
-        for field, value in (("weights", weights), ("protocol", protocol)):
-            if value is not None:
-                raise UserError(f"{field}: belongs to the Inception network; --features {name} has its own")
     if kind == "classifier" and checkpoint:
         return ClassifierFeatures(checkpoint, device=device)
 
@@ -100,11 +99,27 @@ def open_features(
         return DINOv2Features(device=device)
 
     from robust_models.features.inception import InceptionFeatures
+
+    return InceptionFeatures(name, weights, protocol or "pytorch-fid", device=device)
+
+
+def check_features(name: str, *, weights: Path | str | None = None, protocol: str | None = None) -> None:
+    """UserError for what open_features refuses without opening anything; a classifier's name is checked too."""
+    kind, _, checkpoint = name.partition(":")
+    if not kind.startswith("inception"):
+        for field, value in (("weights", weights), ("protocol", protocol)):
+            if value is not None:
+                raise UserError(f"{field}: belongs to the Inception network; --features {name} has its own")
+    if kind == "classifier" and checkpoint:
+        check_classifier(checkpoint, field="features")
+        return
+
     from robust_models.features.inception_network import DEPTHS
     from robust_models.features.protocols import PROTOCOLS
 
-    if name not in DEPTHS:
-        raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}, dinov2")
+    if name not in (*DEPTHS, "dinov2"):
+        near = difflib.get_close_matches(name, [*DEPTHS, "dinov2"], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}, dinov2{hint}")
     if protocol is not None and protocol not in PROTOCOLS:
-        raise UserError(f"protocol: {protocol!r} is none of {', '.join(PROTOCOLS)}")
-    return InceptionFeatures(name, weights, protocol or "pytorch-fid", device=device)
+        raise UserError(f"protocol: {none_of(protocol, PROTOCOLS)}")

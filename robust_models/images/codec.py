@@ -138,7 +138,7 @@ def _opened(data: bytes) -> ImageFile.ImageFile:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held (EXIF 2.32, table 6); 1, upright, where nothing readable says so."""
+    """How the camera was held (EXIF 2.32, table 6); 1 is upright, and the default."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:
@@ -146,7 +146,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """[H,W,C] as it lies in the file -> as it is meant to be seen; orientation as in EXIF, others than 2 to 8 are 1."""
+    """[H,W,C] as stored -> upright; orientation as in EXIF, values other than 2 to 8 count as 1."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

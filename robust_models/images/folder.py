@@ -57,7 +57,7 @@ class FolderImages(EncodedImages):
 
 @dataclass(frozen=True, kw_only=True)
 class FileImages(EncodedImages):
-    """One image file as a set of one: its refined copy is an image file, of the format that its name says."""
+    """One image file as a set of one: its refined copy is an image file, of the format that its suffix names."""
 
     has_alpha: bool
 
@@ -90,7 +90,7 @@ class FileImages(EncodedImages):
 
 
 def open_folder(root: Path, found: FoundFiles, on_error: OnError) -> list[tuple[FolderImages, np.ndarray]]:
-    """The images in `found` (of find_files) by size and depth: each set, and where its images stand among all, [n].
+    """The images in `found` (of find_files) by size and depth: each set, and its images' numbers among all.
 
     Sets are in the order of their first images. Labels and names are those of the whole folder. Every image is decoded
     once here. UserError where there is none, or one cannot be decoded (with on_error="skip", it is left out).

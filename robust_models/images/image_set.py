@@ -242,7 +242,7 @@ def difference(path: Path, name: str, one: HasSize, other_name: str, other: HasS
     return f"{path}: mixed depths: {name} is {one.depth}, {other_name} is {other.depth}; convert them to one first"
 
 
-def say(notes: Iterable[str]) -> None:
+def print_once(notes: Iterable[str]) -> None:
     """Prints each note to stderr, once in a process and by the first of the ranks alone."""
     for note in notes:
         if note not in _said and os.environ.get("RANK", "0") == "0":

@@ -1,4 +1,4 @@
-"""A set of images that has no source, written whole: of the kind that its name's suffix says, else a folder."""
+"""A set of images that has no source, written whole: of the kind that its suffix names, else a folder."""
 
 import io
 import json
@@ -34,6 +34,7 @@ class NewSet:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """[N,H,W,3]."""
         return (len(self.labels), *self.size, 3)
 
     def filed(self, i: int) -> str:

@@ -65,6 +65,7 @@ def open_npz(path: Path, split: Split = "train") -> NpzImages:
             raise UserError(f"{path}: no array 'arr_0' (it holds: {listed}); images are expected there as [N,H,W,3]")
         labels = None if chosen.labels is None else _small_array(path, archive, chosen.labels)
         names = _small_array(path, archive, "class_names") if "class_names" in keys else None
+        class_names = None if names is None else tuple(str(name) for name in names.flatten())
         entry = archive.getinfo(f"{chosen.images}.npy")
         with archive.open(entry) as stream:
             header = read_header(stream)
@@ -88,7 +89,7 @@ def open_npz(path: Path, split: Split = "train") -> NpzImages:
         found.names,
         found.size,
         None if labels is None else check_labels(labels, count, source=f"{path}: {chosen.labels}"),
-        None if names is None else tuple(str(name) for name in names.flatten()),
+        class_names,
         depth=found.depth,
         about=found.about if stored else f"{found.about}, compressed",
         notes=chosen.notes + found.notes,

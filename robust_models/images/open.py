@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_models.errors import UserError
+from robust_models.errors import DECODING_FAILURES, UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.files import check_regular, files_below, find_files, sorted_naturally
 from robust_models.images.folder import open_file, open_folder
-from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split, say
+from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split, print_once
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet
@@ -22,7 +22,7 @@ from robust_models.images.pt import open_pt
 from robust_models.images.tar import open_tar
 
 _HOLDERS = frozenset({".tar", ".parquet", ".arrow"})  # of many images in one file
-KNOWN = "a folder of images, .npz, .npy, .pt, WebDataset .tar shards, or Hugging Face .parquet files"
+KNOWN = "a folder of images, .npz, .npy, .pt, WebDataset .tar shards, Hugging Face .parquet files, or one image file"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
@@ -30,19 +30,25 @@ _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 def open_images(path: Path | str, *, on_error: OnError = "fail", split: Split = "train") -> ImageSet:
     """The image set at `path`, which may be
 
-    - a folder of image files, whose class subfolders (if every image lies in one) give the labels;
+    - a folder of image files, whose class subfolders (if every image is in one) give the labels; links are followed,
+      hidden and system files ignored, other files counted; or one image file, a set of one;
     - an `.npz` with `arr_0` [N,H,W,3] and, if any, labels `arr_1` [N];
     - an `.npy` [N,H,W,3] or [N,3,H,W]; a `.pt` with such a tensor, or with a dict of `images` and `labels`, from which
-      no code is run; `about` says which layout was seen;
+      no code is run;
     - WebDataset shards: a `.tar`, a folder of them, or a pattern such as `shards/{000..009}.tar`;
     - a Hugging Face dataset on disk: a `.parquet` file or a folder of them.
 
+    Arrays may also be grey, RGBA, channels first, or have other names (images, data, x_train; `split` chooses among
+    parts): `about` and `notes` say what was understood, and the notes are printed once to stderr.
+
     Content decides, not the suffix. Memory does not grow with the pixels. Everything is checked before anything is
     used: files are decoded, checksums and float ranges read, once, here, so that a broken image, mixed sizes or floats
-    outside [0,1] raise UserError at once (or, with on_error="skip", an undecodable file lands in `skipped`).
+    outside [0,1] raise UserError at once (or, with on_error="skip", an undecodable file is listed in `skipped`). Sizes
+    are checked from headers: at most max_pixels() for an image, max_bytes() for what must be in memory at once.
 
-    Depth stays: 8 bits, 16 bits (PNG and arrays), floats in [0,1] (arrays). Grey images become RGB. Alpha takes no part
-    and is kept: the refined image is written with the alpha channel of its source, except into an `.npz`.
+    Depth stays: 8 bits, 16 bits (PNG and arrays), floats in [0,1] (arrays). Files are read upright, as EXIF says. Grey
+    images become RGB. Alpha takes no part and is kept: a refined file is written with the alpha channel of its source;
+    arrays are written without it.
     """
     return open_image_groups(path, on_error=on_error, split=split).one_set()
 
@@ -61,7 +67,7 @@ def open_image_groups(path: Path | str, *, on_error: OnError = "fail", split: Sp
     """
     path = Path(path)
     sets = _opened(path, on_error, split)
-    say(sets[0][0].notes)
+    print_once(sets[0][0].notes)
     return ImageGroups(path, tuple(images for images, _ in sets), tuple(places for _, places in sets))
 
 
@@ -120,8 +126,11 @@ def _open_file(path: Path, on_error: OnError, split: Split) -> ImageSet:
 def _is_torch_zip(path: Path, head: bytes) -> bool:
     if not (head.startswith(b"PK") and zipfile.is_zipfile(path)):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    except DECODING_FAILURES:
+        return False
 
 
 def _is_pattern(path: Path) -> bool:

@@ -153,7 +153,7 @@ def _rewritten(images: ParquetImages, out: Path) -> Generator[None, np.ndarray, 
     first = 0
     for file in images.files:
         with opened_file(file) as source, ParquetWriter(_place(images, file, out), source.schema_arrow) as target:
-            for batch in source.iter_batches(_ROWS_AT_ONCE):
+            for batch in _batches(file, source):
                 begin, end = np.searchsorted(images.rows, (first, first + batch.num_rows)).tolist()
                 pixels: list[np.ndarray] = []
                 for _ in range(begin, end):
@@ -162,6 +162,17 @@ def _rewritten(images: ParquetImages, out: Path) -> Generator[None, np.ndarray, 
                     kept = batch.take(images.rows[begin:end] - first)
                     target.write_batch(_with_images(kept, images.columns, np.stack(pixels)))
                 first += batch.num_rows
+
+
+def _batches(file: Path, source: Any) -> Iterator[Any]:
+    """All columns, some rows at a time; what fails while they are read is the file's fault, not the writer's."""
+    batches = source.iter_batches(_ROWS_AT_ONCE)
+    while True:
+        with readable(file):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _with_images(batch: Any, columns: Columns, pixels: np.ndarray) -> Any:

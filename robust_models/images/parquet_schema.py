@@ -28,6 +28,7 @@ class Columns(NamedTuple):
         return f"{self.image}.bytes" if self.in_struct else self.image
 
     def encoded_in(self, column: Any) -> Any:
+        """The encoded images in the image column."""
         return column.field("bytes") if self.in_struct else column
 
     def replaced(self, column: Any, pngs: Sequence[bytes]) -> Any:

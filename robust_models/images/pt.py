@@ -95,7 +95,7 @@ def _as_array(labels: Any, path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Whole:
-    """A tensor that is in memory; it looks like a Place."""
+    """A tensor that is in memory, with the interface of a Place."""
 
     tensor: Tensor
 

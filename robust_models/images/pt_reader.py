@@ -1,4 +1,4 @@
-"""Where the tensors of a torch.save zip lie in the file; none of them is read, and no code in the file is run."""
+"""The places of a torch.save zip's tensors in the file; none of them is read, and no code in the file is run."""
 
 import math
 from dataclasses import dataclass

@@ -62,6 +62,13 @@ def finished_run(out: Path, settings: Values, *, overwrite: bool) -> Values | No
     return record["summary"]
 
 
+def check_apart(out: Path, source: Path) -> None:
+    """UserError where the output would lie in the input, or the input in it."""
+    one, other = out.resolve(), source.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise UserError(f"out: {out} overlaps the input {source}; choose a place outside it")
+
+
 def _check_kind(out: Path) -> None:
     if out.is_symlink():
         raise UserError(f"out: {out} is a link to {out.readlink()}; name the place itself")

@@ -35,6 +35,7 @@ class Command:
     needs_recipe: bool = False
     takes_recipe: bool = True  # False: a command of few words, without --config and --dry-run
     positionals: Sequence[str] = ()  # fields that are typed without their flag
+    check: Callable[[Any], None] = lambda config: None  # --dry-run: UserError for names that the work would refuse
 
     def __call__(self, argv: Sequence[str]) -> int:
         flags = vars(self.parser().parse_args(argv))
@@ -42,6 +43,7 @@ class Command:
         values = {**self.defaults(recipe), **read_recipe(recipe)} if recipe else {}
         config = resolve(self.schema, values, flags)
         if dry_run:
+            self.check(config)
             yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
             return 0
         try:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from robust_models.errors import UserError, none_of
@@ -37,6 +38,13 @@ Number = Annotated[float, BeforeValidator(_fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 DEVICE = "auto, cpu, cuda, cuda:1, ..."  # the description of every `device` field
+
+
+@pydantic_dataclass(frozen=True, config=STRICT, kw_only=True)
+class DeviceFlags:
+    """Machine: where the work runs."""
+
+    device: str = Field(default="auto", description=DEVICE)
 
 
 def resolve(schema: type, values: dict[str, Any], *flags: dict[str, str]) -> Any:

@@ -17,6 +17,7 @@ from refine.network import Network
 from refine.refine_batch import block_size, filled
 from refine.synthesis.feature_statistics import FeatureStatistics
 from refine.synthesis.inputs import open_set
+from robust_models.checkpoints.checks import check_names
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.folding import folded
@@ -175,4 +176,5 @@ COMMAND = Command(
     work=list_features,
     format_summary=_format_summary,
     examples=EXAMPLES,
+    check=check_names,
 )
