@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,6 +17,7 @@ from eval.robust.seeded_pgd import SeededPGD
 from eval.study.store import at_work
 from robust_models import UserError, save
 from robust_models.runtime.files import exclusive
+from robust_models.runtime.signals import Interrupted
 from tests.study import command, config, done, pretended, scores, study, write_inputs
 from tests.tiny import tiny_classifier, tiny_pixels
 
@@ -68,6 +70,27 @@ def test_a_full_disk_ends_a_study_in_one_line_and_the_same_command_ends_it(root,
     _, whole = study(config(root, out=str(root / "undisturbed")))
     assert scores(results) == scores(whole)
     assert len(done(root / "out")) == len(set(done(root / "out")))
+
+
+def terminate() -> None:
+    raise Interrupted(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [lambda: interrupt(), terminate])
+@pytest.mark.parametrize("cell", [1, 3, 5])
+def test_a_stopped_study_says_what_is_done_and_the_command_to_go_on_with(root, monkeypatch, capsys, stop, cell):
+    with monkeypatch.context() as patch:
+        patch.setattr(eval.study.plan, "run_cell", failing_at(cell, pretended, stop))
+        try:
+            command(root)
+        except (KeyboardInterrupt, SystemExit):
+            pass
+    err = capsys.readouterr().err
+    before = len(done(root / "out"))
+    assert f"stopped: {before} of 8 jobs are done in {root}/out" in err
+    assert f"go on with: bigroc study --config {root}/tiny.yaml" in err
+    study(config(root))
+    assert len(done(root / "out")) == len(set(done(root / "out"))) == 8
 
 
 def test_another_error_of_a_job_is_still_its_own(root, monkeypatch):

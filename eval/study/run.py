@@ -22,6 +22,7 @@ from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import is_no_room, reporting_no_room
 from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.signals import Interrupted
 from robust_models.runtime.version import environment
 
 WriteReport = Callable[[Results, Path], Mapping[str, Path | str]]  # gives kind -> path
@@ -56,7 +57,7 @@ def run_study(
                 clear_failures(study.jobs(part.share or Share()))
         ranks.barrier()
         if not part.merge:
-            with without_ranks():
+            with without_ranks(), _standing_said(study, part, command):
                 work(lambda: study.jobs(part.share or Share()))
         ranks.barrier()
         if not ranks.is_first:
@@ -92,6 +93,19 @@ def open_study(config: StudyConfig, ranks: Ranks) -> Study:
     first = opened() if ranks.is_first else None
     ranks.barrier()
     return first or opened()
+
+
+@contextmanager
+def _standing_said(study: Study, part: Part, command: str) -> Iterator[None]:
+    """What is done, and the command to go on with, on stderr where the process is asked to stop."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        jobs = study.jobs(part.share or Share())
+        done = sum(job.place.done.exists() for job in jobs)
+        print(f"stopped: {done} of {len(jobs)} jobs are done in {study.config.out}", file=sys.stderr)
+        print(f"go on with: {command or 'the same command'}", file=sys.stderr)
+        raise
 
 
 @contextmanager
