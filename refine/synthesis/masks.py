@@ -9,7 +9,7 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, ImageSet, open_images, to_float
 from robust_models.images.codec import decode
-from robust_models.images.files import read_file
+from robust_models.images.folder_files import read_file
 
 Masks = Callable[[Tensor], Tensor]  # rows [n] -> [n,1,H,W] float on the CPU: 1 where a pixel is to be filled in, else 0
 _AT_ONCE = 256  # images

@@ -2,7 +2,7 @@
 
 from robust_models.datasets.dataset import AnyDataset, Dataset, LazyDataset
 from robust_models.datasets.folders import RESTRICTED_IMAGENET, Split
-from robust_models.datasets.load import load_dataset, open_dataset, open_whole
+from robust_models.datasets.sources import load_dataset, open_dataset, open_whole
 from robust_models.labels import CIFAR10_CLASSES
 
 __all__ = [

@@ -8,8 +8,8 @@ import numpy as np
 from robust_models.datasets.stores import FileStore
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES
-from robust_models.images.files import find_files, sorted_naturally
 from robust_models.images.folder import check_any
+from robust_models.images.folder_files import find_files, sorted_naturally
 from robust_models.images.image_set import Packed, Split, print_once
 
 Classes = Callable[[list[str]], dict[str, int]]  # names of all class folders, sorted -> the label of each that is used

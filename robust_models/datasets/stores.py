@@ -12,7 +12,7 @@ import torch
 from robust_models.images import ImageSet, to_float, to_u8
 from robust_models.images.codec import decode
 from robust_models.images.encoded import EncodedImages
-from robust_models.images.files import read_file
+from robust_models.images.folder_files import read_file
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images.codec import LISTED_SUFFIXES, WRITTEN_SUFFIXES, can_hold, decode_alpha
 from robust_models.images.encoded import EncodedImages, Fetch, Seen, encode_like, survey
-from robust_models.images.files import FoundFiles, read_file, sorted_naturally
+from robust_models.images.folder_files import FoundFiles, read_file, sorted_naturally
 from robust_models.images.image_set import Add, OnError, Packed, Stems, stem
 
 

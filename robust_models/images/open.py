@@ -12,8 +12,8 @@ import numpy as np
 
 from robust_models.errors import DECODING_FAILURES, UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
-from robust_models.images.files import check_regular, files_below, find_files, sorted_naturally
 from robust_models.images.folder import open_file, open_folder
+from robust_models.images.folder_files import check_regular, files_below, find_files, sorted_naturally
 from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split, print_once
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from robust_models.errors import DECODING_FAILURES, UserError, reason
 from robust_models.images.codec import IMAGE_SUFFIXES
-from robust_models.images.files import check_regular
+from robust_models.images.folder_files import check_regular
 
 _BUFFER_BYTES = 1 << 20  # a column is read in such pieces; pre_buffer would keep all that was ever read
 _USUAL_NAMES = ("image", "img")

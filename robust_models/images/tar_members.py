@@ -10,7 +10,7 @@ from pathlib import Path
 
 from robust_models.errors import DECODING_FAILURES, UserError, reason
 from robust_models.images.codec import IMAGE_SUFFIXES
-from robust_models.images.files import check_regular
+from robust_models.images.folder_files import check_regular
 from robust_models.images.pixels import max_bytes, too_large
 
 _BLOCK = 512  # bytes

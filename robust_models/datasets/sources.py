@@ -24,7 +24,7 @@ from robust_models.datasets.stores import SetStore, Store
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float, to_u8
 from robust_models.images.arrays import ArrayImages
-from robust_models.images.files import files_below
+from robust_models.images.folder_files import files_below
 from robust_models.images.image_set import ImageSet, OnError
 from robust_models.labels import CIFAR10_CLASSES
 
