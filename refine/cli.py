@@ -13,6 +13,7 @@ from refine.config import RefineConfig
 from robust_models.checkpoints.checks import check_names
 from robust_models.runtime.command import Command, Summary, run
 from robust_models.runtime.flags import OneLineParser
+from robust_models.runtime.signals import Interrupted
 
 EXAMPLES = """\
   bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
@@ -45,8 +46,13 @@ def _split_task(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 def _refine(config: RefineConfig) -> Summary:
     from refine.pipeline import refine_set
+    from refine.work_folder import standing
 
-    summary = refine_set(config)
+    try:
+        summary = refine_set(config)
+    except (KeyboardInterrupt, Interrupted):
+        print(f"\nstopped: {standing(config.out)}", file=sys.stderr)
+        raise
     if summary is None:
         sys.exit(0)  # a rank that has helped; the first one prints the summary
     return summary

@@ -25,7 +25,7 @@ from refine.grouped import GroupedImages
 from refine.manifest import Means, rows
 from refine.network import together
 from refine.pictures import save_pictures
-from refine.refine_batch import BatchRefiner, block_size, fitting_block
+from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
 from refine.run_settings import deciding
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
 from refine.work_folder import Row, Shards, WorkFolder, as_line
@@ -86,7 +86,7 @@ def _refine_and_publish(
         work.claim(settings, overwrite=config.overwrite)
     if not ranks.share(work.is_assembled):
         sizes = [classifier.image_size for classifier in classifiers]
-        passes = Passes(ranks, work, images, Shards(images.counts, config.shard_size), refiner, sizes)
+        passes = Passes(ranks, work, images, Shards(images.counts, config.shard_size), refiner, sizes, config.ckpt)
         if mode in WHOLE_SET:
             targets = passes.whole_set_targets(mode, prior)
         if config.eps == "auto":
@@ -117,6 +117,7 @@ class Passes:
     shards: Shards
     refiner: BatchRefiner
     seen_at: Sequence[int]  # side of the images that each classifier sees, pixels
+    ckpt: str  # as it was given, for messages
 
     def refiner_of(self, k: int) -> BatchRefiner:
         """The refiner for the images of shard k, in their depth and as many at once as their size allows."""
@@ -154,12 +155,13 @@ class Passes:
             with self.work.writing_shard(k, shape, images.depth) as add:
                 for part in self._blocks(k, refiner.block):
                     index = self.images.order[part]
-                    pixels, outcome = refiner.refine(
-                        self.images.read(part.start, part.stop),
-                        None if targets is None else targets[index],
-                        None if seen is None else torch.from_numpy(seen[part.start - first : part.stop - first]),
-                    )
                     names = [all_names[int(i)] for i in index]
+                    with naming(names, self.ckpt):
+                        pixels, outcome = refiner.refine(
+                            self.images.read(part.start, part.stop),
+                            None if targets is None else targets[index],
+                            None if seen is None else torch.from_numpy(seen[part.start - first : part.stop - first]),
+                        )
                     add(pixels, rows(outcome, names, class_names, label_source, self._resized(images.size)))
                     bar.update(len(pixels))
             done += self.shards.count(k)

@@ -6,7 +6,9 @@ in the last bits. In blocks of one size, the short ones filled up, they do not (
 torch.compile meets a single shape.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,12 +16,21 @@ from torch import Tensor, nn
 
 from refine.network import confidence, consensus, images_first
 from refine.targets import pseudo, uncertain
-from robust_models.attacks import PGD
+from robust_models.attacks import PGD, Gradient, Loss
+from robust_models.errors import UserError
 from robust_models.images import Depth, from_float, to_float
 from robust_models.threat import NORMS
 
 _CPU_PIXELS_AT_ONCE, _GPU_PIXELS_AT_ONCE = 2**23, 2**26  # a few GB with all that gradients need
 _CPU_PIXELS = 2**16  # where images/s of small networks level off: 64 images of 32x32, 1 of 256x256
+
+
+class NotFinite(ArithmeticError):
+    """The classifier gave infinite numbers or NaN, as logits or as a gradient, for image `index` of a batch."""
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(f"image {index}: the classifier's {what} are not finite")
+        self.index, self.what = index, what
 
 
 class Outcome(NamedTuple):
@@ -73,7 +84,8 @@ class BatchRefiner:
     def refine(self, pixels: Tensor, target: Tensor | None, logits: Tensor | None = None) -> tuple[Tensor, Outcome]:
         """Refined images and what became of them, for n images, at most a block.
 
-        target [n] None: the model's own guesses. logits: what self.logits has said of these images, or None.
+        target [n] None: the model's own guesses. logits: what self.logits has said of these images, or None. NotFinite
+        where the model gives numbers with which nothing can be done.
         """
         n = len(pixels)
         x = self._block(pixels)
@@ -81,9 +93,14 @@ class BatchRefiner:
         seen_before = consensus(before)
         y = pseudo(seen_before) if target is None else filled(target.to(self.device), self.block)
         touched = ~uncertain(seen_before, self.uncertain_below)
-        stored = _kept_where(pixels, touched[:n].cpu(), from_float(self.attack(self.model, x, y)[:n], self.depth).cpu())
+        watched = WatchedGradient(self.attack.gradient)
+        check_finite(before, "logits")
+        refined = replace(self.attack, gradient=watched)(self.model, x, y)[:n]
+        check_finite(watched.sums, "gradients")
+        stored = _kept_where(pixels, touched[:n].cpu(), from_float(refined, self.depth).cpu())
         x_ref = self._block(stored)
         after = self._logits(x_ref)
+        check_finite(after, "logits")
         seen_after = consensus(after)
         outcome = Outcome(
             y,
@@ -104,6 +121,39 @@ class BatchRefiner:
     @torch.no_grad()
     def _logits(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+class WatchedGradient:
+    """A gradient that remembers, without waiting for the device, for which images it was not finite."""
+
+    def __init__(self, gradient: Gradient) -> None:
+        self.gradient = gradient
+        self.sums = torch.zeros(1)  # [N], not finite where a gradient was not
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        found, values = self.gradient(model, x, y, loss)
+        self.sums = self.sums.to(x.device) + 0 * found.flatten(1).sum(dim=1)  # 0 * inf is NaN
+        return found, values
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """NotFinite for the first image whose values [N,...] are not all finite."""
+    bad = ~values.flatten(1).isfinite().all(dim=1) if values.ndim > 1 else ~values.isfinite()
+    if bad.any():
+        raise NotFinite(int(bad.int().argmax()), what)
+
+
+@contextmanager
+def naming(names: Sequence[str], ckpt: str) -> Iterator[None]:
+    """Turns NotFinite into a message with the image's and the checkpoint's name."""
+    try:
+        yield
+    except NotFinite as error:
+        name = names[min(error.index, len(names) - 1)]
+        raise UserError(
+            f"ckpt: {ckpt}: its {error.what} are not finite for image {name}; nothing is written to the output. Look "
+            "at the file with `bigroc models inspect`, or try --precision fp32"
+        ) from error
 
 
 def _kept_where(pixels: Tensor, touched: Tensor, refined: Tensor) -> Tensor:

@@ -234,6 +234,17 @@ class WorkFolder:
         return self.path / f"shard-{k:05d}.{kind}"
 
 
+def standing(out: Path) -> str:
+    """What there is of an unfinished run to `out`, and how it goes on, in words."""
+    work = WorkFolder(out)
+    if work.is_assembled:
+        return f"all is refined and lies in {work.path}; the same command moves it to {out}"
+    shards = len(list(work.path.glob("shard-*.npy")))
+    if not shards:
+        return f"nothing of {out} was finished; the same command begins anew"
+    return f"{shards} finished shards are kept in {work.path}; the same command goes on from there"
+
+
 def as_line(row: Row) -> str:
     """The row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -2,16 +2,24 @@
 
 import json
 import os
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from refine import bigroc
 from refine.cli import main
-from robust_models import open_images
+from refine.refine_batch import BatchRefiner, NotFinite
+from refine.work_folder import standing
+from robust_models import open_images, save
 from robust_models.images.record import record_path
 from robust_models.runtime.files import exclusive
 from tests.tiny import tiny_pixels
@@ -240,3 +248,100 @@ def test_one_photograph_comes_back_as_one(run, folder, checkpoint, tmp_path, suf
         assert image.size == before.size == (20, 30)
         assert image.format == before.format
     assert run("refine", "--input", photo, out=out)[1].startswith("already done")
+
+
+@pytest.fixture
+def overflowing(classifier, tmp_path):
+    """A classifier with finite weights whose logits are not finite."""
+    with torch.no_grad():
+        classifier.head.weight.fill_(3e38)
+    save(classifier, tmp_path / "overflowing.safetensors")
+    return tmp_path / "overflowing.safetensors"
+
+
+@commands
+def test_numbers_that_are_not_finite_stop_the_run_in_one_line(run, command, overflowing, tmp_path):
+    targets = ["--targets", "class:bird"]
+    status, printed, error = run(command, "--ckpt", overflowing, *targets)
+    assert (status, printed) == (2, "")
+    assert re.search(
+        r"overflowing.safetensors: its (logits|gradients|outputs) are not finite for image airplane/0", error
+    )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "fourier"])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_gradient_that_is_not_finite_is_noticed_in_every_geometry(norm, keep):
+    def loss(logits, y):
+        return logits[:, 0] * torch.where(y == 1, torch.inf, 1.0)  # only image 1 has such a gradient
+
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1).mean(dim=1, keepdim=True).expand(-1, 3)
+
+    eps = 0.1 if norm == "linf" else 1.0
+    attack = bigroc(eps, steps=3, norm=norm, keep=keep, loss=loss)
+    refiner = BatchRefiner(Mean(), attack, torch.device("cpu"), 4, "uint8")
+    pixels = torch.full((3, 3, 8, 8), 100, dtype=torch.uint8)
+    with pytest.raises(NotFinite) as caught:
+        refiner.refine(pixels, torch.tensor([0, 1, 2]))
+    assert caught.value.index == 1
+    refiner.refine(pixels, torch.tensor([0, 2, 2]))
+
+
+def test_ctrl_c_says_what_stands_and_the_same_command_goes_on(run, tmp_path, monkeypatch):
+    original, done = BatchRefiner.refine, []
+
+    def interrupted(*arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchRefiner, "refine", interrupted)
+        status, printed, error = run("refine", "--shard-size", 1)
+    assert (status, printed) == (130, "")
+    assert error.startswith("go on with: bigroc refine --eps 1 --steps 1 --ckpt ")
+    assert standing(tmp_path / "out") == (
+        f"2 finished shards are kept in {tmp_path / 'out.work'}; the same command goes on from there"
+    )
+    assert run("refine", "--shard-size", 1)[0] == 0
+    assert run("refine", "--shard-size", 1, out=tmp_path / "undisturbed")[0] == 0
+    assert everything(tmp_path / "out") == everything(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("command", ["superres", "invert"])
+@pytest.mark.parametrize("room", [100, 2000])
+def test_a_full_disk_is_one_line_and_nothing_of_a_task_remains(run, command, room, tmp_path, folder):
+    before = everything(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        status, _, error = run(command, out=tmp_path / "out.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert "make room and run the same command again" in error
+    assert everything(tmp_path) == before
+    assert run(command, out=tmp_path / "out.npz")[0] == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_stops_a_command_in_few_lines_and_it_can_go_on(checkpoint, folder, tmp_path, number, status):
+    words = ["refine", "--eps", "1", "--steps", "60", "--shard-size", "1", "--ckpt", checkpoint]
+    words = [sys.executable, "-m", *map(str, [*words, "--input", folder, "--out", tmp_path / "out"])]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out.work").glob("shard-*.npy")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    error = process.communicate()[1].rsplit("\r", 1)[-1]
+    assert process.returncode == status
+    assert "Traceback" not in error
+    assert re.search(r"stopped: [123] finished shards are kept in \S*out.work; the same command goes on", error)
+    assert "go on with: bigroc refine --eps 1" in error
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+    assert len(open_images(tmp_path / "out")) == 4

@@ -8,7 +8,8 @@ one killed while it moves the finished set to its place (refine/work_folder.py) 
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from refine.flags import InputFlags
 from refine.network import Network
-from refine.refine_batch import block_size, filled
+from refine.refine_batch import block_size, check_finite, filled, naming
 from refine.run_settings import deciding_of_task
 from refine.synthesis.config import Ball, SynthesisConfig
 from refine.synthesis.loop import iterates, stored
@@ -86,8 +87,8 @@ def _made(
     grid = Grid(n, config.grid_images)
     new = NewSet(source.targets.numpy(), network.class_names, source.names, source.size)
     started = time.perf_counter()
-    blocks = synthesize_blocks(network, source, ball, block, label=task.name)
-    means = _write(work.assembled, work.manifest, blocks, new, grid)
+    with closing(synthesize_blocks(network, source, ball, block, label=task.name, ckpt=config.ckpt)) as blocks:
+        means = _write(work.assembled, work.manifest, blocks, new, grid)
     wall_s = time.perf_counter() - started
     if config.grid is not None:
         grid.save(config.grid, source)
@@ -114,7 +115,9 @@ def _made(
     }
 
 
-def synthesize_blocks(network: Network, source: Source, ball: Ball, block: int, *, label: str) -> Iterator[Block]:
+def synthesize_blocks(
+    network: Network, source: Source, ball: Ball, block: int, *, label: str, ckpt: str = "the classifier"
+) -> Generator[Block]:
     """All images of the source, `block` at a time; progress on stderr under `label`."""
     numbers = torch.arange(len(source.names))
     parts = numbers.split(block)
@@ -127,7 +130,10 @@ def synthesize_blocks(network: Network, source: Source, ball: Ball, block: int, 
                 bar.update(step > 0)
             x_u8 = stored(x, work)
             names = [source.names[int(i)] for i in rows]
-            measured = measure(network, work, x_u8, ball.norm)
+            with naming(names, ckpt):
+                check_finite(x, "gradients")
+                measured = measure(network, work, x_u8, ball.norm)
+                check_finite(torch.stack([measured[name].float() for name in MEANS], dim=1), "outputs")
             manifest = manifest_rows(measured, names, network.class_names, network.model.precision)
             yield Block(rows, x_u8[: len(rows)].cpu(), manifest)
 
