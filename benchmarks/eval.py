@@ -164,7 +164,13 @@ def _write_sets(folder: Path, n: int, seed: int) -> np.ndarray:
 
 def _ours(folder: Path, weights: Path, metrics: str, protocol: str) -> float:
     config = QualityConfig(
-        folder / "a", folder / "b", metrics=metrics, protocol=protocol, weights=str(weights), cache="none", device="cpu"
+        images=folder / "a",
+        reference=folder / "b",
+        metrics=metrics,
+        protocol=protocol,
+        weights=str(weights),
+        cache="none",
+        device="cpu",
     )  # type: ignore[arg-type]
     return run_quality(config).get("fid", 0.0)
 

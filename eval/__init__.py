@@ -5,7 +5,7 @@ from eval.robust.accuracy import RobustAccuracy, robust_accuracy
 from eval.robust.seeded_pgd import SeededPGD
 from eval.robust.stages import Robustness, binomial_interval, measure_robustness
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.statistics import image_statistics
+from robust_models.features.extractor import image_statistics
 from robust_models.metrics import FrechetStatistics, frechet_distance
 
 __all__ = [

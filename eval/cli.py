@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from eval.quality.config import FeatureFlags, QualityConfig, StatisticsConfig
-from eval.quality.run import run_quality, run_statistics
-from eval.quality.summary import format_quality, format_statistics
+from eval.quality.run import format_quality, format_statistics, run_quality, run_statistics
 from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from eval.robust.summary import format_robust
@@ -29,6 +28,7 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that argv names; the exit status (0 done, 1 part of it failed, 2 a mistake of the caller)."""
     return run(EVAL, argv)
 
 

@@ -20,12 +20,13 @@ from robust_models.attacks import PGD
 from robust_models.checkpoints import find
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.statistics import check_images
+from robust_models.features.extractor import check_images
 from robust_models.images import ImageSet, open_images, to_float, to_u8
 from robust_models.metrics import (
     FrechetReference,
     FrechetStatistics,
     Resampler,
+    bootstrap_counts,
     frechet_distance,
     inception_score,
     precision_recall,
@@ -192,9 +193,7 @@ def _bootstrap(columns: Sequence[Tensor], reference: FrechetStatistics, seed: in
     """
     n, dim = columns[0].shape
     rng = np.random.default_rng(seed)
-    draws = [
-        np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES if dim <= WIDE else RESAMPLES_WIDE)
-    ]
+    draws = list(bootstrap_counts(rng, n, RESAMPLES if dim <= WIDE else RESAMPLES_WIDE))
     against = FrechetReference(reference)
     resamplers = [Resampler(features, against) for features in columns]
     distances = np.array([[resampler.distance(counts) for resampler in resamplers] for counts in draws])

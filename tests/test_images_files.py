@@ -279,11 +279,23 @@ def test_the_limits_can_be_raised_and_lowered_and_are_checked(tmp_path, monkeypa
 def test_one_level_too_deep_is_an_error_that_shows_the_levels_below(tmp_path, levels):
     for c in range(7):
         save(tmp_path / "deep" / levels / f"c{c}" / "0.png")
-    for size in (None, 8):
+    for size, split in ((None, "train"), (8, "train"), (None, "test"), (8, "test")):
+        if split == "test" and levels.startswith("train/"):
+            continue  # there is no folder of test images
         with pytest.raises(UserError, match=r"one class folder, .*images; below it are c0, c1, c2, c3, c4, \.\.\."):
-            open_dataset(str(tmp_path / "deep"), "train", image_size=size)
+            open_dataset(str(tmp_path / "deep"), split, image_size=size)
     assert len(open_dataset(str(tmp_path / "deep" / levels), "train")) == 7
     assert open_images(tmp_path / "deep").class_names is not None  # refined as it is
+
+
+@pytest.mark.parametrize("name", ["dog", "7", "n01440764"])
+def test_a_single_class_is_nothing_to_train_on_but_may_be_measured(tmp_path, name):
+    for number in range(3):
+        save(tmp_path / name / f"{number}.png")
+    for size in (None, 8):
+        with pytest.raises(UserError, match=rf"one class folder, {name}; labels come from subfolders, one per class"):
+            open_dataset(str(tmp_path), "train", image_size=size)
+        assert open_dataset(str(tmp_path), "test", image_size=size).class_names == (name,)
 
 
 @pytest.mark.parametrize("change", ["deleted", "resized", "made deep", "cut", "made a folder", "made a FIFO"])

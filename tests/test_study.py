@@ -78,8 +78,8 @@ def test_a_cell_has_the_images_and_scores_of_the_two_commands(finished):
     for cell, images in ((results.cells[0], root / "made.npz"), (results.cells[-1], out)):
         found = run_quality(
             QualityConfig(
-                images,
-                root / "real.npz",
+                images=images,
+                reference=root / "real.npz",
                 features=settings.judge,
                 metrics="fid,is,prc",
                 device="cpu",

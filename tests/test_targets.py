@@ -96,7 +96,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"targets: .*l.csv cannot be read \(not UTF-8 text\)"):
         labels_from_file(tmp_path / "l.csv", NAMES, CLASSES)
-    with pytest.raises(UserError, match=r"targets: .* cannot be read \(Is a directory\); give a CSV or JSON file"):
+    with pytest.raises(UserError, match=r"targets: .* cannot be read \(not a regular file\); give a CSV or JSON file"):
         labels_from_file(tmp_path, NAMES, CLASSES)
 
 

@@ -17,9 +17,10 @@ from eval.quality.metrics import METRICS, check_options, described, measure, par
 from eval.quality.sets import Images, Opened, open_sets
 from robust_models import ImageSet, UserError, open_images
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.statistics import check_images
+from robust_models.features.extractor import check_images
 from robust_models.metrics import write_statistics
 from robust_models.metrics.inception_score import blocks, shuffled_splits
+from robust_models.runtime.command import Summary
 from robust_models.runtime.device import pick_device
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.version import versions
@@ -209,3 +210,21 @@ def _cache(choice: str) -> StatisticsCache | None:
     if choice == "none":
         return None
     return StatisticsCache(user_cache() if choice == "auto" else Path(choice))
+
+
+def format_quality(summary: Summary) -> str:
+    """A line or more for each metric, then the sets and the network."""
+    lines = [line for metric in summary["metrics"] for line in METRICS[metric].lines(summary)]
+    lines.append(f"N = {summary['n_images'] or 'unknown'} ({summary['images']})")
+    if summary["reference"] is not None:
+        lines[-1] += f" against N = {summary['n_reference'] or 'unknown'} ({summary['reference']})"
+    source = summary.get("weights") or summary.get("checkpoint")
+    return "\n".join([*lines, *([f"network {source['name']}, sha256 {source['sha256'][:12]}"] if source else [])])
+
+
+def format_statistics(summary: Summary) -> str:
+    """What was written, and of what."""
+    return (
+        f"{summary['out']}: mean and covariance of {summary['dim']} features in {summary['features']} "
+        f"(protocol {summary['protocol']}), N = {summary['n_images']}"
+    )

@@ -15,7 +15,7 @@ from eval.quality.metric import Options, Part
 from eval.quality.metrics import METRICS, extras_of, parts_needed
 from robust_models import ImageSet, UserError, open_images
 from robust_models.features import FeatureExtractor
-from robust_models.features.statistics import check_images, check_stored
+from robust_models.features.extractor import check_images, check_stored
 from robust_models.images import Add, to_float, to_u8
 from robust_models.images.arrays import describe
 from robust_models.images.pixels import check_range
@@ -138,6 +138,7 @@ class MemoryImages(ImageSet):
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     def read(self, start: int, stop: int) -> Tensor:
+        """uint8 [stop-start,3,H,W], rounded half to even."""
         return to_u8(to_float(torch.from_numpy(np.ascontiguousarray(self.pixels[start:stop]))))
 
     def writer(

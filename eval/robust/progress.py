@@ -80,6 +80,7 @@ class StoredProgress(Progress):
         return cls(stages, path=path, fingerprint=fingerprint)
 
     def save(self) -> None:
+        """Writes the file anew, whole. UserError where there is no room."""
         stages = [
             {"survived": _packed(stage.survived), "done": stage.done, "outside": stage.outside, "wall_s": stage.wall_s}
             for stage in self.stages

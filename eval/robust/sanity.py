@@ -33,7 +33,7 @@ class Sanity:
     """What the checks found; figures are shares of the n rightly classified images they ran on."""
 
     n: int
-    norm: str
+    norm: NormName
     eps: float
     figures: dict[str, float]
     warnings: list[str]
@@ -71,12 +71,12 @@ def check_sanity(
     )
 
 
-def everywhere(norm: str, num_pixels: int) -> float:
+def everywhere(norm: NormName, num_pixels: int) -> float:
     """A radius at which every image can be made grey, so that no classifier can be right on more than one class."""
     return 0.5 * float(NORMS[norm].length(torch.ones(1, num_pixels)))
 
 
-def noises(norm: str, eps: float, seed: int) -> Sequence[Attempt]:
+def noises(norm: NormName, eps: float, seed: int) -> Sequence[Attempt]:
     """Random images on the surface of the ball (before they are clipped to [0,1])."""
 
     def noise(draw: int) -> Attempt:
@@ -101,7 +101,7 @@ def count_zero_gradients(model: nn.Module, x_u8: Tensor, y: Tensor, batch_size: 
     return count
 
 
-def _warnings(counts: dict[str, int], n: int, norm: str, eps: float, huge: float) -> list[str]:
+def _warnings(counts: dict[str, int], n: int, norm: NormName, eps: float, huge: float) -> list[str]:
     """One sentence with its figures for every sign; counts are images that survive, or have a zero gradient."""
     least = max(LEAST_IMAGES, NOTABLE * n)
     pgd = counts["pgd"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robust_models import NORMS, PGD
 from robust_models.attacks import frozen_eval
 from robust_models.runtime.seeds import EVALUATION, generator
+from robust_models.threat import NormName
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def first_misclassified(attack: PGD, model: nn.Module, x: Tensor, y: Tensor, sta
     return x_adv
 
 
-def random_start(x: Tensor, index: Tensor, *, norm: str, eps: float, seed: int, restart: int) -> Tensor:
+def random_start(x: Tensor, index: Tensor, *, norm: NormName, eps: float, seed: int, restart: int) -> Tensor:
     """x [n,C,H,W] plus a uniform draw from the eps-ball for each image, inside [0,1]."""
     blank = torch.zeros(1, *x.shape[1:])
     draws = [

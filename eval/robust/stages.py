@@ -14,6 +14,7 @@ from eval.robust.attacks.budget import Attempt, Plan
 from eval.robust.progress import Progress, StageProgress
 from robust_models import NORMS, UserError, to_float
 from robust_models.attacks import frozen_eval
+from robust_models.threat import NormName
 
 RELATIVE_TOLERANCE = 1e-4  # of eps, and
 ABSOLUTE_TOLERANCE = 1e-6  # the float32 rounding of a pixel, many times
@@ -31,7 +32,7 @@ class Robustness:
 class Ball:
     """Where an adversarial image counts."""
 
-    norm: str
+    norm: NormName
     eps: float
 
     def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Radius:
     stages: slice
 
 
-def chain(norm: str, plans: dict[float, Plan]) -> tuple[list[Stage], list[Radius]]:
+def chain(norm: NormName, plans: dict[float, Plan]) -> tuple[list[Stage], list[Radius]]:
     """The clean pass, then every attempt at every radius, growing; at eps 0 the clean pass is all."""
     stages, radii = [Stage("clean")], []
     for eps, plan in plans.items():

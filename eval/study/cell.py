@@ -94,6 +94,7 @@ def draw(images: Images, seed: int, file: Path) -> ImageSet:
 
 
 def refine_config(refinement: Refinement, images: Path, out: Path, device: str) -> RefineConfig:
+    """The configuration of `bigroc refine` for a cell: images to `out`, with its classifier, norm, eps and steps."""
     axes, checkpoint = refinement.axes, refinement.checkpoint
     assert checkpoint is not None
     flags: dict[str, Any] = {name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__}

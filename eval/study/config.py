@@ -56,6 +56,8 @@ class ClassifierSpec(CheckpointFlags):
 
 @dataclass(frozen=True, config=STRICT)
 class ImagesSpec:
+    """Images to refine, and what tables call them."""
+
     name: str = Field(min_length=1, description="what tables call it")
     path: Path = Field(description="an image set of any kind; bundled:NAME is one that comes with the package")
     limit: Annotated[int, Field(ge=2)] | None = Field(

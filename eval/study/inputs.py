@@ -14,7 +14,7 @@ from robust_models.classifier import Description, RobustClassifier
 from robust_models.datasets import Dataset, open_dataset
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.statistics import check_images, check_stored
+from robust_models.features.extractor import check_images, check_stored
 from robust_models.images import ImageSet, open_images
 from robust_models.images.open import expand
 from robust_models.labels import fit_labels
@@ -34,6 +34,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, spec: ClassifierSpec, ckpt: str) -> "Checkpoint":
+        """Reads the classifier that `spec` describes from the name or file `ckpt`. UserError where it is none."""
         model, source = load_classifier(ckpt, spec)
         return cls(spec, ckpt, source.sha256, model.description, sum(p.numel() for p in model.network.parameters()))
 
@@ -67,6 +68,8 @@ class Judge:
 
 @dataclass(frozen=True)
 class Inputs:
+    """All that a study reads, opened once."""
+
     judge: Judge
     reference: Reference
     reference_images: Images | None

@@ -28,6 +28,7 @@ _versions = functools.cache(versions)  # asked for every job, again and again
 def cell_depends(
     config: StudyConfig, inputs: Inputs, axes: Axes, checkpoint: Checkpoint | None, device: torch.device
 ) -> Depends:
+    """All that the result of a cell depends on; checkpoint: None where its images stay as they are."""
     reference_images = inputs.reference_images
     depends = {
         "format": FORMAT,
@@ -50,6 +51,7 @@ def cell_depends(
 
 
 def classifier_depends(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint, device: torch.device) -> Depends:
+    """All that a classifier's accuracies and panel depend on."""
     shown = inputs.data_sha256 or next(iter(inputs.images.values())).sha256
     return {
         "format": FORMAT,

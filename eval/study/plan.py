@@ -39,6 +39,8 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Job:
+    """One piece of work of a study, and where its result goes."""
+
     place: Place
     label: str  # for people
     depends: Depends
@@ -89,6 +91,7 @@ class Study:
         return self._job("classifiers", f"classifier {name}", depends, work)
 
     def cell_job(self, axes: Axes) -> Job | None:
+        """The job of one cell; None where its classifier is still to be trained."""
         checkpoint = None if axes.classifier is None else self.checkpoint(axes.classifier)
         if axes.classifier is not None and checkpoint is None:
             return None

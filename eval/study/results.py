@@ -20,6 +20,7 @@ class Axes:
 
     @property
     def is_raw(self) -> bool:
+        """Whether the images stay as they came."""
         return self.classifier is None
 
 

@@ -44,14 +44,17 @@ class Place:
 
     @property
     def done(self) -> Path:
+        """File of the result (JSON): the job is done where it exists."""
         return self._path(".json")
 
     @property
     def arrays(self) -> Path:
+        """File of what is too large for the result: features, images."""
         return self._path(".npz")
 
     @property
     def failed(self) -> Path:
+        """File of the error of a job that failed."""
         return self._path(".error.json")
 
     @property
@@ -74,6 +77,7 @@ class Place:
         return None if found is None else found["error"]
 
     def write(self, found: dict[str, Any], seconds: float) -> None:
+        """Stores the result of a job that took so many seconds; it is done from then on."""
         write_json(self.done, found)
         self.failed.unlink(missing_ok=True)
         self._log("done", seconds)

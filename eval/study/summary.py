@@ -39,6 +39,7 @@ def best_cells(results: Results) -> list[dict[str, Any]]:
 
 
 def format_study(summary: dict[str, Any]) -> str:
+    """The best cells as a table, how many are done, the reports, and what failed."""
     lines = _table(summary["best"])
     share = summary["share"]
     if share is not None:

@@ -48,6 +48,7 @@ class Answer:
 
     @property
     def is_tie(self) -> bool:
+        """ "No difference" was chosen."""
         return self.choice == "tie"
 
     @property

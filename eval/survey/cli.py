@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.survey.config import SurveyConfig, SurveyReportConfig
-from eval.survey.report import run_survey_report
 from eval.survey.serve import run_survey
 from eval.survey.summary import format_survey, format_survey_report
+from eval.survey.tally import run_survey_report
 from robust_models.runtime.command import Command
 
 EXAMPLES = """\

@@ -26,6 +26,7 @@ class Item:
 
     @property
     def kind(self) -> Kind:
+        """ "check" where one of the two images is ruined, else "pair"."""
         return "check" if "ruined" in (self.left, self.right) else "pair"
 
     @property

@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
+
+from robust_models.metrics import bootstrap_counts
 
 Interval = tuple[float, float]
 Clusters = Literal["raters and pairs", "pairs"]
@@ -25,6 +28,7 @@ class Share:
 
 
 def share_of(hits: int, n: int) -> Share:
+    """The share of hits among n answers, taken as independent."""
     from scipy.stats import binomtest
 
     if n == 0:
@@ -48,19 +52,14 @@ def clustered_interval(
     both = num_raters >= ENOUGH_RATERS
     rng = np.random.default_rng(seed)
     shares = []
-    for _ in range(resamples):
-        raters = _drawn_with_replacement(rng, num_raters) if both else np.ones(num_raters)
-        pairs = _drawn_with_replacement(rng, num_pairs)
+    every_rater = repeat(np.ones(num_raters, dtype=np.int64), resamples)
+    drawn_raters = bootstrap_counts(rng, num_raters, resamples) if both else every_rater
+    for raters, pairs in zip(drawn_raters, bootstrap_counts(rng, num_pairs, resamples), strict=True):
         n = raters @ decided @ pairs
         if n:
             shares.append(raters @ hits @ pairs / n)
     low, high = np.percentile(shares, _PERCENTILES)
     return (float(low), float(high)), "raters and pairs" if both else "pairs"
-
-
-def _drawn_with_replacement(rng: np.random.Generator, n: int) -> np.ndarray:
-    """How often each of n is drawn in n draws, float64 [n]."""
-    return rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64)
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:

@@ -42,6 +42,7 @@ class Rating:
         self._lock = Lock()
 
     def state(self, rater: str) -> State:
+        """What the rater is shown now."""
         with self._lock:
             return self._state(rater)
 

@@ -123,6 +123,7 @@ class SurveyServer(ThreadingHTTPServer):
         return name.lower() in _HOSTS and (port.isdecimal() or not port)
 
     def page(self, nonce: str) -> bytes:
+        """The page (HTML); nonce: what its script and style carry, so that the browser runs no others."""
         height, width = self.rating.pairs.size
         checks = self.rating.checks > 0
         shown = {"token": self.token, "ties": self.ties, "checks": checks, "height": height, "width": width}

@@ -7,11 +7,13 @@ from robust_models.runtime.command import Summary
 
 
 def format_survey(summary: Summary) -> str:
+    """How many answers there are, and the command that reports on them."""
     answers, raters = _count(summary["answers"], "answer"), _count(summary["raters"], "rater")
     return f"{answers} of {raters} in {summary['out']}; bigroc survey report {summary['out']}"
 
 
 def format_survey_report(summary: Summary) -> str:
+    """What raters prefer, how sure that is, and each class and rater by itself."""
     parts = [
         [f'"{summary["question"]}"', f"{summary['after']} (refined) against {summary['before']}"],
         _overall(summary),

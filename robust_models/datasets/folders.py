@@ -64,15 +64,18 @@ def open_files(root: Path, classes: Classes | None = None) -> tuple[FileStore, t
     return FileStore(y, root, Packed(used)), tuple(folders)
 
 
-def check_several_classes(root: Path, class_names: Sequence[str]) -> None:
-    """UserError where a folder has a single class: training, accuracy and scores by class would mean nothing.
+def check_several_classes(root: Path, class_names: Sequence[str], split: Split) -> None:
+    """UserError where a folder has a single class and would be trained on, or holds folders below that class.
 
-    The usual reason is a folder one level too high, so the message shows the levels below.
+    The usual reason is a folder one level too high, so the message shows the levels below. Test images of one class
+    alone are a measurement like any other: the class is one of the classifier's by its name, or refused (fit_labels).
     """
     if len(class_names) > 1:
         return
     below = root / class_names[0]
     classes = sorted_naturally(entry.name for entry in below.iterdir() if entry.is_dir()) if below.is_dir() else []
+    if split == "test" and not classes:
+        return
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     advice = f"below it are {shown}: give {below}" if classes else "labels come from subfolders, one per class"
     raise UserError(f"{root}: all images lie in one class folder, {class_names[0]}; {advice}")

@@ -97,7 +97,7 @@ def _opened(source: str, split: Split, image_size: int | None, on_error: OnError
         return _whole(store, size, size, class_names, str(path))
     if image_size and path.is_dir() and _holds_files(path):
         store, class_names = open_files(path)
-        check_several_classes(path, class_names)
+        check_several_classes(path, class_names, split)
         return _whole(store, image_size, image_size, class_names, str(path))
     return _image_set(path, split, image_size, on_error)
 
@@ -169,7 +169,7 @@ def _image_set(path: Path, split: Split, image_size: int | None, on_error: OnErr
         raise UserError(f"{path}: images are {width}x{height}; classifiers take square images")
     names = images.class_names or tuple(str(i) for i in range(int(images.labels.max()) + 1))
     if images.kind == "folder":
-        check_several_classes(path, names)
+        check_several_classes(path, names, split)
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= len(names):
         raise UserError(f"{path}: labels run from {low} to {high}; expected 0 to {len(names) - 1}")

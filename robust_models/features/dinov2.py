@@ -55,9 +55,11 @@ class DINOv2Features:
             return self._network((x - self._mean) / self._std)
 
     def with_spatial(self, x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(features, None): the sFID is defined in Inception alone."""
         return self(x_u8), None
 
     def logits(self, features: Tensor) -> Tensor | None:
+        """None: it is no classifier."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""What a feature space is, that of a classifier, and how a name opens one."""
+"""What a feature space is, that of a classifier, how a name opens one, and what fits into it."""
 
 import difflib
 from pathlib import Path
@@ -6,12 +6,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from robust_models.checkpoints.checks import check_classifier
 from robust_models.checkpoints.flags import split_flags
 from robust_models.checkpoints.provenance import Source, load_classifier
 from robust_models.errors import UserError, none_of
-from robust_models.images import to_float
+from robust_models.features.protocols import PROTOCOLS, same_pixels
+from robust_models.images import ImageSet, to_float
+from robust_models.metrics import FrechetStatistics, StoredStatistics
 from robust_models.runtime.device import exact_fp32, place
 
 
@@ -64,9 +67,11 @@ class ClassifierFeatures:
             return self._model.features(to_float(x_u8.to(self._device)))
 
     def with_spatial(self, x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(features, None): a classifier has no features of the sFID."""
         return self(x_u8), None
 
     def logits(self, features: Tensor) -> Tensor:
+        """Those of its own head, float32 [n,num_classes]."""
         with torch.no_grad(), exact_fp32():
             return self._model.head(features.to(self._device))
 
@@ -115,7 +120,6 @@ def check_features(name: str, *, weights: Path | str | None = None, protocol: st
         return
 
     from robust_models.features.inception_network import DEPTHS
-    from robust_models.features.protocols import PROTOCOLS
 
     if name not in (*DEPTHS, "dinov2"):
         near = difflib.get_close_matches(name, [*DEPTHS, "dinov2"], n=1)
@@ -123,3 +127,41 @@ def check_features(name: str, *, weights: Path | str | None = None, protocol: st
         raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}, dinov2{hint}")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"protocol: {none_of(protocol, PROTOCOLS)}")
+
+
+def image_statistics(images: ImageSet, extractor: FeatureExtractor, batch_size: int = 100) -> FrechetStatistics:
+    """Float64 statistics of the features of every image; memory does not grow with their number."""
+    statistics = FrechetStatistics(extractor.dim)
+    with tqdm(total=len(images), desc=images.path.name, unit="img", mininterval=0.5) as bar:
+        for part, x_u8 in images.batches(batch_size):
+            statistics.update(extractor(x_u8))
+            bar.update(part.stop - part.start)
+    return statistics
+
+
+def check_images(images: ImageSet, extractor: FeatureExtractor) -> None:
+    """UserError where the images are not of the size that the extractor takes, or fewer than 2."""
+    height, width = images.size
+    side = extractor.image_size
+    if side is not None and (height, width) != (side, side):
+        raise UserError(f"{images.path}: images are {width}x{height}; {extractor.name} takes {side}x{side}")
+    if len(images) < 2:
+        raise UserError(f"{images.path}: 1 image; a Frechet distance needs at least 2 in each set")
+
+
+def check_stored(stored: StoredStatistics, extractor: FeatureExtractor) -> None:
+    """UserError for statistics of other features: they would give a number all the same, which must not be shown."""
+    classifiers = extractor.name.startswith("classifier:") and (stored.features or "").startswith("classifier:")
+    same_file = stored.sha256 == extractor.source.sha256
+    # A classifier is its file, whatever path it had; Inception's files hold one network, whole or in part.
+    alike = same_file if classifiers and stored.sha256 else stored.features in (None, extractor.name)
+    if not alike:
+        other = " of another file" if stored.features == extractor.name else ""
+        raise UserError(f"{stored.path}: statistics of {stored.features}{other}, but --features is {extractor.name}")
+    alike = stored.protocol in (None, extractor.protocol) or same_pixels(stored.protocol, extractor.protocol)
+    if not alike:
+        raise UserError(f"{stored.path}: statistics of protocol {stored.protocol}, but this is {extractor.protocol}")
+    if len(stored.mean) != extractor.dim:
+        raise UserError(
+            f"{stored.path}: statistics of {len(stored.mean)} features; {extractor.name} has {extractor.dim}"
+        )

@@ -44,6 +44,7 @@ class InceptionFeatures:
         return self.with_spatial(x_u8)[0]
 
     def with_spatial(self, x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(features [n,dim], the sFID's [n,spatial_dim] or None where the network ends before them)."""
         with torch.no_grad(), exact_fp32():
             x = PROTOCOLS[self.protocol](x_u8.to(self._device)).contiguous(memory_format=torch.channels_last)
             spatial = None

@@ -4,7 +4,7 @@ from robust_models.metrics.frechet import FrechetReference, FrechetStatistics, M
 from robust_models.metrics.inception_score import ScoreStatistics, inception_score
 from robust_models.metrics.kernel import kernel_distance
 from robust_models.metrics.precision_recall import precision_recall
-from robust_models.metrics.resampled import Extrapolation, Resampler
+from robust_models.metrics.resampled import Extrapolation, Resampler, bootstrap_counts
 from robust_models.metrics.stored import StoredStatistics, read_statistics, write_statistics
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Resampler",
     "ScoreStatistics",
     "StoredStatistics",
+    "bootstrap_counts",
     "frechet_distance",
     "inception_score",
     "kernel_distance",

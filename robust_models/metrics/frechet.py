@@ -21,10 +21,14 @@ class Moments(Protocol):
     """What the distance needs of a set: mean [D] and covariance [D,D], float64."""
 
     @property
-    def mean(self) -> np.ndarray: ...
+    def mean(self) -> np.ndarray:
+        """[D], float64."""
+        ...
 
     @property
-    def covariance(self) -> np.ndarray: ...
+    def covariance(self) -> np.ndarray:
+        """[D,D], float64."""
+        ...
 
 
 class FrechetStatistics:
@@ -53,6 +57,7 @@ class FrechetStatistics:
 
     @property
     def n(self) -> int:
+        """Samples seen."""
         return self._summed + self._num_kept
 
     @property
@@ -112,6 +117,7 @@ class FrechetStatistics:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FrechetStatistics":
+        """The statistics that as_arrays gave."""
         found = cls(len(arrays["mean"]))
         found._summed, found._mean, found._scatter = int(arrays["n"]), arrays["mean"], arrays["scatter"]
         found._kept = [arrays["kept"]] if len(arrays["kept"]) else []
@@ -168,10 +174,12 @@ class FrechetReference:
 
     @cached_property
     def mean(self) -> np.ndarray:
+        """[D]."""
         return self._moments.mean
 
     @cached_property
     def covariance(self) -> np.ndarray:
+        """[D,D]."""
         return self._moments.covariance
 
     @cached_property

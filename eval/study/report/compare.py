@@ -34,10 +34,12 @@ class Difference(Estimate):
 
     @property
     def is_higher(self) -> bool:
+        """Whether all of the interval lies above 0."""
         return self.interval[0] > 0
 
     @property
     def is_significant(self) -> bool:
+        """Whether 0 lies outside the interval."""
         return self.is_lower or self.is_higher
 
 
@@ -83,9 +85,11 @@ class Comparison:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the versions, in the order given."""
         return tuple(self._values)
 
     def distance(self, name: str) -> Estimate:
+        """That of one version, with its 95 % interval."""
         low, high = np.quantile(self._centred[name], TAILS)
         return Estimate(self._values[name], (max(0.0, float(low)), max(0.0, float(high))))
 

@@ -54,10 +54,12 @@ class SetDigest:
 
     @cached_property
     def raw(self) -> Row | None:
+        """The row of the images as they came; None where it has no distance."""
         return next((row for row in self.scored if row.cell.axes.is_raw), None)
 
     @cached_property
     def refined(self) -> tuple[Row, ...]:
+        """The rows of refined images that have a distance."""
         return tuple(row for row in self.scored if not row.cell.axes.is_raw)
 
     @cached_property
@@ -100,6 +102,7 @@ class Digest:
         return tuple(dict.fromkeys([*named, *used]))
 
     def classifier(self, name: str | None) -> ClassifierResult | None:
+        """What was measured of the classifier of this name; None where nothing was."""
         return next((one for one in self.results.classifiers if one.name == name), None)
 
     def anchor(self, name: str) -> str:
@@ -108,10 +111,12 @@ class Digest:
 
     @cached_property
     def num_done(self) -> int:
+        """Cells that have a result."""
         return sum(cell.error is None for cell in self.results.cells)
 
     @cached_property
     def num_cells(self) -> int:
+        """Cells of the whole study, those not yet run among them."""
         return len(self.results.cells) + self.results.missing
 
 

@@ -24,6 +24,8 @@ _AXIS_LABELS = {"eps": "eps (pixels in [0,1])", "steps": "steps", "seed": "seed"
 
 @dataclass(frozen=True)
 class Panel:
+    """One drawing (SVG) under its title."""
+
     title: str
     drawing: Markup
 

@@ -48,6 +48,8 @@ def page_text(digest: Digest) -> str:
 
 @dataclass(frozen=True)
 class Failure:
+    """A cell or classifier without a result, and why."""
+
     what: str
     anchor: str
     error: str

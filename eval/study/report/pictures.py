@@ -31,6 +31,8 @@ class Strip:
 
 @dataclass(frozen=True)
 class Grid:
+    """Rows of images under one title."""
+
     title: str
     strips: tuple[Strip, ...]
 

@@ -31,6 +31,7 @@ class Score:
 
     @property
     def label(self) -> str:
+        """For an axis: capitalised, with the arrow that says which way is better."""
         return f"{self.words[0].upper()}{self.words[1:]} {self.arrow}"
 
 
@@ -54,12 +55,14 @@ class Scale:
 
     @classmethod
     def of(cls, axis: str, label: str, rows: Sequence[Row]) -> "Scale":
+        """The scale on which the values of `axis` of all the rows have a place."""
         if axis in NUMERIC:
             values = [getattr(row.cell.axes, axis) for row in rows]
             return cls(axis, label, (), max(values, default=1) - min([0, *values]) or 1)
         return cls(axis, label, tuple(dict.fromkeys(axis_words(row.cell.axes, axis) for row in rows)), 0)
 
     def place(self, row: Row) -> float:
+        """Where a row stands: its number, or the index of its category."""
         if self.categories:
             return float(self.categories.index(axis_words(row.cell.axes, self.axis)))
         return float(getattr(row.cell.axes, self.axis))
@@ -70,6 +73,7 @@ class Scale:
         return (i - (n - 1) / 2) * step
 
     def draw(self, plot: "Plot") -> None:
+        """Labels the x axis of a plot, and names the categories on it."""
         plot.set_xlabel(self.label)
         if self.categories:
             plot.set_xticks(range(len(self.categories)), self.categories)

@@ -27,6 +27,7 @@ def axis_words(axes: Axes, name: str) -> str:
 
 
 def norm_words(norm: str) -> str:
+    """ "L2" for "l2"; a norm without a usual name stays as it is."""
     return NORMS.get(norm, norm)
 
 
@@ -75,10 +76,12 @@ def number_words(number: Estimate | None, decimals: int, *, signed: bool = False
 
 
 def value_words(number: Estimate | None, decimals: int, *, signed: bool = False) -> str:
+    """ "41.2", with its sign where `signed`; a dash for None."""
     return NONE if number is None else _decimal(number.value, decimals, signed)
 
 
 def interval_words(number: Estimate | None, decimals: int, *, signed: bool = False) -> str:
+    """ "[40.1, 42.5]"; "" where there is no interval."""
     if number is None or number.interval is None:
         return ""
     low, high = (_decimal(end, decimals, signed) for end in number.interval)
