@@ -23,11 +23,11 @@ NETWORKS = ("one", "two", "judge")
 
 
 def write_inputs(root: Path) -> None:
-    """Three classifiers, 12 labelled images to refine, 40 real ones."""
+    """Three classifiers, 20 labelled images to refine, 40 real ones."""
     for seed, name in enumerate(NETWORKS):
         torch.manual_seed(seed)
         save(tiny_classifier(), root / f"{name}.safetensors")
-    for seed, (name, n) in enumerate({"made": 12, "real": 40}.items()):
+    for seed, (name, n) in enumerate({"made": 20, "real": 40}.items()):
         pixels, labels = tiny_pixels(n, seed)
         np.savez(root / f"{name}.npz", arr_0=pixels, arr_1=labels)
 

@@ -300,7 +300,7 @@ def test_names_are_checked_with_the_config():
     config = {"ckpt": "c", "data": "d", "eps": 0.5}
     assert RobustConfig(**config, attack="foolbox:Anything").attack == "foolbox:Anything"
     for name, message in (
-        ("fgsm", "'fgsm' is none of pgd, apgd, autoattack, advertorch:CLASS"),
+        ("fgsm", "'fgsm' is none of pgd, apgd, autoattack, apgd-ce, fab, square, advertorch:CLASS"),
         ("autoatack", "did you mean autoattack"),
         ("foolbx:L2PGD", "did you mean foolbox:CLASS"),
         ("foolbox:", "is none of"),

@@ -98,7 +98,7 @@ def test_same_seed_same_result_whatever_the_batch_size(folder, capsys):
 
 def test_a_yaml_config_and_flags_over_it(folder, tmp_path, capsys):
     recipe = tmp_path / "eval.yaml"
-    recipe.write_text("ckpt: model\ndata: test.npz\neps: 8/255\nnorm: linf\nsteps: 50\n")
+    recipe.write_text(f"ckpt: {folder}/model.safetensors\ndata: test.npz\neps: 8/255\nnorm: linf\nsteps: 50\n")
     status, out, err = run(capsys, "robust", "--config", recipe, "--steps", 10, "--dry-run")
     assert (status, err) == (0, "")
     resolved = yaml.safe_load(out)

@@ -15,6 +15,7 @@ import eval.study.run as run_module
 import refine.cli
 from eval.quality.config import QualityConfig
 from eval.quality.run import run_quality
+from eval.study.cell import EXAMPLES
 from eval.study.cli import recipe_values
 from eval.study.config import StudyConfig, located
 from eval.study.gather import load_results
@@ -90,14 +91,14 @@ def test_a_cell_has_the_images_and_scores_of_the_two_commands(finished):
         # The study's reference is stored as moments, the command's is images: equal up to the rounding of a float64.
         assert [cell.scores[name] for name in names] == pytest.approx([found[name] for name in names], rel=1e-9)
         with np.load(images) as stored, np.load(cell.arrays) as arrays:
-            assert np.array_equal(arrays["examples_u8"], stored["arr_0"].transpose(0, 3, 1, 2))
+            assert np.array_equal(arrays["examples_u8"], stored["arr_0"].transpose(0, 3, 1, 2)[:EXAMPLES])
             seen = torch.from_numpy(arrays["features"])
             y = torch.from_numpy(stored["arr_1"])
         judge = load(root / "judge.safetensors")
         x = to_float(torch.from_numpy(np.load(images)["arr_0"].transpose(0, 3, 1, 2).copy()))
         torch.testing.assert_close(judge.features(x), seen)
         assert cell.scores["judge_agreement"] == (judge(x).argmax(1) == y).double().mean().item()
-        assert cell.num_images == 12
+        assert cell.num_images == 20
     manifest = [json.loads(line) for line in Path(f"{out}.manifest.jsonl").read_text().splitlines()]
     assert results.cells[-1].scores["distance"] == np.mean([row["distance"] for row in manifest])
     assert results.cells[-1].scores["target_agreement"] == np.mean([row["on_target_after"] for row in manifest])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robust_models import NORMS, PGD
+from robust_models import NORMS, PGD, UserError
 from robust_models.attacks import frozen_eval
 from robust_models.runtime.seeds import EVALUATION, generator
 from robust_models.threat import NormName
@@ -32,10 +32,23 @@ class SeededPGD:
         attack, start = self.attack, x
         if attack.random_start:
             start = random_start(x, index, norm=attack.norm, eps=attack.eps, seed=self.seed, restart=self.restart)
-        if not self.early_stop:
-            return attack(model, x, y, start=start)
-        with frozen_eval(model):
-            return first_misclassified(attack, model, x, y, start)
+        if self.early_stop:
+            with frozen_eval(model):
+                x_adv = first_misclassified(attack, model, x, y, start)
+        else:
+            x_adv = attack(model, x, y, start=start)
+        _check_finite(x_adv, index)
+        return x_adv
+
+
+def _check_finite(x_adv: Tensor, index: Tensor) -> None:
+    """UserError where a step left NaN: such an image lies in no ball, and would count as robust."""
+    bad = index[(~x_adv.flatten(1).isfinite().all(dim=1)).cpu()].tolist()
+    if bad:
+        raise UserError(
+            f"model: the input gradient of image {bad[0]} is not finite ({len(bad)} such in the batch), so PGD cannot "
+            "attack it; a square root or logarithm at 0 in the network is the usual reason"
+        )
 
 
 def first_misclassified(attack: PGD, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:

@@ -143,14 +143,12 @@ def _judge(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, stage: Stage) 
     An attacked image is clipped to [0,1] first: x lies in the box, so no pixel moves away from it.
     """
     x_adv = x if stage.attempt is None else stage.attempt(model, x, y, index).clamp(0, 1)
+    inside = torch.ones_like(y, dtype=torch.bool) if stage.ball is None else stage.ball.holds(x_adv, x)
     with torch.no_grad():
         logits = model(x_adv)
-    check_finite(logits, index, stage.title)
+    check_finite(logits[inside], index[inside.cpu()], stage.title)
     fooled = logits.argmax(1) != y
-    if stage.ball is None:
-        return ~fooled, 0
-    counts = fooled & stage.ball.holds(x_adv, x)
-    return ~counts, int((fooled & ~counts).sum())
+    return ~(fooled & inside), int((fooled & ~inside).sum())
 
 
 def check_finite(logits: Tensor, index: Tensor, when: str) -> None:

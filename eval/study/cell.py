@@ -24,7 +24,7 @@ from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, write_npz
 from robust_models.labels import class_indices, fit_labels
 from robust_models.metrics import Moments
-from robust_models.metrics.inception_score import shuffled_splits
+from robust_models.metrics.inception_score import LEAST_IMAGES, shuffled_splits
 from robust_models.runtime.files import whole_file
 from robust_models.runtime.seeds import ORDER, generator
 
@@ -105,12 +105,12 @@ def refine_config(refinement: Refinement, images: Path, out: Path, device: str) 
 
 def _collect(images: ImageSet, scorer: Scorer) -> Collected:
     features = scorer.judge.features
-    has_logits = features.num_classes is not None
+    has_score = features.num_classes is not None and len(images) >= LEAST_IMAGES
     found = collect(
         images,
         features,
-        ("frechet", "rows", "score") if has_logits else ("frechet", "rows"),
-        split=shuffled_splits(len(images)) if has_logits else None,
+        ("frechet", "rows", "score") if has_score else ("frechet", "rows"),
+        split=shuffled_splits(len(images)) if has_score else None,
         batch_size=scorer.batch_size,
     )
     assert found is not None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 SEED = 2020  # torch-fidelity's shuffle
+SPLITS = 10  # torch-fidelity's
+LEAST_IMAGES = 2 * SPLITS  # a split of one image has the score 1 whatever it shows
 BLOCK = 5000  # images, guided-diffusion's
 
 
@@ -21,7 +23,7 @@ def inception_score(logits: Tensor) -> float:
     return found.score()[0]
 
 
-def shuffled_splits(n: int, splits: int = 10) -> np.ndarray:
+def shuffled_splits(n: int, splits: int = SPLITS) -> np.ndarray:
     """The split of each of n images, int64 [n]: torch-fidelity's, seeded, so that a set in class order is mixed."""
     order = np.random.RandomState(SEED).permutation(n)
     split = np.empty(n, dtype=np.int64)
