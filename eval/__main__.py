@@ -1,10 +1,4 @@
-import sys
-
-from robust_models.runtime.shadowing import warn_of_shadows
+from robust_models.runtime.entry import enter
 
 if __name__ == "__main__":
-    warn_of_shadows()  # before anything that a shadow would break
-
-    from eval.cli import main
-
-    sys.exit(main())
+    enter("eval.cli")

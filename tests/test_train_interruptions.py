@@ -19,7 +19,7 @@ from robust_models import UserError, load
 from robust_models.datasets import open_dataset
 from robust_models.runtime.files import exclusive
 from robust_models.runtime.run_folder import read_metrics
-from robust_models.runtime.signals import Interrupted, StopSignals, leave_on_signals
+from robust_models.runtime.signals import Interrupted, StopSignals, leaving_on_signals
 from tests.tiny import loader_of, tiny_pixels
 from train.cli import main
 from train.loaders.base import dead_workers_reported
@@ -130,10 +130,9 @@ def test_a_second_signal_ends_the_process_at_once(first, second):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_handlers_are_as_before_and_without_saving_work_is_left_at_once(number, status, monkeypatch):
+def test_handlers_are_as_before_and_without_saving_work_is_left_at_once(number, status):
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        leave_on_signals()
+    with leaving_on_signals():
         with StopSignals() as stop:
             signal.raise_signal(number)
             with pytest.raises(Interrupted):
@@ -141,9 +140,6 @@ def test_handlers_are_as_before_and_without_saving_work_is_left_at_once(number, 
         with pytest.raises(SystemExit) as left:
             signal.raise_signal(number)
         assert left.value.code == status
-    finally:
-        for one, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(one, handler)
     with StopSignals():
         pass
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before

@@ -1,12 +1,6 @@
-import sys
+"""Makes robust classifiers."""
 
-from robust_models.runtime.shadowing import warn_of_shadows
-from robust_models.runtime.signals import leave_on_signals
+from robust_models.runtime.entry import enter
 
 if __name__ == "__main__":
-    leave_on_signals()
-    warn_of_shadows()  # before anything that a shadow would break
-
-    from train.cli import main
-
-    sys.exit(main())
+    enter("train.cli")

@@ -12,16 +12,17 @@ from eval.survey.server import SurveyServer
 from robust_models.images import ImageSet, open_images
 from robust_models.images.image_set import Numbered
 from robust_models.runtime.command import Summary
+from robust_models.runtime.signals import Interrupted
 
 
 def run_survey(config: SurveyConfig) -> Summary:
-    """Blocks until a KeyboardInterrupt, which is how a survey ends."""
+    """Blocks until Ctrl-C or SIGTERM, which is how a survey ends."""
     rating = prepare(config)
     with SurveyServer(rating, ties=config.ties, port=config.port, host=config.host, key=config.token) as server:
         print(f"survey at {server.url} {server.reach}; Ctrl-C ends it, the same command goes on", file=sys.stderr)
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             pass
         answers, raters = server.rating.store.count()
         return {"out": str(config.out), "answers": answers, "raters": raters}

@@ -16,7 +16,7 @@ import yaml
 from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain, leaves, read_recipe, resolve
 from robust_models.runtime.flags import OneLineParser, add_config_flags, add_positional
-from robust_models.runtime.signals import Interrupted
+from robust_models.runtime.signals import Interrupted, leaving_on_signals
 
 Summary = dict[str, Any]
 
@@ -155,10 +155,14 @@ class _PrintAndExit(argparse.Action):
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """The command's exit status; a UserError becomes one line on stderr and status 2 (--debug: its traceback too)."""
+    """The command's exit status; a UserError becomes one line on stderr and status 2 (--debug: its traceback too).
+
+    SIGTERM and Ctrl-C raise Interrupted, a SystemExit with signals.EXIT_STATUS, wherever the command stands.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return command(words)
+        with leaving_on_signals():
+            return command(words)
     except UserError as error:
         if "--debug" in words:
             traceback.print_exc()

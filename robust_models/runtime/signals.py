@@ -28,10 +28,29 @@ class Interrupted(SystemExit):
         self.cause = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
 
-def leave_on_signals() -> None:
-    """From here on both signals raise Interrupted at once: before work has begun, and in work that keeps nothing."""
-    for number in EXIT_STATUS:
-        signal.signal(number, _leave)
+def leave_on_signals() -> dict[int, Any]:
+    """From here on both signals raise Interrupted at once: before work has begun, and in work that keeps its parts.
+
+    Gives the handlers that there were before, by signal; none off the main thread, which alone may set them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, _leave) for number in EXIT_STATUS}
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """leave_on_signals() for as long as the block lasts; then the handlers are as before."""
+    before = leave_on_signals()
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -86,8 +105,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _restore(self._before)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.requested:  # the second one

@@ -1,6 +1,4 @@
-import sys
-
-from train.loaders.ffcv.cli import main
+from robust_models.runtime.entry import enter
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter("train.loaders.ffcv.cli")

@@ -1,0 +1,152 @@
+"""SIGTERM and Ctrl-C, really sent to commands: the status, the line to go on with, and nothing lost by going on."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from bigroc.cli import main as bigroc
+from eval.survey.cli import SURVEY
+from eval.survey.server import SurveyServer
+from robust_models.runtime.command import run
+from robust_models.runtime.signals import Interrupted, leave_on_signals
+from tests.study import values, write_inputs
+from tests.tiny import tiny_pixels
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("robust_models", "train", "refine", "eval", "bigroc")
+MAINS = [file for package in PACKAGES for file in (ROOT / package).rglob("__main__.py")]
+STOPS = [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
+
+
+def stopped_at(words: str, folder: Path, number: int, is_time: Callable[[], bool]) -> tuple[int, str]:
+    """`python -m WORDS` in the folder, signalled once is_time: its exit status and stderr."""
+    command = [sys.executable, "-m", *words.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment) as process:
+        while process.poll() is None and not is_time():
+            time.sleep(0.01)
+        process.send_signal(number)
+        error = process.communicate(timeout=120)[1]
+    assert "Traceback" not in error
+    return process.returncode, error
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path, monkeypatch) -> Path:
+    """The current folder, with c.safetensors and 48 images in x.npz."""
+    pixels, labels = tiny_pixels(48)
+    np.savez(tmp_path / "x.npz", arr_0=pixels, arr_1=labels)
+    checkpoint.rename(tmp_path / "c.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+REFINE = "refine --ckpt c.safetensors --input x.npz --eps 1 --steps 10 --shard-size 2 --device cpu --out y.npz"
+ROBUST = "eval robust --ckpt c.safetensors --data x.npz --eps 0.5 --steps 40 --batch-size 2 --device cpu --state s.json"
+
+
+@pytest.mark.parametrize(("number", "status"), STOPS)
+def test_a_refinement_goes_on_to_the_bytes_of_one_that_was_not_stopped(folder, capfd, number, status):
+    shards = folder / "y.npz.work"
+    code, error = stopped_at(REFINE, folder, number, lambda: len([*shards.glob("shard-*.npy")]) > 1)
+    done = len([*shards.glob("shard-*.npy")])
+    assert 1 < done < 24
+    assert (code, error.count(f"go on with: bigroc {REFINE}\n")) == (status, 1), error
+    assert not (folder / "y.npz").exists()
+    assert bigroc(REFINE.split()) == 0
+    assert f" {48 - 2 * done}/{48 - 2 * done} [" in capfd.readouterr().err  # images, in the progress bar
+    assert bigroc(REFINE.replace("y.npz", "whole.npz").split()) == 0
+    ours, theirs = (np.load(folder / name)["arr_0"] for name in ("y.npz", "whole.npz"))
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("number", "status"), STOPS)
+def test_robust_accuracy_goes_on_from_its_state(folder, number, status):
+    state = folder / "s.json"
+    code, error = stopped_at(ROBUST, folder, number, lambda: state.exists() and stages(state)[-1]["done"] > 4)
+    assert (code, error.count(f"go on with: bigroc {ROBUST}\n")) == (status, 1), error
+    assert "kept in s.json; the same command goes on\n" in error
+    before = stages(state)
+    assert 4 < before[-1]["done"] < 48
+    assert bigroc(ROBUST.split()) == bigroc(ROBUST.replace("s.json", "whole.json").split()) == 0
+    ours, theirs = stages(state), stages(folder / "whole.json")
+    assert [(s["survived"], s["done"]) for s in ours] == [(s["survived"], s["done"]) for s in theirs]
+    assert ours[: len(before) - 1] == before[:-1]
+
+
+def stages(state: Path) -> list[dict]:
+    return json.loads(state.read_text())["stages"] or [{"done": 0}]
+
+
+@pytest.mark.parametrize(("number", "status"), STOPS)
+def test_a_study_goes_on_from_the_jobs_that_are_done(tmp_path, number, status):
+    write_inputs(tmp_path)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(values(tmp_path)))
+    code, error = stopped_at(f"eval study --config {recipe}", tmp_path, number, lambda: len(finished(tmp_path)) > 1)
+    assert (code, error.count(f"go on with: bigroc study --config {recipe}\n")) == (status, 1), error
+    before = finished(tmp_path)
+    assert 1 < len(before) < 8
+    assert bigroc(["study", "--config", str(recipe)]) == 0
+    after = finished(tmp_path)
+    assert before.items() <= after.items()
+    assert len(after) == 8
+
+
+def finished(root: Path) -> dict[Path, int]:
+    """The results of the study's jobs, and when they were written."""
+    return {file: file.stat().st_mtime_ns for file in (root / "out").glob("*/*.json")}
+
+
+@pytest.mark.parametrize(("number", "status"), STOPS)
+def test_every_command_is_left_at_once_and_handlers_are_as_before(number, status):
+    before = [signal.getsignal(one) for one, _ in STOPS]
+
+    def patient(_) -> int:
+        signal.raise_signal(number)
+        raise AssertionError("went on")
+
+    with pytest.raises(Interrupted) as left:
+        run(patient, [])
+    assert left.value.code == status
+    assert run(lambda _: 0, []) == 0
+    assert [signal.getsignal(one) for one, _ in STOPS] == before
+
+
+def test_a_command_in_another_thread_leaves_the_handlers_alone():
+    before, found = signal.getsignal(signal.SIGTERM), []
+    thread = threading.Thread(target=lambda: found.append((run(lambda _: 0, []), leave_on_signals())))
+    thread.start()
+    thread.join()
+    assert found == [(0, {})]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("file", MAINS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_python_m_begins_with_the_signals(file):
+    calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    names = {name.id for name in calls if isinstance(name, ast.Name)}
+    assert names == ({"main"} if file.parent.name == "bigroc" else {"enter"})  # bigroc.cli.main begins so itself
+
+
+@pytest.mark.parametrize("number", [number for number, _ in STOPS])
+def test_either_signal_ends_a_survey_as_it_should_end(tmp_path, monkeypatch, capsys, number):
+    pixels, _ = tiny_pixels(8)
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / name, arr_0=pixels)
+    monkeypatch.setattr(SurveyServer, "serve_forever", lambda _: signal.raise_signal(number))
+    words = ["--before", "a.npz", "--after", "b.npz", "--out", "answers.db", "--port", "0"]
+    monkeypatch.chdir(tmp_path)
+    assert run(SURVEY, words) == 0
+    assert "0 answers of 0 raters" in capsys.readouterr().out
