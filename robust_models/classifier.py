@@ -52,6 +52,7 @@ NORMALIZERS = {
     "cifar10-std0.2": Normalizer((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar's
     "std0.225": Normalizer((0.485, 0.456, 0.406), (0.225, 0.225, 0.225)),  # convex_adversarial's, alpha-beta-CROWN's
     "cifar100": Normalizer((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "clip": Normalizer((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "svhn": Normalizer((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
 
@@ -79,7 +80,8 @@ class Description:
     def assumptions(self) -> dict[str, str]:
         """What the file did not state and the person did not give, and what was taken: {"normalize": "none", ...}.
 
-        Named as the keyword of robust_models.load that states it: arch, normalize, activation, class_names, image_size.
+        Named as the keyword of robust_models.load that states it: arch, normalize, activation, class_names, image_size,
+        head.
         """
         return self.recipe.get("source", {}).get("assumed", {})
 

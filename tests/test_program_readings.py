@@ -1,5 +1,6 @@
 """Programs: images with channels last are fed so, and what a program does not state is assumed, said and tried."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_a_program_of_images_with_channels_last_is_fed_so(maker, size, tmp_path)
     model = load(MAKERS[maker](network, tmp_path / f"a.{SUFFIXES[maker]}", (size, size, 3)), trust=True)
     assert (model.image_size, model.description.num_classes) == (size, 4)
     x = torch.rand(3, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), network(x.permute(0, 2, 3, 1)))
+
+
+def scripted(network: nn.Module, how: str, size: int) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", r"`torch\.jit", category)
+        if how == "script":
+            return torch.jit.script(network)
+        traced = torch.jit.trace(network, torch.zeros(2, size, size, 3))
+        return torch.jit.freeze(traced) if how == "freeze" else traced
+
+
+@pytest.mark.parametrize("how", ["script", "trace", "freeze"])
+@pytest.mark.parametrize(("size", "given"), [(32, None), (224, None), (48, 48)])
+def test_torchscript_that_states_no_sizes_is_tried_with_channels_last(how, size, given, tmp_path):
+    network = Net(channels_last=True).eval()
+    scripted(network, how, size).save(str(tmp_path / "a.pt"))
+    model = load(tmp_path / "a.pt", trust=True, image_size=given, quiet=True)
+    assert model.description.recipe["source"]["channels"] == "last, [N,H,W,3]"
+    x = torch.rand(3, 3, model.image_size, model.image_size)
     with torch.no_grad():
         torch.testing.assert_close(model(x), network(x.permute(0, 2, 3, 1)))
 

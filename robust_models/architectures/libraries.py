@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from robust_models.architectures.conv_stem import replace_stem
+from robust_models.architectures.fastai import learner
 from robust_models.errors import UserError
+
+LIBRARIES = ("torchvision", "timm", "transformers")
 
 # What people call the number of classes in their own functions.
 CLASS_COUNTS = ("num_classes", "n_classes", "nb_classes", "num_class", "nclasses", "nclass", "classes", "num_labels")
@@ -16,8 +20,12 @@ CLASS_COUNTS = ("num_classes", "n_classes", "nb_classes", "num_class", "nclasses
 def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     """The network called "torchvision:NAME", "timm:NAME", "transformers:NAME" or "package.module:function".
 
-    options: further keyword arguments of its builder. UserError where it is not there or does not build.
+    options: further keyword arguments of its builder, and what replaces parts of its network: conv_stem (of timm's ViTs
+    and ConvNeXts, see replace_stem) and fastai_head (of torchvision's ResNets, see learner). UserError where it is not
+    there or does not build.
     """
+    options = dict(options)
+    conv_stem, fastai_head = options.pop("conv_stem", None), options.pop("fastai_head", None)
     library, name = arch.split(":", 1)
     if library == "program":
         raise UserError(f"arch: {arch!r} is a file of code, which nothing else can build; load the file itself")
@@ -26,12 +34,14 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
             from torchvision.models import get_model
 
             slow_start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-            return get_model(name, weights=None, num_classes=num_classes, **slow_start, **options)
+            network = get_model(name, weights=None, num_classes=num_classes, **slow_start, **options)
+            return learner(network, num_classes, fastai_head) if fastai_head else network
         if library == "timm":
             if ":" in name:
                 raise UserError(f"arch: {arch!r} names a model to download; give timm:NAME and the file as --ckpt")
             create = importlib.import_module("timm").create_model
-            return create(name, pretrained=False, num_classes=num_classes, **options)
+            network = create(name, pretrained=False, num_classes=num_classes, **options)
+            return replace_stem(network, conv_stem) if conv_stem else network
         if library == "transformers":
             from robust_models.architectures import huggingface
 
@@ -40,7 +50,7 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
         network = function(**class_count_argument(function, num_classes), **options)
     except UserError:
         raise
-    except (ImportError, AttributeError, ValueError, RuntimeError, TypeError) as error:
+    except (ImportError, AttributeError, LookupError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"arch: {arch!r} cannot be built ({type(error).__name__}: {error})") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"arch: {arch!r} gives a {type(network).__name__}, expected a torch.nn.Module")
@@ -50,7 +60,7 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
 def is_function(arch: str) -> bool:
     """Whether the architecture is "package.module:function"."""
     library, colon, _ = arch.partition(":")
-    return bool(colon) and library not in ("torchvision", "timm", "transformers", "program")
+    return bool(colon) and library not in (*LIBRARIES, "program")
 
 
 def function_of(arch: str) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from robust_models.architectures import libraries
+from robust_models.architectures.clip import QuickGELU, clip_vit
 from robust_models.architectures.densenet import DenseNet
 from robust_models.architectures.inception import InceptionV3
 from robust_models.architectures.preact_resnet import (
@@ -29,6 +30,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "leaky_relu": partial(nn.LeakyReLU, 0.01, inplace=True),
     "leaky_relu_0.1": partial(nn.LeakyReLU, 0.1, inplace=True),
     "elu": partial(nn.ELU, inplace=True),
+    "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
 }
 
 _BASIC = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
@@ -92,6 +95,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     r"vgg(11|13|16|19)": lambda depth, **common: VGG(int(depth), **common),
     rf"densenet(121|161|169|201)(?:_k{_N})?": _densenet,
     r"inception_v3": InceptionV3,
+    rf"clip_vit_p{_N}_i{_N}_w{_N}_l{_N}_d{_N}(_linear)?": clip_vit,
 }
 EXAMPLES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -109,7 +113,7 @@ EXAMPLES = (
     *("dm_wide_resnet_28_10", "dm_preact_resnet18"),
     *(f"vgg{depth}" for depth in (11, 13, 16, 19)),
     *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
-    *("densenet121_k12", "inception_v3"),
+    *("densenet121_k12", "inception_v3", "clip_vit_p14_i224_w1024_l24_d768"),
 )
 
 
@@ -127,7 +131,9 @@ def build(arch: str, *, num_classes: int, activation: str = "relu", options: dic
     - wide_resnet_DEPTH_WIDEN, or wide_resnet_DEPTH_wW1_W2_W3 by the widths of the stages;
     - dm_wide_resnet_..., dm_preact_resnet18|34: DeepMind's (Gowal et al. 2020, arXiv:2010.03593), with
       TensorFlow's padding; the latter projects x with 3x3 convolutions;
-    - vgg11|13|16|19 (with batch norms), densenet121|161|169|201[_kGROWTH], inception_v3.
+    - vgg11|13|16|19 (with batch norms), densenet121|161|169|201[_kGROWTH], inception_v3;
+    - clip_vit_pPATCH_iIMAGE_wWIDTH_lLAYERS_dEMBEDDING[_linear]: CLIP's vision transformer, and a zero-shot head or
+      (_linear) a linear layer.
 
     Of libraries: "torchvision:NAME", "timm:NAME", "transformers:NAME", and "package.module:function" (called with
     num_classes=...); options are further keyword arguments for it, the activation is its own. Raises UserError for any

@@ -35,6 +35,11 @@ class CheckpointFlags:
     image_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="pixels of the side of the images it was made for (null: the file's, or its family's)"
     )
+    head: str | None = Field(
+        default=None,
+        description="the head of an image encoder of CLIP: a file of text embeddings [classes, embedding] (zero-shot), "
+        "or of a linear layer's weight and bias",
+    )
     ema: bool = Field(default=False, description="take the averaged weights of a checkpoint that has both")
     trust: bool = Field(
         default=False, description="load TorchScript, torch.export and ONNX files, which run with your rights"

@@ -5,6 +5,7 @@ from typing import Any
 
 from robust_models.checkpoints.infer import Match, infer
 from robust_models.checkpoints.infer.match import num_classes
+from robust_models.checkpoints.infer.unread import kind_of_unread
 from robust_models.checkpoints.layouts import Found
 from robust_models.checkpoints.ours import MAX_CLASSES, Given
 from robust_models.checkpoints.published import Published, known_by_hash
@@ -55,6 +56,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
         "activation": activation if activation_from in (USUAL, ASSUMED_RELU) else None,
         "class_names": None if class_names or known else assumed_names(names),
         "image_size": None if image_size or known else f"{size} px",
+        **found.assumed,
     }
     source = {
         "layout": found.layout,
@@ -108,6 +110,8 @@ def _activation(arch: str, given: Given, known: Published | None, match: Match |
 
 
 def _listing(found: Found, path: Path) -> str:
+    if kind := kind_of_unread(found.state):
+        return f"ckpt: {path} ({found.layout}) is {kind}"
     first = [f"{ascii(name)[1:-1][:60]} {list(tensor.shape)}" for name, tensor in list(found.state.items())[:4]]
     return (
         f"ckpt: {path} ({found.layout}) fits no architecture known here: {len(found.state)} tensors, first "

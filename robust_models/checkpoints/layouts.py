@@ -40,6 +40,7 @@ class Found:
     options: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     image_size: int | None = None
+    assumed: dict[str, str] = field(default_factory=dict)  # as Description.assumptions
 
     @property
     def state(self) -> State:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from robust_models.architectures.libraries import is_function
 from robust_models.checkpoints import programs
+from robust_models.checkpoints.encoder_head import with_head
 from robust_models.checkpoints.fill import fill
 from robust_models.checkpoints.foreign import describe
 from robust_models.checkpoints.functions import load_function
@@ -60,6 +61,7 @@ def load(
     activation: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: int | None = None,
+    head: str | Path | None = None,
     ema: bool = False,
     trust: bool = False,
     fresh_head: bool = False,
@@ -70,35 +72,48 @@ def load(
     Reads this project's files and other people's: PyTorch's formats, safetensors, Hugging Face folders (layouts.py,
     hugging_face.py). What a foreign file does not state may be given: arch (see architectures.build; None: from the
     tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (see ACTIVATIONS;
-    None: relu where the file is not known), class_names and image_size [pixels]. ema: the averaged weights. trust: also
-    load TorchScript, torch.export and ONNX files, which are programs and run with your rights. fresh_head: for training
-    on, the last linear layer begins anew where the file is a backbone without one; arch says which network it is.
-    `description.recipe["source"]` says what was read and ignored, `description.assumptions` what was assumed; one line
-    on stderr says the latter too, unless quiet. UserError when there is no file, it is not a checkpoint, it does not
-    fit its architecture, or its weights are not finite.
+    None: relu where the file is not known), class_names and image_size [pixels]. head: the file of the head of an image
+    encoder of CLIP (see encoder_head.with_head). ema: the averaged weights. trust: also load TorchScript, torch.export
+    and ONNX files, which are programs and run with your rights. fresh_head: for training on, the last linear layer
+    begins anew where the file is a backbone without one; arch says which network it is. `description.recipe["source"]`
+    says what was read and ignored, `description.assumptions` what was assumed; one line on stderr says the latter too,
+    unless quiet. UserError when there is no file, it is not a checkpoint, it does not fit its architecture, or its
+    weights are not finite.
     """
     path = find(checkpoint)
     given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names, image_size)
-    model = _open(path, given, checkpoint, ema=ema, trust=trust, fresh_head=fresh_head)
+    model = _open(path, given, checkpoint, head, ema=ema, trust=trust, fresh_head=fresh_head)
     if not quiet:
         report_assumptions(model.description, str(checkpoint))
     return model
 
 
 def _open(
-    path: Path, given: Given, checkpoint: str | Path, *, ema: bool, trust: bool, fresh_head: bool
+    path: Path,
+    given: Given,
+    checkpoint: str | Path,
+    head: str | Path | None,
+    *,
+    ema: bool,
+    trust: bool,
+    fresh_head: bool,
 ) -> RobustClassifier:
     """The classifier in a file of ours, in a program, or in anyone's file or folder."""
     tensors, metadata = read_safetensors(path) if path.is_file() and is_safetensors(path) else (None, {})
     if tensors is not None and "bigroc" in metadata:
         if ema:
             raise UserError(f"ckpt: {path} has no averaged weights beside its own; load it without ema")
+        if head is not None:
+            raise UserError(f"head: {path} is a classifier of this project, which has one; leave head out")
         trusted = trust or given.arch is not None
         description = given.over(read_description(metadata["bigroc"], path, any_function=trusted))
         return RobustClassifier(fill(description, [tensors], path), description).eval()
     if tensors is None and (kind := programs.kind_of(path)):
-        return _program(path, kind, given, ema=ema, trust=trust)
-    description, candidates = describe(_found(path, tensors, ema), path, given, _published(checkpoint))
+        return _program(path, kind, given, head, ema=ema, trust=trust)
+    found = _found(path, tensors, ema)
+    if head is not None:
+        found = with_head(found, Path(head), path)
+    description, candidates = describe(found, path, given, _published(checkpoint))
     if is_function(description.arch):
         return load_function(description, candidates, path)
     return RobustClassifier(fill(description, candidates, path, fresh_head=fresh_head), description).eval()
@@ -110,6 +125,7 @@ _WORDS = {
     "activation": "activation",
     "class_names": "class names",
     "image_size": "image size",
+    "head": "head",
 }
 
 
@@ -145,8 +161,10 @@ def _found(path: Path, tensors: State | None, ema: bool) -> Found:
     return found
 
 
-def _program(path: Path, kind: programs.Kind, given: Given, *, ema: bool, trust: bool) -> RobustClassifier:
-    for flag, value in (("arch", given.arch), ("activation", given.activation), ("ema", ema)):
+def _program(
+    path: Path, kind: programs.Kind, given: Given, head: str | Path | None, *, ema: bool, trust: bool
+) -> RobustClassifier:
+    for flag, value in (("arch", given.arch), ("activation", given.activation), ("head", head), ("ema", ema)):
         if value:
             raise UserError(f"{flag}: does not apply to {path}, a {kind} file, which carries its own network")
     return programs.load_program(

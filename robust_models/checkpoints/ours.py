@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
+from robust_models.architectures.libraries import LIBRARIES
 from robust_models.checkpoints.programs.program import Program
 from robust_models.classifier import Description, Normalizer, RobustClassifier
 from robust_models.errors import UserError
@@ -22,7 +23,6 @@ MAX_HEADER_BYTES = 1 << 40  # more is text of another format, read as a number
 MAX_CLASSES = 50_000  # ImageNet-21k has 21,843
 MAX_PIXELS = 2048  # of a side; some networks prepare tables that grow with its fourth power
 MAX_OPTION = 1 << 17  # widths fit; lists as long as a huge depth do not
-_LIBRARIES = ("torchvision", "timm", "transformers")
 # Options that make a library look for weights, files or code of its own.
 _NEVER = re.compile(r"_|pretrained|checkpoint|cache|weights|feature|scriptable|exportable|no_jit|auto_map|trust")
 
@@ -94,7 +94,7 @@ def read_description(text: str, path: Path, *, any_function: bool = False) -> De
 def check_arch(arch: str, path: Path) -> None:
     """UserError where a file names something else than a network of ours or of a library to be built for it."""
     library, colon, name = arch.partition(":")
-    if colon and not (library in _LIBRARIES and re.fullmatch(r"\w[\w.]{0,200}", name, re.ASCII)):
+    if colon and not (library in LIBRARIES and re.fullmatch(r"\w[\w.]{0,200}", name, re.ASCII)):
         raise UserError(
             f"ckpt: {path} says that {ascii(arch)[1:-1][:200]} builds its network, which runs that code; "
             "if you trust it, pass it as --arch (in Python: arch=)"

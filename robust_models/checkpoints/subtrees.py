@@ -36,7 +36,8 @@ def find_network(state: State, *, ema: bool, numbered: str = "") -> Network:
         modules = _modules(state)
         network.averaged |= "n_averaged" in state  # torch.optim.swa_utils.AveragedModel
         chosen, is_certain = _chosen(modules, ema=ema)
-        if chosen is None or (chosen.isdigit() and chosen != numbered):
+        alone = numbered or ("1" if len(modules) == 1 else "")  # beside a normaliser that holds no tensors
+        if chosen is None or (chosen.isdigit() and chosen != alone):
             break
         if not is_certain:
             network.variants.insert(-1, modules[chosen])

@@ -1,6 +1,7 @@
 """How a program is to be called, found by calling it: batch, image size, classes, and that its gradients are there."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def fit(opened: Opened, normalizer: Normalizer, image_size: int | None) -> Fitte
         _refuse_missing_gradients(program, x)
     found = {
         "image_size": f"{program.image_size}, {said_by}",
+        "channels": "last, [N,H,W,3]" if program.channels_last else "first, [N,3,H,W]",
         "batch": _batch_text(program.smallest, program.largest),
         "outputs": "probabilities, taken by their logarithm" if program.log else "logits",
         "dtype": str(program.dtype).removeprefix("torch."),
@@ -67,9 +69,11 @@ def _sizes(opened: Opened, given: int | None) -> tuple[tuple[int, ...], str]:
 
 def _first_that_runs(opened: Opened, sizes: tuple[int, ...], normalizer: Normalizer) -> tuple[Program, int]:
     failures: list[str] = []
-    for batch in opened.batches:
+    # A program that states no sizes may want its channels last.
+    orders = (False, True) if opened.size == (None, None, None) else (opened.channels_last,)
+    for channels_last, batch in product(orders, opened.batches):
         for size in sizes:
-            program = Program(opened, batch, size)
+            program = Program(opened, batch, size, channels_last=channels_last)
             try:
                 with torch.no_grad():
                     shape = program(_pixels(3, size, normalizer)).shape

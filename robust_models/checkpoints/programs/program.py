@@ -40,14 +40,16 @@ class Program(nn.Module):
     was made for single images runs N times. It computes in its own precision, so bf16 has no effect.
     """
 
-    def __init__(self, opened: Opened, batch: tuple[int, int | None], image_size: int, *, log: bool = False) -> None:
+    def __init__(
+        self, opened: Opened, batch: tuple[int, int | None], image_size: int, *, channels_last: bool, log: bool = False
+    ) -> None:
         super().__init__()
         # In a tuple, so that nn.Module does not see it: programs refuse train() and eval(), some have no `training`.
         self._held = (_constant(opened.module),)
         self._move = opened.move
         self.device = torch.device("cpu")
         self.dtype = opened.dtype
-        self.channels_last = opened.channels_last
+        self.channels_last = channels_last
         self.smallest, self.largest = batch
         self.image_size = image_size
         self.log = log  # the program ends in a softmax: the logarithm of its output has that softmax
