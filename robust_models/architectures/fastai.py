@@ -21,9 +21,10 @@ def learner(resnet: nn.Module, num_classes: int, options: dict[str, Any]) -> nn.
 
     options: hidden, the widths between pooling and logits; bias, whether the linear layers have one.
     """
-    body = nn.Sequential(*list(resnet.children())[:-2])
-    widths = [2 * resnet.get_submodule("fc").in_features, *options["hidden"], num_classes]
-    return nn.Sequential(body, _head(widths, bias=options["bias"]))
+    *body, _, classifier = resnet.children()
+    assert isinstance(classifier, nn.Linear)
+    widths = [2 * classifier.in_features, *options["hidden"], num_classes]
+    return nn.Sequential(nn.Sequential(*body), _head(widths, bias=options["bias"]))
 
 
 def _head(widths: Sequence[int], *, bias: bool) -> nn.Sequential:

@@ -113,7 +113,7 @@ EXAMPLES = (
     *("dm_wide_resnet_28_10", "dm_preact_resnet18"),
     *(f"vgg{depth}" for depth in (11, 13, 16, 19)),
     *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
-    *("densenet121_k12", "inception_v3", "clip_vit_p14_i224_w1024_l24_d768"),
+    *("densenet121_k12", "inception_v3"),
 )
 
 
