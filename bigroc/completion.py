@@ -16,7 +16,7 @@ from robust_models import embedded_names
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT, Leaf, leaves
-from robust_models.runtime.flags import OneLineParser
+from robust_models.runtime.parser import OneLineParser
 
 EXAMPLES = """\
   bigroc completion bash > ~/.local/share/bash-completion/completions/bigroc

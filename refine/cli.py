@@ -12,7 +12,7 @@ from pathlib import Path
 from refine.config import RefineConfig
 from robust_models.checkpoints.checks import check_names
 from robust_models.runtime.command import Command, Summary, run
-from robust_models.runtime.flags import OneLineParser
+from robust_models.runtime.parser import OneLineParser
 from robust_models.runtime.signals import Interrupted
 
 EXAMPLES = """\

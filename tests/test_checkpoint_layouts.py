@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robust_models import NORMALIZERS, Normalizer, UserError, load, save
 from robust_models.architectures import build
-from robust_models.checkpoints.infer.ours import our_network
+from robust_models.checkpoints.infer.own_networks import our_network
 from robust_models.checkpoints.layouts import find_layout
 from robust_models.checkpoints.ours import read_description
 from robust_models.checkpoints.subtrees import find_network

@@ -103,7 +103,7 @@ def open_features(
 
         return DINOv2Features(device=device)
 
-    from robust_models.features.inception import InceptionFeatures
+    from robust_models.features.inception_features import InceptionFeatures
 
     return InceptionFeatures(name, weights, protocol or "pytorch-fid", device=device)
 

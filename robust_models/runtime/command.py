@@ -15,7 +15,7 @@ import yaml
 
 from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain, leaves, read_recipe, resolve
-from robust_models.runtime.flags import OneLineParser, add_config_flags, add_positional
+from robust_models.runtime.parser import OneLineParser, add_config_flags, add_positional
 from robust_models.runtime.signals import Interrupted, leaving_on_signals
 
 Summary = dict[str, Any]

@@ -9,9 +9,9 @@ from robust_models.checkpoints.infer.clip import clip_classifier
 from robust_models.checkpoints.infer.conv_stem import conv_stem
 from robust_models.checkpoints.infer.fastai import fastai_learner
 from robust_models.checkpoints.infer.imagenet import library_network
-from robust_models.checkpoints.infer.inception import inception
+from robust_models.checkpoints.infer.inception_v3 import inception
 from robust_models.checkpoints.infer.match import Match
-from robust_models.checkpoints.infer.ours import our_network
+from robust_models.checkpoints.infer.own_networks import our_network
 from robust_models.checkpoints.infer.toolkits import spellings
 from robust_models.checkpoints.subtrees import State
 
