@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from refine.bigroc import LossName, bigroc, pseudo_labels
 from refine.network import together
-from robust_models.attacks import Center, Keep, Loss
+from robust_models.attacks import Center, Keep, Loss, check_labels
+from robust_models.classifier import class_names_of
 from robust_models.errors import UserError
+from robust_models.images.pixels import check_images
 from robust_models.labels import class_index
-from robust_models.tensor_checks import check_images, check_labels, class_names_of
 from robust_models.threat import NormName
 
 Models = nn.Module | Sequence[nn.Module]

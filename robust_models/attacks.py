@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_models.classifier import class_names_of
 from robust_models.errors import UserError
-from robust_models.tensor_checks import check_images, check_labels, class_names_of
+from robust_models.images.pixels import check_images
 from robust_models.threat import NORMS, NormName, check_ball, check_step_size, per_sample
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -219,3 +220,18 @@ def target_margin(logits: Tensor, y: Tensor) -> Tensor:
     """Logit of y less the largest other logit, [N]; positive where the prediction is y."""
     is_y = F.one_hot(y, logits.shape[1]).bool()
     return logits[is_y] - logits.masked_fill(is_y, -torch.inf).amax(dim=1)
+
+
+def check_labels(y: Any, n: int, num_classes: int | None) -> None:
+    """UserError unless y is an integer tensor [n] of class indices below num_classes (None: unknown)."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool or y.shape != (n,):
+        came = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise UserError(f"y: {came} for {n} images; expected one class index for each")
+    if n == 0:
+        return
+    low, high = (int(value) for value in y.aminmax())
+    if low < 0 or high >= (num_classes or high + 1):
+        known = "class indices are 0 or more"
+        if num_classes is not None:
+            known = f"the classifier has {num_classes} classes (0 to {num_classes - 1})"
+        raise UserError(f"y: classes run from {low} to {high}, but {known}")

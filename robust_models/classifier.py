@@ -218,3 +218,8 @@ def check_finite(values: Tensor, what: str) -> Tensor:
             "check the weights, the normaliser (--normalize) and the precision (--precision fp32)"
         )
     return values
+
+
+def class_names_of(model: nn.Module) -> tuple[str, ...] | None:
+    """The classes of the first RobustClassifier in the model; None where there is none."""
+    return next((part.class_names for part in model.modules() if isinstance(part, RobustClassifier)), None)

@@ -11,17 +11,18 @@ from PIL import Image
 from robust_models import NORMALIZERS, Description, RobustClassifier, load, save
 from robust_models.architectures import build
 from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.checkpoints.load import _print_once, format_assumptions
+from robust_models.checkpoints.load import format_assumptions
 from robust_models.cli import main as models
 from robust_models.datasets import load_dataset
 from robust_models.inspection_by_accuracy import Comparison, choose_by_accuracy, correct_mask
+from robust_models.runtime.distributed import _printed
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
 def nothing_said():
-    _print_once.cache_clear()
+    _printed.clear()
 
 
 def state_of(arch: str, classes: int = 10, **settings) -> dict[str, torch.Tensor]:

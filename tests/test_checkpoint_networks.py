@@ -15,11 +15,11 @@ from robust_models import Description, RobustClassifier, UserError, load, save
 from robust_models.architectures import build
 from robust_models.checkpoints.flags import CheckpointFlags, split_flags
 from robust_models.checkpoints.infer import infer
-from robust_models.checkpoints.load import _print_once
 from robust_models.classifier import check_finite
 from robust_models.cli import main as models
 from robust_models.features import open_features
 from robust_models.runtime.device import place
+from robust_models.runtime.distributed import _printed
 
 HERE = "tests.test_checkpoint_networks"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "checkpoints"
@@ -464,7 +464,7 @@ def test_flags_that_do_not_fit_are_one_line(text):
 
 
 def test_a_judge_is_given_its_normaliser(tmp_path, capsys):
-    _print_once.cache_clear()
+    _printed.clear()
     file = stored(build("resnet10_w8", num_classes=4), tmp_path / "judge.pt")
     assumed, given = (open_features(f"classifier:{file}{text}") for text in ("", ",normalize=imagenet"))
     first, second = capsys.readouterr().err.splitlines()

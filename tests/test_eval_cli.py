@@ -11,7 +11,7 @@ from PIL import Image
 
 from eval.cli import main
 from robust_models import Description, RobustClassifier, open_images, save
-from robust_models.checkpoints.provenance import Source
+from robust_models.checkpoints.flags import Source
 from robust_models.metrics import frechet_distance, read_statistics
 
 CLASSES = ("airplane", "cat", "dog", "ship")

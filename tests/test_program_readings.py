@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_models import NORMALIZERS, UserError, load
-from robust_models.checkpoints.load import _print_once
 from robust_models.inspection_by_accuracy import choose_by_accuracy
+from robust_models.runtime.distributed import _printed
 
 SIZE = 32
 
@@ -102,7 +102,7 @@ def test_a_program_of_other_images_is_named_as_it_is(shape, message, tmp_path):
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_what_a_program_does_not_state_is_said_and_its_normaliser_tried(maker, tmp_path, capsys):
-    _print_once.cache_clear()
+    _printed.clear()
     network = Net()
     file = MAKERS[maker](network, tmp_path / f"a.{SUFFIXES[maker]}", (3, SIZE, SIZE))
     model = load(file, trust=True)

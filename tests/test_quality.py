@@ -12,7 +12,7 @@ from torch import Tensor
 from eval.cli import main
 from eval.quality import collect as collecting
 from robust_models import UserError, open_images
-from robust_models.checkpoints.provenance import Source
+from robust_models.checkpoints.flags import Source
 from robust_models.features import open_features
 from robust_models.metrics import (
     FrechetReference,

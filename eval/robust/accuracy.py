@@ -14,7 +14,7 @@ from eval.robust.stages import binomial_interval, chain, check_finite, device_of
 from refine.network import together
 from robust_models import Dataset, RobustClassifier, UserError, load_dataset, to_float
 from robust_models.attacks import frozen_eval
-from robust_models.checkpoints.provenance import load_classifier
+from robust_models.checkpoints.flags import load_classifier
 from robust_models.labels import fit_labels
 from robust_models.runtime.device import exact_fp32, pick_device, place
 from robust_models.threat import NormName, check_ball

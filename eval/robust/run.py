@@ -16,8 +16,7 @@ from eval.robust.sanity import check_sanity
 from eval.robust.stages import Radius, chain, run_stages
 from refine.network import together
 from robust_models import RobustClassifier, load_dataset
-from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.checkpoints.provenance import Source, load_classifier
+from robust_models.checkpoints.flags import CheckpointFlags, Source, load_classifier
 from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
 from robust_models.runtime.files import exclusive, sweep_partials
 

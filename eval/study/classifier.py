@@ -16,8 +16,7 @@ from eval.study.inputs import Checkpoint, Inputs
 from eval.study.store import Place
 from refine.network import together
 from robust_models.attacks import frozen_eval, input_gradient
-from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.checkpoints.provenance import load_classifier
+from robust_models.checkpoints.flags import CheckpointFlags, load_classifier
 from robust_models.classifier import RobustClassifier
 from robust_models.images import to_float
 from robust_models.labels import fit_labels

@@ -9,7 +9,7 @@ from torch import nn
 
 from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
 from refine.targets import known_targets
-from robust_models.checkpoints.provenance import load_classifier
+from robust_models.checkpoints.flags import load_classifier
 from robust_models.classifier import Description, RobustClassifier
 from robust_models.datasets import Dataset, open_dataset
 from robust_models.errors import UserError

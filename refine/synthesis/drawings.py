@@ -11,8 +11,7 @@ from torch import Tensor
 from robust_models.grids import fitted
 from robust_models.images import IMAGE_SUFFIXES, open_images, to_float
 from robust_models.images.codec import decode, decode_alpha
-from robust_models.images.folder_files import find_files, read_file
-from robust_models.images.image_set import stem
+from robust_models.images.folder_files import find_files, read_file, stem
 
 _WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 

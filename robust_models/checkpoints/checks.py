@@ -7,7 +7,7 @@ import torch
 
 from robust_models.architectures import ACTIVATIONS, build
 from robust_models.checkpoints.flags import split_flags
-from robust_models.checkpoints.load import find
+from robust_models.checkpoints.load import embedded_names, find
 from robust_models.checkpoints.published import published
 from robust_models.classifier import Normalizer
 from robust_models.errors import UserError, none_of
@@ -47,7 +47,7 @@ def check_classifier(checkpoint: str, *, field: str) -> None:
     checkpoint, flags = split_flags(checkpoint)
     check_reading(flags)
     path = Path(checkpoint)
-    if path.suffix or len(path.parts) > 1 or checkpoint in published():
+    if path.suffix or len(path.parts) > 1 or checkpoint in embedded_names() or checkpoint in published():
         return
     try:
         find(checkpoint)

@@ -1,5 +1,6 @@
-"""What a person may say about a checkpoint on any command line, and loading with it."""
+"""What a person may say about a checkpoint on any command line, loading with it, and which file a number came from."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +9,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from robust_models.architectures import ACTIVATIONS
-from robust_models.checkpoints.load import load
+from robust_models.checkpoints.load import find, load
 from robust_models.classifier import NORMALIZERS, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.config import STRICT
+from robust_models.runtime.files import sha256_of
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -50,6 +52,28 @@ class CheckpointFlags:
         settings: dict[str, Any] = {name: getattr(self, name) for name in CheckpointFlags.__dataclass_fields__}
         settings["class_names"] = self.class_names and _names(self.class_names)
         return load(checkpoint, **settings, quiet=quiet)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file as the user called it, the sha256 of its bytes, and what it does not state (Description.assumptions)."""
+
+    name: str
+    sha256: str
+    assumptions: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
+
+
+def load_classifier(checkpoint: str, flags: CheckpointFlags | None = None) -> tuple[RobustClassifier, Source]:
+    """The classifier called or stored at `checkpoint`, and its provenance. UserError as robust_models.load.
+
+    Also UserError where a training run replaced the file meanwhile: hash and network would not belong together.
+    """
+    path = find(checkpoint)
+    before = sha256_of(path)
+    model = (flags or CheckpointFlags()).load(checkpoint)
+    if sha256_of(path) != before:
+        raise UserError(f"ckpt: {path} was replaced while it was read; run the command again, or copy the file first")
+    return model, Source(checkpoint, before, model.description.assumptions)
 
 
 _FLAGS = TypeAdapter(CheckpointFlags)

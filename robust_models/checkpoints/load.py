@@ -1,10 +1,7 @@
 """From a name or a file to a RobustClassifier. Without trust, loading never runs code from the file."""
 
 import difflib
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 from robust_models.architectures.libraries import is_function
@@ -22,6 +19,7 @@ from robust_models.checkpoints.subtrees import State
 from robust_models.checkpoints.torch_format import read_torch_file
 from robust_models.classifier import Description, Normalizer, RobustClassifier
 from robust_models.errors import UserError
+from robust_models.runtime.distributed import print_once
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
@@ -139,13 +137,8 @@ def format_assumptions(assumptions: Mapping[str, str]) -> str:
 
 def report_assumptions(description: Description, checkpoint: str) -> None:
     """One line on stderr about what was assumed of the checkpoint; once, by the first of several ranks."""
-    if (text := format_assumptions(description.assumptions)) and os.environ.get("RANK", "0") == "0":
-        _print_once(f"{checkpoint}: not stated in the file, so assumed: {text}")
-
-
-@cache
-def _print_once(line: str) -> None:
-    print(line, file=sys.stderr)
+    if text := format_assumptions(description.assumptions):
+        print_once([f"{checkpoint}: not stated in the file, so assumed: {text}"])
 
 
 def _found(path: Path, tensors: State | None, ema: bool) -> Found:

@@ -9,8 +9,9 @@ from robust_models.datasets.stores import FileStore
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES
 from robust_models.images.folder import check_any
-from robust_models.images.folder_files import find_files, sorted_naturally
-from robust_models.images.image_set import Packed, Split, print_once
+from robust_models.images.folder_files import Packed, find_files, sorted_naturally
+from robust_models.images.image_set import Split
+from robust_models.runtime.distributed import print_once
 
 Classes = Callable[[list[str]], dict[str, int]]  # names of all class folders, sorted -> the label of each that is used
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_models.checkpoints.provenance import Source
+from robust_models.checkpoints.flags import Source
 from robust_models.errors import UserError
 from robust_models.features.protocols import bicubic
 from robust_models.runtime.device import exact_fp32

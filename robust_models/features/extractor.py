@@ -9,8 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robust_models.checkpoints.checks import check_classifier
-from robust_models.checkpoints.flags import split_flags
-from robust_models.checkpoints.provenance import Source, load_classifier
+from robust_models.checkpoints.flags import Source, load_classifier, split_flags
 from robust_models.errors import UserError, none_of
 from robust_models.features.protocols import PROTOCOLS, same_pixels
 from robust_models.images import ImageSet, to_float
@@ -92,12 +91,13 @@ def open_features(
     Inception (features/protocols.py); None: pytorch-fid. UserError for another name or protocol, for a missing package,
     for a missing or foreign weights file.
     """
-    check_features(name, weights=weights, protocol=protocol)
     device = torch.device(device)
     kind, _, checkpoint = name.partition(":")
     if kind == "classifier" and checkpoint:
+        _check_for_inception(name, weights, protocol)
         return ClassifierFeatures(checkpoint, device=device)
 
+    check_features(name, weights=weights, protocol=protocol)
     if name == "dinov2":
         from robust_models.features.dinov2 import DINOv2Features
 
@@ -111,10 +111,7 @@ def open_features(
 def check_features(name: str, *, weights: Path | str | None = None, protocol: str | None = None) -> None:
     """UserError for what open_features refuses without opening anything; a classifier's name is checked too."""
     kind, _, checkpoint = name.partition(":")
-    if not kind.startswith("inception"):
-        for field, value in (("weights", weights), ("protocol", protocol)):
-            if value is not None:
-                raise UserError(f"{field}: belongs to the Inception network; --features {name} has its own")
+    _check_for_inception(name, weights, protocol)
     if kind == "classifier" and checkpoint:
         check_classifier(checkpoint, field="features")
         return
@@ -127,6 +124,13 @@ def check_features(name: str, *, weights: Path | str | None = None, protocol: st
         raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}, dinov2{hint}")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"protocol: {none_of(protocol, PROTOCOLS)}")
+
+
+def _check_for_inception(name: str, weights: Path | str | None, protocol: str | None) -> None:
+    """UserError where settings of the Inception network are given for another one."""
+    for field, value in (("weights", weights), ("protocol", protocol)):
+        if value is not None and not name.startswith("inception"):
+            raise UserError(f"{field}: belongs to the Inception network; --features {name} has its own")
 
 
 def image_statistics(images: ImageSet, extractor: FeatureExtractor, batch_size: int = 100) -> FrechetStatistics:

@@ -9,7 +9,7 @@ from urllib.request import url2pathname
 import torch
 from torch import Tensor
 
-from robust_models.checkpoints.provenance import Source
+from robust_models.checkpoints.flags import Source
 from robust_models.errors import UserError
 from robust_models.runtime.files import sha256_of
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images.codec import LISTED_SUFFIXES, WRITTEN_SUFFIXES, can_hold, decode_alpha
 from robust_models.images.encoded import EncodedImages, Fetch, Seen, encode_like, survey
-from robust_models.images.folder_files import FoundFiles, read_file, sorted_naturally
-from robust_models.images.image_set import Add, OnError, Packed, Stems, stem
+from robust_models.images.folder_files import FoundFiles, Packed, Stems, read_file, sorted_naturally, stem
+from robust_models.images.image_set import Add, OnError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,14 @@
 import os
 import re
 import stat
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from robust_models.errors import UserError
+from robust_models.images.image_set import Names
 from robust_models.images.pixels import max_bytes, too_large
 
 _SYSTEM_FILES = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
@@ -126,3 +128,41 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _identity(folder: str | Path) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
+
+
+class Packed(Names):
+    """Given names in one buffer: a list of as many strings would take several times their length."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.text, self.ends = bytearray(), array("Q")
+        for name in names:
+            self.append(name)
+
+    def append(self, name: str) -> None:
+        self.text += name.encode("utf-8", "surrogateescape")
+        self.ends.append(len(self.text))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _name(self, i: int) -> str:
+        start = self.ends[i - 1] if i else 0
+        return self.text[start : self.ends[i]].decode("utf-8", "surrogateescape")
+
+
+class Stems(Names):
+    """File names without their suffixes."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _name(self, i: int) -> str:
+        return stem(self.files[i])
+
+
+def stem(file: str) -> str:
+    """ "cat/1.old.png" -> "cat/1.old"."""
+    return os.path.splitext(file)[0]  # a Path would keep every name in the interpreter's table

@@ -1,10 +1,7 @@
 """What an image set is, whatever holds it."""
 
-import os
-import sys
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +128,7 @@ class ImageGroups:
         return first
 
 
-class _Names(Sequence[str]):
+class Names(Sequence[str]):
     """Names made when asked for."""
 
     @overload
@@ -146,7 +143,7 @@ class _Names(Sequence[str]):
         raise NotImplementedError
 
 
-class Numbered(_Names):
+class Numbered(Names):
     """ "000000", "000001", ..."""
 
     def __init__(self, number: int) -> None:
@@ -157,44 +154,6 @@ class Numbered(_Names):
 
     def _name(self, i: int) -> str:
         return f"{i:06d}"
-
-
-class Packed(_Names):
-    """Given names in one buffer: a list of as many strings would take several times their length."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.text, self.ends = bytearray(), array("Q")
-        for name in names:
-            self.append(name)
-
-    def append(self, name: str) -> None:
-        self.text += name.encode("utf-8", "surrogateescape")
-        self.ends.append(len(self.text))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def _name(self, i: int) -> str:
-        start = self.ends[i - 1] if i else 0
-        return self.text[start : self.ends[i]].decode("utf-8", "surrogateescape")
-
-
-class Stems(_Names):
-    """File names without their suffixes."""
-
-    def __init__(self, files: Sequence[str]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def _name(self, i: int) -> str:
-        return stem(self.files[i])
-
-
-def stem(file: str) -> str:
-    """ "cat/1.old.png" -> "cat/1.old"."""
-    return os.path.splitext(file)[0]  # a Path would keep every name in the interpreter's table
 
 
 def check_out(out: Path, like: ImageSet) -> None:
@@ -240,14 +199,3 @@ def difference(path: Path, name: str, one: HasSize, other_name: str, other: HasS
             "resize them to one size first"
         )
     return f"{path}: mixed depths: {name} is {one.depth}, {other_name} is {other.depth}; convert them to one first"
-
-
-def print_once(notes: Iterable[str]) -> None:
-    """Prints each note to stderr, once in a process and by the first of the ranks alone."""
-    for note in notes:
-        if note not in _said and os.environ.get("RANK", "0") == "0":
-            _said.add(note)
-            print(note, file=sys.stderr)
-
-
-_said: set[str] = set()

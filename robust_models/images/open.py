@@ -14,12 +14,13 @@ from robust_models.errors import DECODING_FAILURES, UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.folder import open_file, open_folder
 from robust_models.images.folder_files import check_regular, files_below, find_files, sorted_naturally
-from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split, print_once
+from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet
 from robust_models.images.pt import open_pt
 from robust_models.images.tar import open_tar
+from robust_models.runtime.distributed import print_once
 
 _HOLDERS = frozenset({".tar", ".parquet", ".arrow"})  # of many images in one file
 KNOWN = "a folder of images, .npz, .npy, .pt, WebDataset .tar shards, Hugging Face .parquet files, or one image file"

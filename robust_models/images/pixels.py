@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ _ROUNDING, _ROUNDING_HALF = 1e-5, 1e-3  # beyond [0,1] without meaning; of float
 _SLIGHTLY = 0.05  # beyond [0,1] as an overshoot of filters, which clipping mends
 _MAX_PIXELS = 1 << 26  # 8192 x 8192: a bomb of 13000 x 13000 is refused, the photograph of a 60-megapixel camera is not
 _MAX_BYTES = 256 << 20
+GREY_LEVEL = 1 / 255  # how far outside the range of pixels rounding may put one
+RESCALE = "clamp them, or map them to [0, 1] first: (x + 1) / 2 of pixels in [-1, 1], x / 255 of pixels in [0, 255]"
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -112,3 +114,25 @@ def _limit(variable: str, default: int) -> int:
     if text and not (text.isascii() and text.isdigit() and 0 < len(text) < 19):
         raise UserError(f"{variable}: {text[:40]!r} is not a whole number")
     return int(text or default)
+
+
+def check_images(
+    x: Any, *, name: str = "x", channels: int | None = None, low: float = 0, high: float = 1, advice: str = RESCALE
+) -> None:
+    """UserError unless x is a float tensor [N,C,H,W] with pixels in [low, high] and, if given, `channels` channels.
+
+    A grey level beyond the range is taken for rounding. `name` and `advice` begin and end the message.
+    """
+    shape = f"[N,{channels or 'C'},H,W]"
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != (channels or x.shape[1]):
+        came = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(
+            f"{name}: {came}; expected float tensors {shape} in [{low:g}, {high:g}] (robust_models.to_float makes them "
+            "of uint8)"
+        )
+    if x.numel() == 0:
+        return
+    lowest, highest = (value.item() for value in x.aminmax())
+    slack = GREY_LEVEL * (high - low)
+    if not (low - slack <= lowest and highest <= high + slack):  # NaN compares false
+        raise UserError(f"{name}: pixels run from {lowest:.4g} to {highest:.4g}, outside [{low:g}, {high:g}]; {advice}")

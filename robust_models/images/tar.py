@@ -16,7 +16,8 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.encoded import EncodedImages, Fetch, feeding, survey
-from robust_models.images.image_set import Add, OnError, Packed
+from robust_models.images.folder_files import Packed
+from robust_models.images.image_set import Add, OnError
 from robust_models.images.tar_members import check_size, extension, forget_members, opened, samples
 
 

@@ -1,7 +1,8 @@
 """The ranks of a torchrun job: who this process is, and the few things that all must do together."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -122,3 +123,14 @@ def _start() -> str:
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+_printed: set[str] = set()
+
+
+def print_once(lines: Iterable[str]) -> None:
+    """Prints each line to stderr, once in a process and by the first of several ranks alone."""
+    for line in lines:
+        if line not in _printed and os.environ.get("RANK", "0") == "0":
+            _printed.add(line)
+            print(line, file=sys.stderr)
