@@ -38,8 +38,8 @@ JUDGE_BATCH = 100
 STARTS = {"l2": 0.25, "linf": 1 / 255}  # the smallest eps tried, pixels in [0,1]; each next one is twice as large
 LARGEST = {"l2": 64.0, "linf": 32 / 255}
 WORSE_IN_A_ROW = 2  # so many tries past the minimum end the climb
-RESAMPLES = 100
-RESAMPLES_WIDE, WIDE = 10, 512  # above so many features a distance takes a second
+RESAMPLES = 100  # for each eps
+VERDICT_RESAMPLES = 400
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # x_u8 -> features [n,D], and logits [n,C] where it has some
 RefineAt = Callable[[float], Tensor]  # eps -> the chosen part of the set, refined, uint8
@@ -75,6 +75,24 @@ class Curve:
         """The smallest and largest eps that is the best in at least 5 % of the resamples."""
         likely = [point.eps for point in self.points if point.chosen_in >= 0.05]
         return min(likely), max(likely)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the chosen eps also helps images that did not choose it."""
+
+    frechet_before: float
+    frechet_after: float
+    difference_interval: tuple[float, float]  # of after less before, 95 %
+    n_held_apart: int
+    n_reference: int
+    num_features: int  # of the judge
+    judge: str
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the whole interval lies below 0."""
+        return self.difference_interval[1] < 0
 
 
 @dataclass(frozen=True)
@@ -118,18 +136,35 @@ class EpsSearch:
 
         return search(refine_at, judged, self.choosing, norm=refiner.attack.norm)
 
-    def verdict(self, refined: Pixels) -> dict[str, Any]:
-        """Frechet distances of images that did not choose to the reference's other half, before and after."""
+    def verdict(self, refiner: BatchRefiner, targets: Tensor | None) -> Verdict:
+        """What the refiner does to the images that did not choose, against the reference's other half."""
         before = _features(self.judge, lambda i: self.images.read(i, i + 1), self.rest)
-        after = _features(self.judge, refined, self.rest)
-        reference = FrechetStatistics.of(self.judging)
-        return {
-            "frechet_before": round(frechet_distance(FrechetStatistics.of(before), reference), 4),
-            "frechet_after": round(frechet_distance(FrechetStatistics.of(after), reference), 4),
-            "n_held_apart": len(self.rest),
-            "n_reference": len(self.judging),
-            "judge": self.judge.name,
-        }
+        refined = _refined(refiner, self.images, self.rest, targets)
+        after = torch.cat([self.judge(batch).cpu() for batch in refined.split(JUDGE_BATCH)])
+        return compared(before, after, self.judging, judge=self.judge.name)
+
+
+def compared(before: Tensor, after: Tensor, reference: Tensor, *, judge: str = "", seed: int = 0) -> Verdict:
+    """Frechet distances to reference features [M,D] of features [N,D] of the same images before and after refining.
+
+    The interval of their difference is a bootstrap over pairs of images (Efron 1979), about the difference found.
+    """
+    against = FrechetReference(FrechetStatistics.of(reference))
+    first, second = Resampler(before, against), Resampler(after, against)
+    draws = bootstrap_counts(np.random.default_rng(seed), len(before), VERDICT_RESAMPLES)
+    found = np.array([second.distance(counts) - first.distance(counts) for counts in draws])
+    whole = np.ones(len(before), dtype=np.int64)
+    distances = first.distance(whole), second.distance(whole)
+    low, high = np.quantile(found - found.mean(), (0.025, 0.975)) + distances[1] - distances[0]
+    return Verdict(
+        frechet_before=round(distances[0], 4),
+        frechet_after=round(distances[1], 4),
+        difference_interval=(round(float(low), 4), round(float(high), 4)),
+        n_held_apart=len(before),
+        n_reference=len(reference),
+        num_features=before.shape[1],
+        judge=judge,
+    )
 
 
 def search(refine_at: RefineAt, judge: Judge, reference: Tensor, *, norm: str, seed: int = 0) -> Curve:
@@ -191,9 +226,9 @@ def _bootstrap(columns: Sequence[Tensor], reference: FrechetStatistics, seed: in
     A resample holds fewer distinct images than the set, which lifts every distance alike; the excess over the set's own
     distance is taken off, so that intervals lie about it.
     """
-    n, dim = columns[0].shape
+    n = len(columns[0])
     rng = np.random.default_rng(seed)
-    draws = list(bootstrap_counts(rng, n, RESAMPLES if dim <= WIDE else RESAMPLES_WIDE))
+    draws = list(bootstrap_counts(rng, n, RESAMPLES))
     against = FrechetReference(reference)
     resamplers = [Resampler(features, against) for features in columns]
     distances = np.array([[resampler.distance(counts) for resampler in resamplers] for counts in draws])

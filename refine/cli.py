@@ -78,11 +78,22 @@ def _format_summary(summary: Summary) -> str:
 
 
 def _search(found: Summary) -> list[str]:
-    return [
+    low, high = found["difference_interval"]
+    lines = [
         found["table"],
         f"on {found['n_held_apart']} images that did not choose, against {found['n_reference']} real ones, in the "
-        f"features of {found['judge']}: Frechet distance {found['frechet_before']} -> {found['frechet_after']}",
+        f"features of {found['judge']}: Frechet distance {found['frechet_before']} -> {found['frechet_after']} "
+        f"(difference {low:+g} to {high:+g} in 95 % of the resamples)",
     ]
+    if found["n_held_apart"] < found["num_features"]:
+        lines.append(
+            f"that is {found['n_held_apart']} images for {found['num_features']} features: few for a verdict; "
+            "--auto-images takes more"
+        )
+    if not found["is_gain"] and found["eps"] > 0:
+        done = "taken all the same" if found["eps_taken"] else "the images are left as they are (--auto-accept best)"
+        lines.append(f"eps {found['eps']:g} is no significant gain: {done}")
+    return lines
 
 
 def _targets(mode: str) -> str:

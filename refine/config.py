@@ -62,6 +62,10 @@ class AutoEpsFlags:
     auto_images: Annotated[int, Field(ge=2)] = Field(
         default=1000, description="how many images --eps auto tries eps on; as many others judge its choice"
     )
+    auto_accept: Literal["significant", "best"] = Field(
+        default="significant",
+        description="significant: where the others do not confirm the gain, images are left as they are; best: anyway",
+    )
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -15,6 +15,7 @@ from refine.work_folder import Row, Shards, WorkFolder
 from robust_models.grids import difference_row, fitted, save_rows, save_trajectory
 from robust_models.images import to_float, to_u8
 
+CONFIDENCE_NOTE = "Below each image: its target, and the probability that the classifier gives it before > after."
 _SQUARE = 192  # pixels
 
 
@@ -23,12 +24,15 @@ def save_pictures(
 ) -> None:
     """--grid and --trajectory, where asked for, from finished shards."""
     if config.grid is not None:
-        _save_grid(config.grid, config.grid_images, images, work, shards)
+        attack = refiner.attack
+        _save_grid(config.grid, config.grid_images, images, work, shards, attack.norm, attack.eps)
     if config.trajectory is not None:
         _save_trajectory(config.trajectory, config.trajectory_images, refiner, images, work, shards)
 
 
-def _save_grid(path: Path, count: int, images: GroupedImages, work: WorkFolder, shards: Shards) -> None:
+def _save_grid(
+    path: Path, count: int, images: GroupedImages, work: WorkFolder, shards: Shards, norm: str, eps: float
+) -> None:
     """Images before, after and their difference, with the target's name and its confidence before and after."""
     index = spread(shards.n, count).tolist()
     before = _of_one_size([images.read(i, i + 1) for i in index])
@@ -37,7 +41,8 @@ def _save_grid(path: Path, count: int, images: GroupedImages, work: WorkFolder, 
         f"{row['class']}\n{row['confidence_before']:.0%} > {row['confidence_after']:.0%}"
         for row in _rows_at(index, work, shards)
     ]
-    save_rows(path, [("before", before), ("refined", after), difference_row(before, after)], captions)
+    rows = [("before", before), ("refined", after), difference_row(before, after)]
+    save_rows(path, rows, captions, note=f"{norm} eps {eps:g}. {CONFIDENCE_NOTE}")
 
 
 def _save_trajectory(

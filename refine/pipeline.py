@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -102,7 +102,7 @@ def _refine_and_publish(
                 for name, classifier in zip(config.ckpts, classifiers, strict=True)
             }
             if search is not None:
-                summary["eps_search"] = work.read_json(EPS) | search.verdict(partial(work.image, passes.shards))
+                summary["eps_search"] = work.read_json(EPS)
             work.finish(summary)
     return work.publish() if ranks.is_first else None
 
@@ -243,11 +243,14 @@ def _chosen_eps(
     work: WorkFolder,
     ranks: Ranks,
 ) -> float:
-    """What --eps auto finds, on the first rank; kept for a resumed run."""
+    """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
     if search is not None and not work.has(EPS):
-        work.write_json(EPS, as_plain(search.choose(refiner, partial(_attack, config), targets)))
+        found = as_plain(search.choose(refiner, partial(_attack, config), targets))
+        verdict = search.verdict(replace(refiner, attack=_attack(config, found["eps"])), targets)
+        taken = found["eps"] if verdict.is_gain or config.auto_accept == "best" else 0.0
+        work.write_json(EPS, found | asdict(verdict) | {"is_gain": verdict.is_gain, "eps_taken": taken})
     ranks.barrier()
-    return work.read_json(EPS)["eps"]
+    return work.read_json(EPS)["eps_taken"]
 
 
 def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:

@@ -17,8 +17,8 @@ from robust_models.runtime.files import sha256_of
 # Without effect, or given below in other words. On a GPU batch_size moves the last float32 bits, but a run that was out
 # of memory must be able to go on with a smaller one.
 _LEFT_OUT = {
-    "ckpt", "input", "out", "targets", "reference", "judge", "auto_images", "batch_size", "device", "precision",
-    "overwrite", "grid", "grid_images", "trajectory", "trajectory_images",
+    "ckpt", "input", "out", "targets", "reference", "judge", "auto_images", "auto_accept", "batch_size", "device",
+    "precision", "overwrite", "grid", "grid_images", "trajectory", "trajectory_images",
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def deciding(config: RefineConfig, images: GroupedImages, device: torch.device, 
             plain[f"{name} file"] = sha256_of(Path(text))[:16]
     if config.eps == "auto" and config.reference is not None:
         plain |= {"reference": str(config.reference.resolve()), "reference files": fingerprint(config.reference)}
-        plain |= {"judge": config.judge, "auto_images": config.auto_images}
+        plain |= {"judge": config.judge, "auto_images": config.auto_images, "auto_accept": config.auto_accept}
     return plain
 
 

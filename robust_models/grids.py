@@ -1,5 +1,6 @@
 """Pictures of image batches for people to look at."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ CELL = 96  # pixels per image at least
 GAP = 6
 CAPTION = 30  # two lines of text
 FONT_SIZE = 11
+NOTE_LINE = 15  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 1600
 BACKGROUND, INK, FAINT = "white", "#222222", "#777777"
 GREY, MOST = 128, 20  # a larger factor would show rounding as structure
@@ -21,12 +23,12 @@ GREY, MOST = 128, 20  # a larger factor would show rounding as structure
 Row = tuple[str, Tensor]  # a name and images x_u8 [N,3,H,W] on the CPU
 
 
-def save_rows(path: Path, rows: Sequence[Row], captions: Sequence[str], *, columns: int = 8) -> None:
-    """One PNG: every row of images under its name, column i of all rows above captions[i].
+def save_rows(path: Path, rows: Sequence[Row], captions: Sequence[str], *, columns: int = 8, note: str = "") -> None:
+    """One PNG: every row of images under its name, column i of all rows above captions[i], the note below all.
 
     N images wrap into blocks of `columns`; small images are enlarged by a whole factor so that their pixels stay sharp.
     """
-    _save(path, [_picture(rows, captions, columns)], "png")
+    _save(path, [_with_note(_picture(rows, captions, columns), note)], "png")
 
 
 def save_trajectory(
@@ -102,4 +104,18 @@ def _picture(rows: Sequence[Row], captions: Sequence[str], columns: int) -> Imag
         for c, caption in enumerate(captions[part]):
             middle = margin + c * (cell_width + GAP) + cell_width / 2
             draw.text((middle, y), caption, FAINT, font, anchor="ma", align="center")
+    return canvas
+
+
+def _with_note(picture: Image.Image, note: str) -> Image.Image:
+    """The picture with a note below it, in lines as long as it is wide."""
+    if not note:
+        return picture
+    font = ImageFont.load_default(FONT_SIZE)
+    lines = textwrap.wrap(note, max(20, int((picture.width - 2 * GAP) / font.getlength("n"))))
+    canvas = Image.new("RGB", (picture.width, picture.height + len(lines) * NOTE_LINE + GAP), BACKGROUND)
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, line in enumerate(lines):
+        draw.text((GAP, picture.height + i * NOTE_LINE), line, FAINT, font)
     return canvas

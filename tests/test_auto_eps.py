@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from refine.auto_eps import EpsSearch, Verdict
 from refine.cli import main
 from robust_models import save
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
@@ -27,7 +29,8 @@ def place(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
 
 def command(place: dict[str, Path], *more: object) -> list[str]:
     words = ["--ckpt", place["checkpoint"], "--input", place["images"], "--out", place["out"], "--eps", "auto"]
-    words += ["--reference", place["real"], "--judge", place["judge"], "--steps", 2, "--device", "cpu", *more]
+    words += ["--reference", place["real"], "--judge", place["judge"], "--steps", 2, "--device", "cpu"]
+    words += ["--auto-accept", "best", *more]
     return [str(word) for word in words]
 
 
@@ -81,3 +84,17 @@ def test_auto_asks_for_what_it_needs(place, capsys):
     words = command(place)[:8]
     assert main(words) == 2
     assert "eps: auto needs --reference REAL_IMAGES and --judge CLASSIFIER" in capsys.readouterr().err
+
+
+def test_a_gain_that_others_do_not_confirm_leaves_the_images_as_they_are(place, capsys, monkeypatch):
+    low = Verdict(8.0, 7.9, (-0.3, 0.1), 12, 12, 64, "a judge")
+    monkeypatch.setattr(EpsSearch, "verdict", lambda *_: low)
+    assert main(command(place, "--auto-accept", "significant")) == 0
+    printed = capsys.readouterr().out
+    assert "Frechet distance 8.0 -> 7.9 (difference -0.3 to +0.1 in 95 % of the resamples)" in printed
+    assert "that is 12 images for 64 features: few for a verdict; --auto-images takes more" in printed
+    assert np.array_equal(np.load(place["out"])["arr_0"], np.load(place["images"])["arr_0"])
+    sure = replace(low, difference_interval=(-0.3, -0.1))
+    monkeypatch.setattr(EpsSearch, "verdict", lambda *_: sure)
+    assert main(command(place, "--auto-accept", "significant", "--overwrite")) == 0
+    assert "no significant gain" not in capsys.readouterr().out

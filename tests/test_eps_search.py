@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.auto_eps import format_curve, halves, search
+from refine.auto_eps import compared, format_curve, halves, search
 from robust_models import UserError
 
 REFERENCE = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))
@@ -76,3 +76,31 @@ def test_the_table_shows_every_eps_and_marks_the_best():
     assert table.count("\n") == len(curve.points) + 1
     assert [line.split()[0] for line in table.splitlines() if line.endswith("<")] == ["2"]
     assert table.endswith("eps 2 (from 2 to 2 in 95 % of the resamples)")
+
+
+@pytest.mark.parametrize(("n", "dim"), [(200, 8), (60, 40), (40, 60), (300, 2)])
+def test_the_verdict_finds_a_gain_where_there_is_one_and_none_where_there_is_none(n, dim):
+    draws = torch.Generator().manual_seed(n)
+    reference = torch.randn(1000, dim, generator=draws)
+    before = 1.0 + torch.randn(n, dim, generator=draws)
+    better = compared(before, before - 0.5, reference)
+    assert better.is_gain
+    assert better.frechet_after < better.frechet_before
+    worse = compared(before, before + 0.5, reference)
+    assert not worse.is_gain
+    assert worse.difference_interval[0] > 0
+    for verdict in (better, worse):
+        low, high = verdict.difference_interval
+        assert low < verdict.frechet_after - verdict.frechet_before < high
+    assert compared(before, before, reference).difference_interval == (0, 0)
+
+
+def test_noise_is_called_a_gain_as_seldom_as_it_should_be():
+    reference = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    gains = 0
+    for seed in range(40):
+        draws = torch.Generator().manual_seed(seed + 1)
+        before = torch.randn(100, 4, generator=draws)
+        after = 0.95 * before + (1 - 0.95**2) ** 0.5 * torch.randn(100, 4, generator=draws)  # of the same distribution
+        gains += compared(before, after, reference).is_gain
+    assert gains <= 4  # 2.5 % of 40, and three more

@@ -345,3 +345,54 @@ def test_a_signal_stops_a_command_in_few_lines_and_it_can_go_on(checkpoint, fold
     assert "go on with: bigroc refine --eps 1" in error
     assert subprocess.run(words, capture_output=True, check=False).returncode == 0
     assert len(open_images(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "caption", "note"),
+    [
+        (
+            ["--eps", "1"],
+            ["before", "refined"],
+            r"\w+\n\d+% > \d+%",
+            "l2 eps 1. Below each image: its target",
+        ),
+        (
+            ["--task", "invert"],
+            ["given", "found"],
+            r"\w+\n\d\.\d\d > \d\.\d\d",
+            "l2 eps 20, 1 steps. Below",
+        ),
+        (["--task", "superres", "--factor", "2"], ["before", "after"], r"\w+\n\d+% > \d+%", "l2 eps 2, 1 steps. Below"),
+        (
+            ["--task", "paint", "--feature", "3", "--rectangle", "0,0,8,8"],
+            ["before", "painted"],
+            r"feature 3\n-?\d+\.\d\d > -?\d+\.\d\d",
+            "l2 eps 5, 1 steps. Below each image: the feature that is raised, its value before > after",
+        ),
+    ],
+)
+def test_a_grid_says_what_it_shows(checkpoint, folder, tmp_path, monkeypatch, flags, names, caption, note):
+    seen = {}
+
+    def watched(path, rows, captions, *, note):
+        seen.update(rows=[name for name, _ in rows], captions=captions, note=note)
+
+    for place in ("refine.pictures", "refine.synthesis.task_pictures"):
+        monkeypatch.setattr(f"{place}.save_rows", watched)
+    words = [
+        *flags,
+        "--steps",
+        1,
+        "--ckpt",
+        checkpoint,
+        "--input",
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--grid",
+        "g.png",
+    ]
+    assert main([str(word) for word in words]) == 0
+    assert seen["rows"][:2] == names
+    assert all(re.fullmatch(caption, text) for text in seen["captions"])
+    assert seen["note"].startswith(note)

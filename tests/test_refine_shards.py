@@ -422,6 +422,7 @@ def test_eps_auto_is_searched_once_and_then_refines_all(checkpoint, pixels_npz, 
     save(tiny_classifier(), tmp_path / "judge.safetensors")
     np.savez(tmp_path / "real.npz", arr_0=tiny_pixels(N, seed=1)[0])
     search = {"eps": "auto", "reference": tmp_path / "real.npz", "judge": tmp_path / "judge.safetensors"}
+    search["auto_accept"] = "best"
     out = tmp_path / "out.npz"
     with killed_before(3), pytest.raises(Killed):  # run.json, eps.json, and a shard's rows are there
         run(checkpoint, pixels_npz, out, **search, auto_images=8)

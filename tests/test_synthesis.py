@@ -296,8 +296,19 @@ def test_without_a_task_and_with_task_refine_it_refines(capsys):
 
 
 def test_dry_run_prints_the_resolved_config(capsys):
-    words = ["--task=superres", "--ckpt", "a", "--input", "b", "--out", "c", "--factor", "4", "--dry-run"]
-    status, printed, _ = run(*words, capsys=capsys)
+    words = [
+        "--task=superres",
+        "--ckpt",
+        "cifar10-l2-small",
+        "--input",
+        "b",
+        "--out",
+        "c",
+        "--factor",
+        "4",
+        "--dry-run",
+    ]
+    status, printed, _ = run(*words, "--dry-run", capsys=capsys)
     assert status == 0
     assert "factor: 4" in printed
     assert "start: nearest" in printed

@@ -91,7 +91,7 @@ def _made(
         means = _write(work.assembled, work.manifest, blocks, new, grid)
     wall_s = time.perf_counter() - started
     if config.grid is not None:
-        grid.save(config.grid, source)
+        grid.save(config.grid, source, ball)
     if config.trajectory is not None:
         save_trajectory(config.trajectory, network, source, ball, block, config.trajectory_images)
     return {

@@ -47,6 +47,21 @@ class Work:
     original_u8: Tensor | None = None  # [N,3,H,W], given together with keep_outside
 
 
+def confidences(row: dict[str, Any]) -> str:
+    """The class of a manifest row and its probability before and after."""
+    return f"{row['class']}\n{row['confidence_before']:.0%} > {row['confidence_after']:.0%}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How --grid calls its two rows, what it says below each image, and what explains that."""
+
+    before: str = "before"
+    after: str = "after"
+    caption: Callable[[dict[str, Any]], str] = confidences
+    note: str = "Below each image: its target, and the probability that the classifier gives it before > after."
+
+
 @dataclass(frozen=True)
 class Source:
     """What a task makes of its config: N images to be, read and worked on a block at a time.
@@ -60,6 +75,7 @@ class Source:
     work: Callable[[Tensor], Work]
     before: Callable[[Tensor], Tensor]  # -> uint8 [n,3,h,w] on the CPU, which --grid shows beside the result
     names: Sequence[str]  # of each image in the manifest (robust_models.images.image_set.Numbered makes some)
+    shown: Shown = Shown()
 
 
 @dataclass(frozen=True)

@@ -27,22 +27,23 @@ class Grid:
     def __init__(self, n: int, count: int) -> None:
         self.rows = spread(n, count)
         self.after: list[Tensor] = []
-        self.captions: list[str] = []
+        self.manifest: list[Row] = []
 
     def take(self, rows: Tensor, x_u8: Tensor, manifest: Sequence[Row]) -> None:
         """Keeps the wanted ones of the images x_u8 [n,3,H,W] of these consecutive rows, with their manifest rows."""
         for i in (self.rows[(self.rows >= rows[0]) & (self.rows <= rows[-1])] - rows[0]).tolist():
             self.after.append(x_u8[i])
-            row = manifest[i]
-            self.captions.append(f"{row['class']}\n{row['confidence_before']:.0%} > {row['confidence_after']:.0%}")
+            self.manifest.append(manifest[i])
 
-    def save(self, path: Path, source: Source) -> None:
+    def save(self, path: Path, source: Source, ball: Ball) -> None:
         """What each image was made of above what it became, at the size of the latter."""
         after = torch.stack(self.after)
         before = torch.cat([source.before(row) for row in self.rows.split(1)])
         if before.shape != after.shape:
             before = F.interpolate(before, after.shape[-2:], mode="nearest-exact")
-        save_rows(path, [("before", before), ("after", after)], self.captions)
+        rows = [(source.shown.before, before), (source.shown.after, after)]
+        note = f"{ball.norm} eps {ball.eps:g}, {ball.steps} steps. {source.shown.note}"
+        save_rows(path, rows, [source.shown.caption(row) for row in self.manifest], note=note)
 
 
 def save_trajectory(path: Path, network: Network, source: Source, ball: Ball, block: int, count: int) -> None:

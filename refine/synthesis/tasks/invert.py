@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from refine.network import Network
 from refine.synthesis.config import Ball, InputConfig, by_size
 from refine.synthesis.inputs import find_targets, open_set, read
-from refine.synthesis.task import Source, Task, Work
+from refine.synthesis.task import Shown, Source, Task, Work
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, to_u8
@@ -69,7 +69,14 @@ def open_source(config: InvertConfig, network: Network) -> Source:
 
         return Work(network.here(start(rows)), network.here(targets[rows]), objective)
 
-    return Source(targets, images.size, work, lambda rows: to_u8(read(images, rows)), images.names)
+    shown = Shown(
+        before="given",
+        after="found",
+        caption=lambda row: f"{row['class']}\n{row['objective_before']:.2f} > {row['objective_after']:.2f}",
+        note="Below each image: its class, and how far the features are from the given image's, in units of their "
+        "length, at the start > in the end.",
+    )
+    return Source(targets, images.size, work, lambda rows: to_u8(read(images, rows)), images.names, shown)
 
 
 def find_start(name: str, seed: int, images: ImageSet, classifier: RobustClassifier) -> Start:

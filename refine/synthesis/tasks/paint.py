@@ -4,6 +4,7 @@ Santurkar et al. 2019, arXiv:1906.09453. `--task features` shows which feature i
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -14,7 +15,7 @@ from refine.synthesis.config import Ball, InputConfig, by_size
 from refine.synthesis.inputs import find_targets, open_set, read
 from refine.synthesis.loop import faithful_outside
 from refine.synthesis.masks import read_masks, rectangle
-from refine.synthesis.task import Objective, Source, Task, Work
+from refine.synthesis.task import Objective, Shown, Source, Task, Work
 from refine.synthesis.tasks.features import check_feature
 from robust_models.images import to_u8
 from robust_models.runtime.config import STRICT, Number
@@ -80,7 +81,14 @@ def open_source(config: PaintConfig, network: Network) -> Source:
             original_u8=to_u8(x0),
         )
 
-    return Source(targets, images.size, work, lambda rows: to_u8(read(images, rows)), images.names)
+    def caption(row: dict[str, Any]) -> str:
+        before, after = (-row[f"objective_{when}"] / config.strength for when in ("before", "after"))
+        return f"feature {feature}\n{before:.2f} > {after:.2f}"
+
+    cost = "" if config.paste else " (less what the change outside the mask costs)"
+    note = f"Below each image: the feature that is raised, its value before > after{cost}."
+    shown = Shown(after="painted", caption=caption, note=note)
+    return Source(targets, images.size, work, lambda rows: to_u8(read(images, rows)), images.names, shown)
 
 
 TASK = Task(
