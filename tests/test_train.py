@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -430,3 +431,37 @@ def test_folder_data_takes_its_class_names(tmp_path, labelled_npz):
     assert renamed.class_names == ("red", "green", "blue")
     with pytest.raises(UserError, match="2 names for the 3 classes"):
         load_dataset(str(labelled_npz), "train", class_names=("red", "green"))
+
+
+LITTLE = r"the whole run has {} steps \({} images in batches of {}, {} epochs\); raise --epochs or lower --batch-size"
+MOST = r"data.validation holds out {} of the 96 images, so that {} train; lower it"
+
+
+@pytest.mark.parametrize(
+    ("validation", "batch_size", "epochs", "expected"),
+    [
+        (64, 32, 1, [MOST.format(64, 32), LITTLE.format(1, 32, 32, 1)]),
+        (64, 8, 5, [MOST.format(64, 32)]),
+        (49, 2, 1, [MOST.format(49, 47)]),
+        (48, 2, 1, []),
+        (16, 4, 1, []),
+        (16, 80, 19, [LITTLE.format(19, 80, 80, 19)]),
+        (16, 80, 20, []),
+        (0, 96, 2, [LITTLE.format(2, 96, 96, 2)]),
+    ],
+)
+def test_a_run_that_hardly_trains_says_so_in_one_line(
+    tmp_path, labelled_npz, capsys, validation, batch_size, epochs, expected
+):
+    fields = {"data.validation": str(validation), "batch_size": str(batch_size), "epochs": str(epochs)}
+    config = tiny_config(tmp_path / "run", labelled_npz, **fields, **{"attack.eps": "0", "data.image_size": "8"})
+    summary = run(config)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == bool(expected)
+    assert len(summary["warnings"]) == len(expected)
+    for pattern, warning in zip(expected, summary["warnings"], strict=True):
+        assert re.fullmatch(pattern, warning), warning
+        assert warning in lines[0]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["warnings"] == summary["warnings"]
+    assert run(config) == summary
+    assert "warning: " not in capsys.readouterr().err

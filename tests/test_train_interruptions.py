@@ -17,12 +17,15 @@ from PIL import Image
 import train.run
 from robust_models import UserError, load
 from robust_models.datasets import open_dataset
+from robust_models.runtime.config import resolve
 from robust_models.runtime.files import exclusive
 from robust_models.runtime.run_folder import read_metrics
 from robust_models.runtime.signals import Interrupted, StopSignals, leaving_on_signals
 from tests.tiny import loader_of, tiny_pixels
 from train.cli import main
+from train.config import TrainConfig
 from train.loaders.base import dead_workers_reported
+from train.start import open_data
 from train.state import load_state
 from train.step import train_step
 
@@ -218,29 +221,23 @@ def broken(kind: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cut off", "text", "empty"])
-def test_an_image_that_cannot_be_read_ends_a_streaming_run_in_one_line(folder, tmp_path, kind):
+def test_an_image_that_cannot_be_read_ends_a_streaming_run_in_one_line(folder, tmp_path, capfd, kind):
     broken(kind, sorted((folder / "class1").iterdir())[0])
-    for more, status in (([], 2), (["--data.on-error", "skip"], 0)):
-        out = tmp_path / f"run{status}"
-        flags = [
-            "--data.path",
-            str(folder),
-            "--data.loader",
-            "stream",
-            "--data.workers",
-            "2",
-            "--data.image-size",
-            "16",
-        ]
-        command = [sys.executable, "-m", "train", *TINY.split(), *flags, "--data.validation", "4", "--out", str(out)]
-        ended = subprocess.run(
-            [*command, *more], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        lines = [line for line in ended.stderr.replace("\r", "\n").splitlines() if line and "train:" not in line]
-        assert ended.returncode == status, ended.stderr
-        expected = "skipped: " if status == 0 else "error: "
+    flags = "--data.loader stream --data.workers 2 --data.image-size 16 --data.validation 4 --epochs 10"
+    command = [*TINY.split(), "--data.path", str(folder), *flags.split(), "--out", str(tmp_path / "run")]
+    ended = subprocess.run(  # a process of its own, which its workers must not keep from ending
+        [sys.executable, "-m", "train", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    skipping = main([*command[:-1], str(tmp_path / "skipping"), "--data.on-error", "skip"])
+    assert (ended.returncode, skipping) == (2, 0), ended.stderr
+    for text, expected in ((ended.stderr, "error: "), (capfd.readouterr().err, "skipped: ")):
+        lines = [line for line in text.replace("\r", "\n").splitlines() if line and "train:" not in line]
         assert lines
-        assert all(line.startswith(expected) and str(folder) in line for line in lines), ended.stderr
+        assert all(line.startswith(expected) and str(folder) in line for line in lines), text
 
 
 @pytest.mark.parametrize("kind", ["cut off", "deleted", "text"])
@@ -260,6 +257,15 @@ def test_with_skip_the_next_image_takes_the_place_in_every_loader(folder, kind, 
     for loader in loaders:
         loader.close()
     assert f"{data.store.files[first]}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+@pytest.mark.parametrize("path", ["folder", "labelled_npz"])
+def test_nothing_need_be_held_out(path, on_error, request, tmp_path):
+    data = {"path": str(request.getfixturevalue(path)), "image_size": 8, "validation": 0, "on_error": on_error}
+    trained_on, held_out = open_data(resolve(TrainConfig, {"out": str(tmp_path / "run"), "data": data}))
+    assert len(trained_on) == (48 if path == "folder" else 96)
+    assert held_out.x_u8.shape == (0, 3, 8, 8)
 
 
 def test_where_nothing_can_be_read_skipping_ends(folder):

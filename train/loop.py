@@ -24,6 +24,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         with stop.anywhere():
             run = Run(config, ranks)
         stop.ranks = ranks
+        if run.warnings and not run.finished and ranks.is_first:
+            print(f"warning: {'; '.join(run.warnings)}", file=sys.stderr)
         with dead_workers_reported(), closing(run.loader), reporter(run, ranks) as report:
             if run.finished and not run.outstanding and ranks.is_first:
                 print(f"{config.out}: already finished, at step {run.progress.step}", file=sys.stderr)

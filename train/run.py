@@ -21,7 +21,7 @@ from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
 from train.copies import EMA, make_twin
 from train.parallel import ALONE
-from train.start import make_model, open_data, open_loader
+from train.start import make_model, open_data, open_loader, warnings
 from train.state import Progress, TrainState, claim, save_state
 from train.step import Measured, attack_at, make_optimizer, mean, train_step
 from train.validation import Together, overfitting, picture, selection, validate
@@ -55,9 +55,10 @@ class Run:
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
         self.total = config.epochs * self.loader.steps_per_epoch
+        self.warnings = warnings(config, len(data), len(self.held_out), self.total)
         self.progress = Progress()
         self.pending: list[Measured] = []  # since the last row of metrics
-        if state := ranks.share(claim(config, self.precision) if ranks.is_first else None):
+        if state := ranks.share(claim(config, self.precision, self.warnings) if ranks.is_first else None):
             self.model.load_state_dict(state.model)
             self.ema.model.load_state_dict(state.ema)
             self.optimizer.load_state_dict(state.optimizer)
@@ -179,12 +180,14 @@ class Run:
             raise UserError(f"step {self.progress.step}: {error}") from error
 
     def summary(self) -> dict[str, Any]:
+        """Where the classifier is, steps, seconds, scores of the best evaluation, precision and warnings, for JSON."""
         return {
             "checkpoint": str(self.checkpoint),
             "steps": self.progress.step,
             "wall_s": round(self.progress.wall_s, 1),
             "validation": self.progress.best_scores,
             **self.precision.summary(),
+            "warnings": self.warnings,
         }
 
 

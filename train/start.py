@@ -19,6 +19,7 @@ from train.loaders import make_loader
 from train.loaders.base import Loader, LoaderSettings, in_memory, usable_cores
 
 DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
+FEW_STEPS = 20  # optimizer steps; with fewer the weights hardly move
 
 
 def open_data(config: TrainConfig) -> tuple[AnyDataset, Dataset]:
@@ -34,6 +35,22 @@ def open_data(config: TrainConfig) -> tuple[AnyDataset, Dataset]:
     if kept <= 0:
         raise UserError(f"data.validation: {fields.validation} leaves nothing of the {len(data)} images to train on")
     return data[:kept], in_memory(data[kept:], fields.on_error)
+
+
+def warnings(config: TrainConfig, num_train: int, num_held_out: int, num_steps: int) -> list[str]:
+    """What a recipe may not have meant for these images: most of them held out, hardly a step to train."""
+    found = []
+    if num_held_out > num_train:
+        found.append(
+            f"data.validation holds out {num_held_out} of the {num_train + num_held_out} images, so that {num_train} "
+            "train; lower it"
+        )
+    if num_steps < FEW_STEPS:
+        found.append(
+            f"the whole run has {num_steps} steps ({num_train} images in batches of {config.batch_size}, "
+            f"{config.epochs} epochs); raise --epochs or lower --batch-size"
+        )
+    return found
 
 
 def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ranks: Ranks) -> Loader:

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def load_state(folder: Path) -> TrainState | None:
     return None
 
 
-def claim(config: TrainConfig, precision: PrecisionDecision) -> TrainState | None:
-    """The state to go on from; a folder that holds another run is refused."""
+def claim(config: TrainConfig, precision: PrecisionDecision, warnings: Sequence[str] = ()) -> TrainState | None:
+    """The state to go on from, None at the start of a run; config.json then says what the run is.
+
+    UserError where config.out holds another run.
+    """
     plain = as_plain(config)
     recorded = config.out / "config.json"
     if recorded.exists():
@@ -84,7 +88,9 @@ def claim(config: TrainConfig, precision: PrecisionDecision) -> TrainState | Non
                 f"choose another --out, or repeat that run's command to continue it"
             )
     sweep_partials(config.out)
-    write_json(recorded, {"config": plain, **precision.summary(), "environment": environment()})
+    write_json(
+        recorded, {"config": plain, **precision.summary(), "warnings": list(warnings), "environment": environment()}
+    )
     return load_state(config.out)
 
 

@@ -76,6 +76,8 @@ class LazyDataset:
         The box of an image is a function of seed, epoch and its number in the store.
         """
         numbers = self.index[indices.numpy()]
+        if len(numbers) == 0:
+            return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
         images = self.store.read(numbers)
         if random_crop is None:
             cut = [centre_crop(image, self.image_size, self.resize_to) for image in images]
