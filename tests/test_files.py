@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,19 @@ def test_only_what_killed_writers_left_is_swept(tmp_path):
     assert list(tmp_path.glob(".out*")) == []
     sweep_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "notes.partial"]
+
+
+@pytest.mark.parametrize("write", [whole_file, whole_folder])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
+def test_what_is_no_file_is_not_replaced(tmp_path, write, kind):
+    place = tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place = Path("/dev/null")
+    else:
+        place.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"is no (file|folder) and is not replaced; name another place"), write(place):
+        pass
+    assert not place.is_file()
+    assert not place.is_dir()

@@ -28,8 +28,10 @@ _held: set[int] = set()  # descriptors of locks
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; on success it becomes `path`, on error it is removed.
 
-    UserError where there is no room or no permission.
+    UserError where there is no room or no permission, and where a folder, a device or a pipe is there. A link is
+    replaced; what it leads to stays.
     """
+    _check_kind(path, "file", path.is_file())
     _make_parent(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
@@ -49,8 +51,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `path`; on success it becomes `path` (replacing it), on error it is removed.
 
-    UserError where there is no room or no permission.
+    UserError where there is no room or no permission, and where something other than a folder is there.
     """
+    _check_kind(path, "folder", path.is_dir() and not path.is_symlink())
     _make_parent(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
@@ -182,6 +185,11 @@ def is_no_room(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def _check_kind(path: Path, kind: str, is_of_kind: bool) -> None:
+    if path.exists() and not is_of_kind:
+        raise UserError(f"{path}: is no {kind} and is not replaced; name another place")
 
 
 def _make_parent(path: Path) -> None:

@@ -52,6 +52,8 @@ def fit_seeds(config: SeedsConfig) -> Summary:
         raise UserError(f"out: {config.out} is to end in .npz")
     if config.out.exists() and not config.overwrite:
         raise UserError(f"out: {config.out} exists; remove it, choose another place, or pass --overwrite")
+    if config.out.exists():
+        ClassSeeds.load(config.out)  # UserError where it is no file of seeds: nothing else is replaced
     names = [name.strip() for name in config.class_names.split(",")] if config.class_names else ()
     data = open_dataset(config.data, "train", image_size=config.image_size, class_names=names)
     side = _side(config, data.image_size)
