@@ -4,6 +4,8 @@ BIGROC_TEST_BF16=0 or 1 in the environment lets every test believe that its CPU 
 """
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +63,17 @@ def labelled_npz(tmp_path: Path) -> Path:
     pixels, labels = tiny_pixels(96)
     np.savez(path, arr_0=pixels, arr_1=labels)
     return path
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB; skips where it cannot be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -4,8 +4,12 @@ import errno
 import http.client
 import json
 import re
+import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -436,3 +440,42 @@ def test_a_full_disk_is_said_and_the_survey_goes_on_once_there_is_room(server, c
     assert len(rows(config)) == 1
     assert ann.answer(state, "right")["done"] == 2
     assert len(rows(config)) == 2
+
+
+@pytest.mark.parametrize("free_kb", [0, 8, 24])
+def test_a_disk_that_really_fills_up(sets, config, tiny_disk, free_kb):
+    config = replace(config, out=tiny_disk / "answers.db")
+    with served(config) as server:
+        ann = Rater(server, "Ann")
+        state = ann.answer(ann.next(), "left")
+        filler = tiny_disk / "filler"
+        filler.write_bytes(b"\0" * (shutil.disk_usage(tiny_disk).free - 1024 * free_kb))
+        kept, status = 1, 200
+        while status == 200:  # what is left of the room takes some more answers
+            body = {"rater": "Ann", "turn": state["turn"], "choice": "right", "milliseconds": 7}
+            status, _, reply = send(server, "POST", "/answer", json.dumps(body).encode(), X_Survey_Token=ann.token)
+            kept, state = (kept + 1, json.loads(reply)) if status == 200 else (kept, state)
+        assert status == 507
+        assert "could not be kept" in json.loads(reply)["error"]
+        filler.unlink()
+        state = ann.next()
+        assert (state["done"], len(rows(config))) == (kept, kept)
+        while "turn" in state:
+            state = ann.answer(state, "left")
+    assert len(rows(config)) == TOTAL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("package", ["bigroc", "eval"])
+def test_a_signal_ends_a_survey_with_its_summary(sets, tmp_path, package, number):
+    out = tmp_path / "answers.db"
+    paths = ["--before", sets / "before.npz", "--after", sets / "after", "--out", out, "--port", "0"]
+    argv = [sys.executable, "-m", package, "survey", *map(str, paths)]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(argv, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("survey at http://127.0.0.1:"):
+            assert process.poll() is None
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, f"0 answers of 0 raters in {out}; bigroc survey report {out}\n")

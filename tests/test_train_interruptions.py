@@ -309,20 +309,6 @@ def test_a_killed_worker_ends_the_run_with_its_reason(folder, number):
     loader.close()
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 24 MB; skips where it cannot be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 @pytest.mark.parametrize("free_kb", [0, 300, 1200, 2500])
 def test_a_full_disk_costs_nothing_but_time(words, tmp_path, tiny_disk, capsys, free_kb):
     words += ["--save-minutes", "0", "--log-every", "1"]

@@ -19,8 +19,8 @@ def run_survey(config: SurveyConfig) -> Summary:
     """Blocks until Ctrl-C or SIGTERM, which is how a survey ends."""
     rating = prepare(config)
     with SurveyServer(rating, ties=config.ties, port=config.port, host=config.host, key=config.token) as server:
-        print(f"survey at {server.url} {server.reach}; Ctrl-C ends it, the same command goes on", file=sys.stderr)
         try:
+            print(f"survey at {server.url} {server.reach}; Ctrl-C ends it, the same command goes on", file=sys.stderr)
             server.serve_forever()
         except (KeyboardInterrupt, Interrupted):
             pass
