@@ -344,3 +344,31 @@ def test_a_kind_that_is_not_read_is_named(names, kind, tmp_path):
     with pytest.raises(UserError, match=kind) as caught:
         load(tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
+
+
+STEM = {"convolutions": [[8, 3], [40, 3]], "norm": "layer", "bias": True}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("timm:convnext_atto", {"conv_stem": {**STEM, "norm": "group"}}),
+        ("timm:convnext_atto", {"conv_stem": {**STEM, "convolutions": [[8]]}}),
+        ("timm:convnext_atto", {"conv_stem": {**STEM, "convolutions": [[-8, 3]]}}),
+        ("timm:convnext_atto", {"conv_stem": {**STEM, "strides": [2]}}),
+        ("timm:convnext_atto", {"conv_stem": [1, 2]}),
+        ("timm:convnext_atto", {"conv_stem": "deep"}),
+        ("timm:resnet18", {"conv_stem": STEM}),
+        ("timm:resnet18", {"fastai_head": {"hidden": [], "bias": True}}),
+        ("torchvision:vgg11", {"fastai_head": {"hidden": [], "bias": True}}),
+        ("torchvision:densenet121", {"fastai_head": {"hidden": [], "bias": True}}),
+        ("torchvision:resnet18", {"fastai_head": {"hidden": "ab", "bias": True}}),
+        ("torchvision:resnet18", {"fastai_head": {"bias": True}}),
+        ("torchvision:resnet18", {"fastai_head": 3}),
+        ("torchvision:resnet18", {"conv_stem": STEM}),
+        ("transformers:ViTForImageClassification", {"conv_stem": STEM}),
+    ],
+)
+def test_options_that_replace_what_is_not_there_are_refused(arch, options):
+    with torch.device("meta"), pytest.raises(UserError, match=r"options|arch|config"):
+        build(arch, num_classes=3, options=options)

@@ -27,6 +27,8 @@ class ConvStem(nn.Sequential):
     """
 
     def __init__(self, convolutions: Sequence[Sequence[int]], *, reduction: int, norm: str, bias: bool) -> None:
+        if norm not in ("layer", "batch"):
+            raise UserError(f"options: conv_stem has the norm {str(norm)[:40]!a}, expected layer or batch")
         layers: list[nn.Module] = []
         channels = 3
         for width, kernel in convolutions:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_models.errors import UserError
+
 
 class ConcatPool(nn.Module):
     """Maps [N,C,H,W] -> maxima and means over all positions, [N,2C,1,1]."""
@@ -19,10 +21,12 @@ class ConcatPool(nn.Module):
 def learner(resnet: nn.Module, num_classes: int, options: dict[str, Any]) -> nn.Module:
     """torchvision's ResNet as fastai takes it apart: Sequential(body, head), names 0.* and 1.*.
 
-    options: hidden, the widths between pooling and logits; bias, whether the linear layers have one.
+    options: hidden, the widths between pooling and logits; bias, whether the linear layers have one. UserError where
+    the network does not end in pooling and a linear layer.
     """
-    *body, _, classifier = resnet.children()
-    assert isinstance(classifier, nn.Linear)
+    *body, pooling, classifier = resnet.children()
+    if not (isinstance(pooling, nn.AdaptiveAvgPool2d) and isinstance(classifier, nn.Linear)):
+        raise UserError("options: fastai_head is for torchvision's ResNets")
     widths = [2 * classifier.in_features, *options["hidden"], num_classes]
     return nn.Sequential(nn.Sequential(*body), _head(widths, bias=options["bias"]))
 

@@ -25,7 +25,6 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     there or does not build.
     """
     options = dict(options)
-    conv_stem, fastai_head = options.pop("conv_stem", None), options.pop("fastai_head", None)
     library, name = arch.split(":", 1)
     if library == "program":
         raise UserError(f"arch: {arch!r} is a file of code, which nothing else can build; load the file itself")
@@ -33,15 +32,17 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
         if library == "torchvision":
             from torchvision.models import get_model
 
+            fastai_head = options.pop("fastai_head", None)
             slow_start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
             network = get_model(name, weights=None, num_classes=num_classes, **slow_start, **options)
-            return learner(network, num_classes, fastai_head) if fastai_head else network
+            return network if fastai_head is None else learner(network, num_classes, fastai_head)
         if library == "timm":
             if ":" in name:
                 raise UserError(f"arch: {arch!r} names a model to download; give timm:NAME and the file as --ckpt")
+            conv_stem = options.pop("conv_stem", None)
             create = importlib.import_module("timm").create_model
             network = create(name, pretrained=False, num_classes=num_classes, **options)
-            return replace_stem(network, conv_stem) if conv_stem else network
+            return network if conv_stem is None else replace_stem(network, conv_stem)
         if library == "transformers":
             from robust_models.architectures import huggingface
 
