@@ -145,6 +145,21 @@ def test_a_conv_stem_is_recognised_and_computes_what_the_paper_writes(kind, wrap
     torch.testing.assert_close(logits_of(load(tmp_path / "ours.safetensors"), x), logits_of(model, x))
 
 
+@pytest.mark.parametrize(
+    ("kind", "also"),
+    [(kind, f"timm:{kind}_patch16_224") for kind in ("deit_tiny", "deit_small", "deit_base")],
+)
+def test_another_network_with_the_same_tensors_keeps_the_stem(kind, also, tmp_path):
+    width = {"deit_tiny": 192, "deit_small": 384, "deit_base": 768}[kind]
+    network = vit(f"{kind}_patch16_224", Wrapped(vit_stem(width // 8, width)))
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    model = load(tmp_path / "a.pt", arch=also, quiet=True)
+    assert model.description.arch == also
+    assert "arch" not in model.description.assumptions
+    x = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(logits_of(model, x), logits_of(network, x), rtol=1e-4, atol=1e-4)
+
+
 # fastai: Sequential(body, head), the head by its documentation.
 
 

@@ -32,7 +32,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
     )
     if arch is None:
         raise UserError(_listing(found, path))
-    matched = match if match and arch == match.arch else None
+    matched = match if match and arch in (match.arch, *match.also) else None
     candidates = list(found.variants)
     if match and (":" not in arch or matched):
         candidates.append(match.state)
@@ -46,7 +46,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
     )
     activation, activation_from = _activation(arch, given, known, match)
     image_size = given.image_size or found.image_size or (matched and matched.image_size)
-    size = image_size or _usual_size(found.state, arch, matched)
+    size = image_size or _usual_size(found.state, arch, match)
     class_names = given.class_names or found.class_names
     names = tuple(class_names or default_class_names(_num_classes(found.state, path), size))
     also_fits = list(matched.also) if matched and arch_from == SHAPES else []
@@ -74,7 +74,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
         names,
         size,
         activation=activation,
-        options=found.options if arch == found.arch else matched.options if matched else {},
+        options=found.options if arch == found.arch else _options(arch, matched),
         normalizer=normalizer,
         threat_model=known.threat_model if known else None,
         recipe={"source": {name: value for name, value in source.items() if value is not None}},
@@ -130,10 +130,16 @@ def _num_classes(state: State, path: Path) -> int:
     return count
 
 
-def _usual_size(state: State, arch: str, matched: Match | None) -> int:
+def _options(arch: str, matched: Match | None) -> dict[str, Any]:
+    """What the tensors say to the builder of that library; another library has other words for it."""
+    same_library = matched and arch.partition(":")[0] == matched.arch.partition(":")[0]
+    return matched.options if matched and same_library else {}
+
+
+def _usual_size(state: State, arch: str, match: Match | None) -> int:
     """Pixels: the network's usual ones; 224 for the libraries' networks and for stems of 7x7 or more, else 32."""
-    if matched and matched.usual_size:
-        return matched.usual_size
+    if match and match.usual_size and arch == match.arch:
+        return match.usual_size
     first_kernel = next((tensor.shape[-1] for tensor in state.values() if tensor.ndim == 4), 3)
     large = arch.startswith(("torchvision:", "timm:", "transformers:")) or first_kernel >= 7
     return 224 if large else 32

@@ -35,4 +35,4 @@ def fastai_learner(state: State) -> Match | None:
         return None
     hidden = [size(state, f"1.{i}.weight") for i in linear[:-1]]
     options = {**match.options, "fastai_head": {"hidden": hidden, "bias": f"1.{linear[-1]}.bias" in state}}
-    return replace(match, state=state, options=options, normalizer=NORMALIZERS["imagenet"])
+    return replace(match, state=state, also=(), options=options, normalizer=NORMALIZERS["imagenet"])
