@@ -37,9 +37,7 @@ A classifier of your own, by a recipe with changes:
 >>> model = train("cifar_l2_small", epochs=2, **{"data.path": "train.npz"})  # doctest: +SKIP
 """
 
-from typing import TYPE_CHECKING
-
-from robust_models.runtime.lazy import lazy_names
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bigroc.training import train
@@ -49,12 +47,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PGD", "Refiner", "UserError", "image_quality", "load", "refine", "robust_accuracy", "train"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "bigroc.training": ("train",),
-        "eval": ("image_quality", "robust_accuracy"),
-        "refine": ("Refiner", "refine"),
-        "robust_models": ("PGD", "UserError", "load"),
-    },
-)
+_HOMES = {
+    "bigroc.training": ("train",),
+    "eval": ("image_quality", "robust_accuracy"),
+    "refine": ("Refiner", "refine"),
+    "robust_models": ("PGD", "UserError", "load"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name when it is first asked for; `python -m bigroc` has left out the current folder by then."""
+    from robust_models.runtime.lazy import lazy_names
+
+    return lazy_names(__name__, _HOMES)(name)

@@ -52,7 +52,7 @@ def start(words, folder, **environment):
     ("arguments", "expected"),
     [
         (["train", "--config", "cifar_l2", "--dry-run"], "arch: resnet50"),
-        (["refine", "--ckpt", "a", "--input", "b", "--out", "c", "--eps", "1", "--dry-run"], "eps: 1"),
+        (["refine", "--ckpt", "cifar10-l2-small", "--input", "b", "--out", "c", "--eps", "1", "--dry-run"], "eps: 1"),
         (["models", "list"], "cifar10-l2-small"),
     ],
 )
