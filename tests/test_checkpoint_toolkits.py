@@ -344,6 +344,34 @@ def test_a_head_that_does_not_fit_or_is_missing_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("encoder", "head", "message"),
+    [
+        ({"proj": torch.ones(128)}, torch.randn(5, 48), "no vision transformer of CLIP"),
+        ({"proj": torch.tensor(1.0)}, torch.randn(5, 48), "no vision transformer of CLIP"),
+        ({"positional_embedding": torch.ones(7, 128)}, torch.randn(5, 48), "does not fit"),
+        ({"conv1.weight": torch.ones(128)}, torch.randn(5, 48), "fits no architecture"),
+        (
+            {},
+            {"weight": torch.randn(5, 48), "logit_scale": torch.ones(3)},
+            "logit_scale of .* is not one finite",
+        ),
+        ({}, {"weight": torch.randn(5, 48), "logit_scale": torch.tensor(1e9)}, "is not one finite number"),
+        ({}, {"weight": torch.randn(5, 48), "bias": torch.randn(4)}, r"head.bias is \[4\], expected \[5\]"),
+        ({}, torch.full((5, 48), float("nan")), "head.weight holds 240 NaN"),
+        ({}, torch.randn(48), r"head.pt has weight \[48\]"),
+        ({}, [torch.randn(5, 48)], "has no tensors"),
+    ],
+)
+def test_encoders_and_heads_that_are_broken_are_one_line(encoder, head, message, tmp_path):
+    _, state = clip("quick_gelu", 8, 32, 1)
+    torch.save({**state, **encoder}, tmp_path / "encoder.pt")
+    torch.save(head, tmp_path / "head.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path / "encoder.pt", head=tmp_path / "head.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("names", "kind"),
     [
         (["visual.trunk.stem.0.weight", "visual.head.proj.weight", "logit_scale"], "built on a network of timm"),

@@ -37,8 +37,10 @@ def with_head(found: Found, file: Path, checkpoint: Path) -> Found:
         state |= {"head.weight": weight, "head.bias": bias.float()}
     else:
         stated = entries.get("logit_scale", found.state.get("logit_scale"))
-        scale = stated.float().exp().reshape(()) if isinstance(stated, Tensor) else torch.tensor(SCALE)
-        state |= {"head.weight": torch.nn.functional.normalize(weight, dim=1), "logit_scale": scale}
+        scale = stated.float().exp() if isinstance(stated, Tensor) else torch.tensor(SCALE)
+        if scale.numel() != 1 or not torch.isfinite(scale).all():
+            raise UserError(f"head: logit_scale of {file} or {checkpoint} is not one finite number")
+        state |= {"head.weight": torch.nn.functional.normalize(weight, dim=1), "logit_scale": scale.reshape(())}
         assumed = {} if isinstance(stated, Tensor) else {"head": f"logits are {SCALE:g} times the cosine"}
     kind = "linear" if isinstance(bias, Tensor) else "zero-shot"
     said = {"head": f"{kind}, {file}", "head_sha256": sha256_of(file)}

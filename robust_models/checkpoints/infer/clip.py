@@ -13,7 +13,7 @@ def encoder_of(state: State) -> State | None:
     if "visual.class_embedding" in state:
         state = {n.removeprefix("visual."): tensor for n, tensor in state.items() if n.startswith("visual.")}
     names = {"class_embedding", "positional_embedding", "proj", "conv1.weight", "ln_pre.weight", "ln_post.weight"}
-    return state if names <= state.keys() else None
+    return state if names <= state.keys() and state["proj"].ndim == 2 else None
 
 
 def clip_classifier(state: State) -> Match | None:

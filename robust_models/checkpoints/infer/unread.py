@@ -22,7 +22,7 @@ _KINDS = (
 
 def kind_of_unread(state: State) -> str | None:
     """The kind in words, with what can be done; None: no kind that is known."""
-    if encoder_of(state) is not None:
+    if encoder_of(state) is not None and "head.weight" not in state:
         return f"an image encoder of CLIP, without classes; {_GIVE_HEAD}"
     if is_fastai(state):
         return "a learner of fastai whose body is none of torchvision's ResNets; pass --arch package.module:function"
