@@ -25,7 +25,14 @@ from tests.tiny import tiny_classifier, tiny_pixels
 KILLS = 25
 PATIENCE_S = 300
 EPS = [0.1 * i for i in range(1, 9)]
-JOBS = 1 + 2 + 1 + 2 * len(EPS)  # a reference, the classifiers, the images as they came, the refined ones
+
+
+def num_jobs(eps: Sequence[float]) -> int:
+    """A reference, two classifiers, the images as they came, and refined by both."""
+    return 1 + 2 + 1 + 2 * len(eps)
+
+
+JOBS = num_jobs(EPS)
 
 
 def start(words: Sequence[object], log: Path) -> subprocess.Popen[bytes]:
@@ -53,19 +60,19 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 # ------------------------------------------------------------------------------------------------------------- a study
 
 
-def study_words(root: Path, **changed: Any) -> list[object]:
+def study_words(root: Path, eps: Sequence[float] = EPS, **changed: Any) -> list[object]:
     recipe = root / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(values(root, eps=EPS, **changed)))
+    recipe.write_text(yaml.safe_dump(values(root, eps=list(eps), **changed)))
     return ["bigroc", "study", "--config", recipe]
 
 
-def check_study(root: Path, out: Path) -> None:
+def check_study(root: Path, out: Path, eps: Sequence[float] = EPS) -> None:
     """Every job done once, and every number that of a study nobody disturbed."""
-    summary, results = study(config(root, eps=EPS, out=str(out)))
+    summary, results = study(config(root, eps=list(eps), out=str(out)))
     assert (summary["failed"], summary["missing"]) == ([], 0)
-    _, whole = study(config(root, eps=EPS, out=str(root / "undisturbed")))
+    _, whole = study(config(root, eps=list(eps), out=str(root / "undisturbed")))
     assert scores(results) == scores(whole)
-    assert len(done(out)) >= len(set(done(out))) == JOBS
+    assert len(done(out)) >= len(set(done(out))) == num_jobs(eps)
     assert not list(out.rglob(".*.partial"))
 
 
@@ -88,29 +95,22 @@ def test_a_study_that_is_killed_twice_and_asked_to_stop_ends_with_equal_numbers(
 @pytest.mark.slow
 def test_a_study_survives_25_kills(tmp_path):
     write_inputs(tmp_path)
-    words, log = study_words(tmp_path), tmp_path / "err"
-    started = time.monotonic()
-    process = start(words, log)
-    wait_for(lambda: len(done(tmp_path / "out")) > 0, process)
-    start_s = time.monotonic() - started
-    assert process.wait(PATIENCE_S) == 0
-    work_s = time.monotonic() - started - start_s
-    shutil.rmtree(tmp_path / "out")
-
+    many = [0.01 * i for i in range(1, 101)]
+    words, out, log = study_words(tmp_path, many), tmp_path / "out", tmp_path / "err"
     draws, reached = random.Random(0), []
     for kill in range(KILLS):
+        more = draws.randrange(6)  # jobs; 0: while it starts
+        goal = len(done(out)) + more
         process = start(words, log)
-        starting = draws.random() < 0.2
-        delay_s = draws.uniform(0, start_s) if starting else start_s + draws.uniform(0, 1.6 * work_s / KILLS)
-        try:
-            process.wait(delay_s)
-        except subprocess.TimeoutExpired:
-            number = signal.SIGTERM if kill % 5 == 4 else signal.SIGKILL
-            assert stop(process, number) in (-number, EXIT_STATUS.get(number), 0)
-        reached.append(len(done(tmp_path / "out")))
-    assert len(set(reached)) > KILLS / 4, reached  # many came in the middle of work
+        wait_for(lambda goal=goal: len(done(out)) >= goal, process)
+        time.sleep(draws.uniform(0, 0.3 if more else 4))
+        number = signal.SIGTERM if kill % 5 == 4 else signal.SIGKILL
+        assert stop(process, number) in (-number, EXIT_STATUS.get(number))
+        reached.append(len(done(out)))
+    assert reached == sorted(reached)
+    assert len(set(reached)) > KILLS / 2, reached  # many came in the middle of work
     assert start(words, log).wait(PATIENCE_S) == 0
-    check_study(tmp_path, tmp_path / "out")
+    check_study(tmp_path, out, many)
     print(f"{KILLS} kills; jobs that were done after each: {reached}")
 
 

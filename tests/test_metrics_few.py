@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from eval.cli import main
 from eval.quality import cache as caching
+from eval.quality.metric import Options, Side
+from eval.quality.metrics import METRICS
 from robust_models import UserError
 from robust_models.metrics import (
     FrechetReference,
@@ -69,6 +72,25 @@ def test_few_images_are_said_in_words_and_json(pooled, capsys, sets):  # noqa: F
     assert (found["kid_std"], found["kid_subsets"]) == (None, [1, 60])
     assert main([*words.split(), "--device", "cpu"]) == 0
     assert "one estimate from all 60 images of each set; a spread needs more than 1000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "subset", "drawn", "words"),
+    [
+        (40, 60, 50, ["reference"], "100 subsets of 40 drawn from the reference; all of the images is in each"),
+        (60, 40, 50, ["images"], "100 subsets of 40 drawn from the images; all of the reference is in each"),
+        (50, 90, 50, ["reference"], "100 subsets of 50 drawn from the reference"),
+        (60, 70, 50, ["images", "reference"], "(100 subsets of 50)"),
+    ],
+)
+def test_what_a_kernel_distances_spread_is_of(monkeypatch, images, reference, subset, drawn, words):
+    monkeypatch.setattr("eval.quality.metrics.SUBSET_SIZE", subset)
+    monkeypatch.setattr(kernel_distance, "__kwdefaults__", {"subsets": 100, "subset_size": subset})
+    features = SimpleNamespace(name="classifier:x", protocol="pixels/255")
+    sides = [Side(rows=normal(n, 6, seed)) for seed, n in enumerate((images, reference))]
+    found = METRICS["kid"].compute(*sides, features, Options(("kid",)))
+    assert found["kid_drawn_from"] == drawn
+    assert words in METRICS["kid"].lines({**found, "features": "x", "dim": 6, "protocol": "y"})[0]
 
 
 @pytest.mark.parametrize("n", [2, 10, 19])

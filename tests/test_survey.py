@@ -264,11 +264,11 @@ def test_ctrl_c_ends_the_survey_and_tells(sets, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SurveyServer, "serve_forever", stopped)
-    assert run(SURVEY, words(sets, tmp_path)) == 0
+    assert run(SURVEY, words(sets, tmp_path, "--class-names", NAMES)) == 0
     out, err = capsys.readouterr()
     assert out == f"0 answers of 0 raters in {tmp_path}/answers.db; bigroc survey report {tmp_path}/answers.db\n"
     assert err.startswith("survey at http://127.0.0.1:")
-    assert run(SURVEY, words(sets, tmp_path, "--json")) == 0
+    assert run(SURVEY, words(sets, tmp_path, "--class-names", NAMES, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["answers"] == 0
 
 
@@ -303,3 +303,25 @@ def test_help_names_the_report(capsys):
     with pytest.raises(SystemExit):
         run(SURVEY, ["--help"])
     assert "bigroc survey report answers.db" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "shown", "said"),
+    [
+        (32, 10, "automobile", "those of CIFAR-10"),
+        (32, 9, "1", "numbers, 0 to 8"),
+        (32, 12, "1", "numbers, 0 to 11"),
+        (28, 10, "1", "numbers, 0 to 9"),
+        (16, 3, "1", "numbers, 0 to 2"),
+    ],
+)
+def test_names_that_nothing_gives_are_assumed_and_said_to_be(tmp_path, capsys, size, count, shown, said):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=pixels, arr_1=np.arange(12) % count)
+    same = {"before": tmp_path / "a.npz", "after": tmp_path / "a.npz"}
+    assert prepare(config(tmp_path, tmp_path, **same)).classes[1] == shown
+    err = capsys.readouterr().err
+    assert err == f"class names: none are given, taken as {said}; --class-names cat,dog,...\n"
+    given = ",".join(f"name {i}" for i in range(count))
+    assert prepare(config(tmp_path, tmp_path / "given", **same, class_names=given)).classes[1] == "name 1"
+    assert capsys.readouterr().err == ""

@@ -450,7 +450,7 @@ def test_a_disk_that_really_fills_up(sets, config, tiny_disk, free_kb):
         state = ann.answer(ann.next(), "left")
         filler = tiny_disk / "filler"
         filler.write_bytes(b"\0" * (shutil.disk_usage(tiny_disk).free - 1024 * free_kb))
-        kept, status = 1, 200
+        kept, status, reply = 1, 200, b""
         while status == 200:  # what is left of the room takes some more answers
             body = {"rater": "Ann", "turn": state["turn"], "choice": "right", "milliseconds": 7}
             status, _, reply = send(server, "POST", "/answer", json.dumps(body).encode(), X_Survey_Token=ann.token)

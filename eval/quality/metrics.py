@@ -97,14 +97,20 @@ class KID(Metric):
         size = min(SUBSET_SIZE, len(images.rows), len(reference.rows))
         if math.isnan(std):
             return {"kid": mean, "kid_std": None, "kid_subsets": [1, size]}
-        return {"kid": mean, "kid_std": std, "kid_subsets": [SUBSETS, size]}
+        drawn = [name for name, rows in (("images", images.rows), ("reference", reference.rows)) if len(rows) > size]
+        return {"kid": mean, "kid_std": std, "kid_subsets": [SUBSETS, size], "kid_drawn_from": drawn}
 
     def lines(self, summary: Summary) -> list[str]:
         subsets, size = summary["kid_subsets"]
         if summary["kid_std"] is None:
             few = f"one estimate from all {size} images of each set; a spread needs more than {SUBSET_SIZE}"
             return [f"KID in {_space(summary)}: {summary['kid']:.6g} ({few})"]
-        spread = f"+- {summary['kid_std']:.3g} ({subsets} subsets of {size})"
+        of = f"{subsets} subsets of {size}"
+        if len(summary["kid_drawn_from"]) == 1:
+            drawn = summary["kid_drawn_from"][0]
+            whole = "reference" if drawn == "images" else "images"
+            of += f" drawn from the {drawn}; all of the {whole} is in each, so +- is not of it"
+        spread = f"+- {summary['kid_std']:.3g} ({of})"
         return [f"KID in {_space(summary)}: {summary['kid']:.6g} {spread}"]
 
 

@@ -1,5 +1,6 @@
 """The class of each pair in words, from whatever knows it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from eval.survey.config import SurveyConfig
 from refine.label_files import values_from_file
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images
+from robust_models.labels import CIFAR10_CLASSES, assumed_names, default_class_names
 
 
 def classes_of(before: ImageSet, after: ImageSet, config: SurveyConfig) -> list[str] | None:
-    """Each image's class name (its number where nothing names it); None where there are no labels.
+    """Each image's class name; None where there are no labels. Names that nothing gives are assumed, and said to be.
 
     UserError where two sources disagree, or the survey needs names and nobody has them.
     """
@@ -23,14 +25,23 @@ def classes_of(before: ImageSet, after: ImageSet, config: SurveyConfig) -> list[
         return None
     if config.class_names is not None:
         names = tuple(name.strip() for name in config.class_names.split(","))
-    if names is None:
-        if config.show_class:
-            raise UserError("show-class: the labels have no names; give --class-names cat,dog,...")
-        return [str(label) for label in labels.tolist()]
     low, high = int(labels.min()), int(labels.max())
+    if names is None and low >= 0:
+        names = _default_names(high + 1, before.size)
+        if config.show_class and names != CIFAR10_CLASSES:
+            raise UserError("show-class: the labels have no names; give --class-names cat,dog,...")
+        taken = f"taken as {assumed_names(names)}; --class-names cat,dog,..."
+        print(f"class names: none are given, {taken}", file=sys.stderr)
+    if names is None:
+        return [str(label) for label in labels.tolist()]
     if low < 0 or high >= len(names):
         raise UserError(f"class-names: labels run from {low} to {high}, but there are {len(names)} names")
     return [names[int(label)] for label in labels]
+
+
+def _default_names(count: int, size: tuple[int, int]) -> tuple[str, ...]:
+    """CIFAR-10's where the labels run to 9 and the images have its size, else the numbers; as for a classifier."""
+    return default_class_names(count, size[0] if size[0] == size[1] else 0)
 
 
 Labels = tuple[np.ndarray | None, Sequence[str] | None]
