@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_models.checkpoints.infer.clip import encoder_of
+from robust_models.checkpoints.infer.clip_encoder import encoder_of
 from robust_models.checkpoints.layouts import Found
 from robust_models.checkpoints.ours import is_safetensors, read_safetensors
 from robust_models.checkpoints.subtrees import State

@@ -5,13 +5,13 @@ tests/test_oracle_robustness.py, test_oracle_robustbench.py and test_infer_cifar
 """
 
 from robust_models.checkpoints.infer import chains, deepmind, residual
-from robust_models.checkpoints.infer.clip import clip_classifier
-from robust_models.checkpoints.infer.conv_stem import conv_stem
-from robust_models.checkpoints.infer.fastai import fastai_learner
+from robust_models.checkpoints.infer.clip_encoder import clip_classifier
 from robust_models.checkpoints.infer.imagenet import library_network
 from robust_models.checkpoints.infer.inception_v3 import inception
+from robust_models.checkpoints.infer.learner import fastai_learner
 from robust_models.checkpoints.infer.match import Match
 from robust_models.checkpoints.infer.own_networks import our_network
+from robust_models.checkpoints.infer.stem import conv_stem
 from robust_models.checkpoints.infer.toolkits import spellings
 from robust_models.checkpoints.subtrees import State
 

@@ -1,7 +1,7 @@
 """What kind of network a file holds that none of the readers knows, so that a person knows why and what to do."""
 
-from robust_models.checkpoints.infer.clip import encoder_of
-from robust_models.checkpoints.infer.fastai import is_fastai
+from robust_models.checkpoints.infer.clip_encoder import encoder_of
+from robust_models.checkpoints.infer.learner import is_fastai
 from robust_models.checkpoints.subtrees import State
 
 _GIVE_HEAD = (
