@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robust_models.checkpoints.checks import check_names
+from robust_models.checkpoints.checks import check_names, check_reading
+from robust_models.errors import UserError
 from robust_models.runtime.command import Command, Summary, run
 from train.config import TrainConfig
 
@@ -19,6 +20,14 @@ The same command run again continues where it stopped. SIGTERM and Ctrl-C save t
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run(TRAIN, argv)
+
+
+def _check(config: TrainConfig) -> None:
+    check_names(config)
+    try:
+        check_reading(config.init_reading)
+    except UserError as error:
+        raise UserError(f"init_reading.{error}") from error
 
 
 def _train(config: TrainConfig) -> Summary:
@@ -47,7 +56,7 @@ TRAIN = Command(
     work=_train,
     format_summary=_format_summary,
     examples=EXAMPLES,
-    check=check_names,
+    check=_check,
     defaults=lambda recipe: {"out": f"runs/{Path(recipe).stem}"},
     needs_recipe=True,
 )

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.errors import none_of
@@ -21,6 +23,7 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 T = TypeVar("T", int, float)
+_READ_WITH = ("arch", "activation", "normalize")  # of a fresh network, or how init is read
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -223,11 +226,18 @@ class TrainConfig(MachineFlags):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     validate: ValidationConfig = Field(default_factory=ValidationConfig)
+    init_reading: CheckpointFlags = Field(default_factory=CheckpointFlags)
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         if self.normalize is not None and self.normalize not in NORMALIZERS:
             raise ValueError(f"normalize: {none_of(self.normalize, NORMALIZERS)}")
+        if self.init is None and self.init_reading != CheckpointFlags():
+            raise ValueError("init_reading: has nothing to read without --init CHECKPOINT")
+        for name in _READ_WITH:
+            own, read = getattr(self, name), getattr(self.init_reading, name)
+            if None not in (own, read) and own != read:
+                raise ValueError(f"{name}: {own}, but init_reading.{name} is {read}; init is trained on as it is read")
         if self.new_head and self.init is None:
             raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
         for name, every in (
@@ -237,3 +247,9 @@ class TrainConfig(MachineFlags):
             if every and not self.data.validation:
                 raise ValueError(f"{name}: needs held-out images; set data.validation above 0")
         return self
+
+    @property
+    def reading(self) -> CheckpointFlags:
+        """How init is read: init_reading with, where that leaves them open, arch, activation and normalize."""
+        own = {name: getattr(self, name) for name in _READ_WITH if getattr(self.init_reading, name) is None}
+        return replace(self.init_reading, **own)

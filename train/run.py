@@ -187,6 +187,7 @@ class Run:
             "wall_s": round(self.progress.wall_s, 1),
             "validation": self.progress.best_scores,
             **self.precision.summary(),
+            "assumptions": self.model.description.recipe.get("init_assumed", {}),
             "warnings": self.warnings,
         }
 

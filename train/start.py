@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from robust_models.checkpoints import load
 from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
 from robust_models.datasets import AnyDataset, Dataset, LazyDataset, open_dataset
 from robust_models.datasets.beton import BetonStore
@@ -81,7 +80,10 @@ def _fair_share(ranks: Ranks) -> int | None:
 
 
 def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: int) -> RobustClassifier:
-    """Fresh weights, or those of config.init with as many classes as there are (new_head: with a fresh last layer)."""
+    """Fresh weights, or those of config.init with as many classes as there are (new_head: with a fresh last layer).
+
+    description.recipe is the config and, under "init_assumed", what init's file did not state of the network.
+    """
     if config.init is None:
         description = Description(
             config.arch or DEFAULT_ARCH,
@@ -101,12 +103,14 @@ def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: in
                 "pass --new-head to replace its last layer"
             )
     radius = config.attack.radius
+    assumed = model.description.known(("class_names", "image_size")).assumptions  # the data states these two
+    recipe = {name: value for name, value in as_plain(config).items() if name not in ("out", "device")}
     model.description = replace(
         model.description,
         class_names=class_names,
         image_size=image_size,
         threat_model=ThreatModel(config.attack.norm, radius) if radius > 0 else None,
-        recipe={name: value for name, value in as_plain(config).items() if name not in ("out", "device")},
+        recipe=recipe | ({"init_assumed": assumed} if assumed else {}),
         scores={},
     )
     return model
@@ -128,13 +132,7 @@ def replace_head(model: RobustClassifier, num_classes: int) -> None:
 
 def _loaded(checkpoint: str, config: TrainConfig) -> RobustClassifier:
     try:
-        model = load(
-            checkpoint,
-            arch=config.arch,
-            activation=config.activation,
-            normalize=config.normalize,
-            fresh_head=config.new_head,
-        )
+        model = config.reading.load(checkpoint, fresh_head=config.new_head, section="init_reading")
     except UserError as error:
         raise UserError(str(error).replace("ckpt:", "init:", 1)) from error
     return model.requires_grad_(True)

@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from robust_models.architectures import ACTIVATIONS
-from robust_models.checkpoints.load import find, load
+from robust_models.checkpoints.load import find, load, report_assumptions
 from robust_models.classifier import NORMALIZERS, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.config import STRICT
@@ -47,11 +47,19 @@ class CheckpointFlags:
         default=False, description="load TorchScript, torch.export and ONNX files, which run with your rights"
     )
 
-    def load(self, checkpoint: str, *, quiet: bool = False) -> RobustClassifier:
-        """robust_models.load with these settings; it says on stderr what was assumed, unless quiet."""
+    def load(
+        self, checkpoint: str, *, quiet: bool = False, fresh_head: bool = False, section: str = ""
+    ) -> RobustClassifier:
+        """robust_models.load with these settings; it says on stderr what was assumed, unless quiet.
+
+        section: the one that a command has these flags in, which that line then names them with.
+        """
         settings: dict[str, Any] = {name: getattr(self, name) for name in CheckpointFlags.__dataclass_fields__}
         settings["class_names"] = self.class_names and _names(self.class_names)
-        return load(checkpoint, **settings, quiet=quiet)
+        model = load(checkpoint, **settings, quiet=True, fresh_head=fresh_head)
+        if not quiet:
+            report_assumptions(model.description, checkpoint, section)
+        return model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,17 +127,21 @@ _WORDS = {
 }
 
 
-def format_assumptions(assumptions: Mapping[str, str]) -> str:
-    """What was assumed, each with the flag that states it: "normaliser none (--normalize)"; "" for nothing."""
+def format_assumptions(assumptions: Mapping[str, str], section: str = "") -> str:
+    """What was assumed, each with the flag that states it: "normaliser none (--normalize)"; "" for nothing.
+
+    section: of a command's config, where it has these flags: "init_reading" for --init-reading.normalize.
+    """
+    prefix = f"--{section.replace('_', '-')}." if section else "--"
     return ", ".join(
-        f"{_WORDS.get(name, name)} {ascii(value)[1:-1]} (--{name.replace('_', '-')})"
+        f"{_WORDS.get(name, name)} {ascii(value)[1:-1]} ({prefix}{name.replace('_', '-')})"
         for name, value in ((ascii(name)[1:-1], value) for name, value in assumptions.items())
     )
 
 
-def report_assumptions(description: Description, checkpoint: str) -> None:
+def report_assumptions(description: Description, checkpoint: str, section: str = "") -> None:
     """One line on stderr about what was assumed of the checkpoint; once, by the first of several ranks."""
-    if text := format_assumptions(description.assumptions):
+    if text := format_assumptions(description.assumptions, section):
         print_once([f"{checkpoint}: not stated in the file, so assumed: {text}"])
 
 
