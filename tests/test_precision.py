@@ -94,7 +94,7 @@ COMMANDS = {
         "--task inpaint --ckpt tiny.safetensors --input x.npz --hole 4 --out o.npz --steps 1",
         "attack",
     ),
-    "train": (train, f"{TRAIN} --arch preact_resnet10_w32 --data.path x.npz --out run", "training"),
+    "train": (train, f"{TRAIN} --arch preact_resnet10_w8 --validate.steps 1 --data.path x.npz --out run", "training"),
     "robust": (
         evaluate,
         "robust --ckpt tiny.safetensors --data x.npz --steps 1 --eps 1 --precision auto",

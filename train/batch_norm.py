@@ -31,6 +31,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """In training mode, normalises by the statistics of all ranks' images, of which each brings equally many."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (its name in torch)
+        """x [N,C,H,W] -> the same shape; in training mode every rank must call it equally often."""
         if not self.training:
             return super().forward(input)
         y, mean, var, count = _normalized(input, self.weight, self.bias, self.eps)
@@ -56,6 +57,7 @@ class _Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """See the class; one message of [2,C] from each rank to all."""
         mean_type = torch.promote_types(x.dtype, torch.float32)
         own_var, own_mean = torch.var_mean(x.to(mean_type), dim=(0, 2, 3), correction=0)
         own = torch.stack([own_mean, own_var])
@@ -71,6 +73,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x [N,C,H,W], weight [C] and bias [C]; one message of [2,C] for all ranks."""
         x, weight, mean, var = ctx.saved_tensors
         # The gradient as if mean and variance were constants; what these two add to it follows from the same two sums.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(

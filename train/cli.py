@@ -19,6 +19,7 @@ The same command run again continues where it stopped. SIGTERM and Ctrl-C save t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line argv (None: sys.argv) and gives its exit status."""
     return run(TRAIN, argv)
 
 
@@ -35,7 +36,7 @@ def _train(config: TrainConfig) -> Summary:
 
     summary = train(config)
     if summary is None:
-        sys.exit(0)  # a rank that has helped; the first one tells
+        sys.exit(0)  # a rank that has helped; the first one reports
     return summary
 
 

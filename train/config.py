@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from robust_models.architectures import ACTIVATIONS
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
@@ -51,6 +52,7 @@ class DataConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The class names; empty where the source has its own."""
         return CIFAR10_CLASSES if self.class_names == "cifar10" else self.class_names
 
 
@@ -108,12 +110,15 @@ class AttackConfig:
         return self.eps_at(1.0)
 
     def eps_at(self, progress: float) -> float:
+        """The radius at the finished share `progress` of the run, pixels in [0,1]."""
         return at(self.eps, progress)
 
     def steps_at(self, progress: float) -> int:
+        """The number of PGD steps at the finished share `progress` of the run."""
         return at(self.steps, progress)
 
     def step_size_at(self, progress: float) -> float:
+        """The length of a PGD step at the finished share `progress` of the run, pixels in [0,1]."""
         return at(self.step_size, progress)
 
 
@@ -199,7 +204,7 @@ class TrainConfig(MachineFlags):
     arch: str | None = Field(
         default=None, description="a name of robust_models.architectures (null: resnet50, or the one of init)"
     )
-    activation: str | None = Field(default=None, description="relu, silu or softplus (null: relu, or init's)")
+    activation: str | None = Field(default=None, description=f"{', '.join(ACTIVATIONS)} (null: relu, or init's)")
     normalize: str | None = Field(
         default=None,
         description=f"normaliser inside the classifier: {', '.join(NORMALIZERS)} (null: cifar10, or init's)",

@@ -42,9 +42,11 @@ class CrossEntropy(Objective):
     def attacked(
         self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator, ranks: Ranks = ALONE
     ) -> Tensor:
+        """PGD on the cross-entropy with y."""
         return attack.unchecked(model, x, y, start=starts(attack, len(x) * ranks.world, x, generator, ranks))
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of x_adv, with smoothed labels."""
         logits = model(x_adv)
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits
 
@@ -62,6 +64,7 @@ class Trades(Objective):
     def attacked(
         self, model: nn.Module, attack: PGD, x: Tensor, y: Tensor, generator: torch.Generator, ranks: Ranks = ALONE
     ) -> Tensor:
+        """PGD on the divergence from the prediction on x, from a small noise around x."""
         if attack.steps == 0:
             return x
         with torch.no_grad(), frozen_eval(model):
@@ -74,6 +77,7 @@ class Trades(Objective):
         return replace(attack, loss=divergence).unchecked(model, x, probs, start=start)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of x, with smoothed labels, + beta * divergence between x and x_adv."""
         clean, logits = model(x), model(x_adv)
         robust = divergence(logits, clean.softmax(1)).mean()
         return F.cross_entropy(clean, y, label_smoothing=self.label_smoothing) + self.beta * robust, logits

@@ -37,9 +37,11 @@ class Reporter:
         )
 
     def advance(self) -> None:
+        """One step more in the progress bar."""
         self.bar.update(self.config.batch_size)
 
     def write(self, findings: Findings, lr: float) -> None:
+        """A row for each of the findings; lr: the learning rate of the last step. UserError where the disk is full."""
         if findings.train is not None:
             means = findings.train
             self._row("train", {**means, "lr": lr, "images_per_s": self.bar.format_dict["rate"] or 0.0})
@@ -76,9 +78,11 @@ class Silence:
     """What the ranks after the first one report."""
 
     def advance(self) -> None:
+        """Nothing."""
         pass
 
     def write(self, findings: Findings, lr: float) -> None:
+        """Nothing."""
         pass
 
     def __enter__(self) -> "Silence":
@@ -89,6 +93,7 @@ class Silence:
 
 
 def reporter(run: Run, ranks: Ranks) -> Reporter | Silence:
+    """What this rank reports: all of the run on the first one, nothing on the others."""
     return Reporter(run) if ranks.is_first else Silence()
 
 

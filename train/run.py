@@ -93,11 +93,13 @@ class Run:
 
     @property
     def attack(self) -> PGD:
+        """The attack of the next step."""
         share = self.progress.step / self.total
         return attack_at(self.config.attack, share, least_steps=self.progress.least_attack_steps)
 
     @property
     def lr(self) -> float:
+        """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
@@ -107,6 +109,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether all steps are done, or validate.stop_after evaluations in turn have brought nothing better."""
         patience = self.config.validate.stop_after
         return self.progress.step == self.total or 0 < patience <= self.progress.without_better
 

@@ -38,6 +38,8 @@ class Progress:
 
 @dataclass
 class TrainState:
+    """What state.pt holds: tensors and plain values only."""
+
     progress: Progress
     model: dict[str, Any]
     ema: dict[str, Any]

@@ -53,6 +53,7 @@ def attack_at(config: AttackConfig, progress: float, *, least_steps: int = 0) ->
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """SGD on all parameters of the model; train_step sets the learning rate of each step."""
     fields = config.optimizer
     return torch.optim.SGD(
         model.parameters(),
@@ -64,6 +65,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
 
 
 def make_objective(config: TrainConfig) -> Objective:
+    """The objective that config.objective.name stands for."""
     if config.objective.name == "trades":
         return Trades(config.objective.beta, config.label_smoothing)
     return CrossEntropy(config.label_smoothing)

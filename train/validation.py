@@ -50,6 +50,7 @@ def selection(scores: dict[str, float]) -> float:
 
 
 def judging_attack(config: TrainConfig, eps: float) -> PGD:
+    """PGD with validate.steps steps from a random start, each 2.5 * eps / steps long; eps: pixels in [0,1]."""
     steps = config.validate.steps
     return PGD(eps, 2.5 * eps / steps, steps, norm=config.attack.norm, random_start=True)
 

@@ -100,7 +100,9 @@ class Described(Protocol):
     """What OneOf chooses among: a Command, or whatever else takes the words behind its own."""
 
     @property
-    def about(self) -> str: ...
+    def about(self) -> str:
+        """What it does, in one line."""
+        ...
 
     def __call__(self, argv: Sequence[str]) -> int: ...
 

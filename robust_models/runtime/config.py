@@ -120,10 +120,12 @@ class Leaf:
 
     @property
     def flag(self) -> str:
+        """As it is typed: "--attack.step-size"."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def is_optional(self) -> bool:
+        """Whether it has a default."""
         return self.default is not dataclasses.MISSING
 
     @property
@@ -143,6 +145,7 @@ class Leaf:
 
     @property
     def takes_path(self) -> bool:
+        """Whether it takes the path of a file or folder."""
         return Path in _members(self.hint)
 
     @property

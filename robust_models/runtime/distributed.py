@@ -39,6 +39,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the rank that writes and reports."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
@@ -107,7 +108,7 @@ def join() -> Iterator[Ranks]:
         ranks.barrier()
     except UserError:
         if ranks.failing(True)[0] != rank:
-            raise PeerFailed from None  # bad input that every rank sees is told once
+            raise PeerFailed from None  # bad input that every rank sees is reported once
         raise
     finally:
         dist.destroy_process_group()

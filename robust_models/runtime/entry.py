@@ -1,4 +1,4 @@
-"""How `python -m PACKAGE` begins: the signals first, then a look for shadows, and only then the imports."""
+"""How `python -m PACKAGE` begins: the signals first, then a check for shadows, and only then the imports."""
 
 import sys
 from importlib import import_module

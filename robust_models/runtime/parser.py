@@ -63,9 +63,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.command_line.add_argument("--debug", action="store_true", help="on an error, show the traceback")
 
     def error(self, message: str) -> NoReturn:
+        """UserError with the message: one line, no usage."""
         raise UserError(message)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's. UserError for a flag that there is not, with the near miss."""
         words = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
         known, unknown = self.parse_known_args(words, namespace)
         if unknown:

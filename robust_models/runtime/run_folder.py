@@ -11,6 +11,7 @@ from robust_models.runtime.files import whole_file
 
 
 def write_json(path: Path, value: Any) -> None:
+    """The JSON-ready value in a file, which appears whole. UserError where there is no room."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
 

@@ -35,6 +35,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in the set."""
         return self.count // self.batch_size
 
     def epoch(self, epoch: int) -> Tensor:
@@ -103,6 +104,7 @@ class ResidentLoader(Loader):
         self.x_u8, self.y = held.x_u8.to(self.device), held.y.to(self.device)
 
     def batches(self, step: int) -> Iterator[Batch]:
+        """See Loader: an index into the set that lies on the device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         while True:
             for index in self.order.epoch(epoch).to(self.device)[position:]:

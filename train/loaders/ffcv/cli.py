@@ -30,6 +30,8 @@ _AT_ONCE = 256  # images
 
 @dataclass(frozen=True, config=STRICT)
 class WriteConfig:
+    """Write: which images, and how they are stored."""
+
     data: str = Field(description="any source of training data: cifar10, imagenet:DIR, a folder, an .npz, ...")
     out: Path = Field(description="the .beton to write")
     split: Split = Field(default="train", description="train or test")
@@ -43,6 +45,8 @@ class WriteConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class InfoConfig:
+    """Info: which file."""
+
     file: Path = Field(description="a .beton")
 
 

@@ -39,6 +39,7 @@ class BoxDecoder(SimpleRGBImageDecoder):
         self.size = size
 
     def declare_state_and_memory(self, previous_state: Any) -> Any:
+        """FFCV's question before compiling: what comes out, and how much memory it needs."""
         pixels = np.dtype("u1")
         largest = int(self.metadata["width"].max()) * int(self.metadata["height"].max()) * 3
         shape = (self.size, self.size, 3)
@@ -47,6 +48,7 @@ class BoxDecoder(SimpleRGBImageDecoder):
         return state, (AllocationQuery(shape, pixels), whole)
 
     def generate_code(self) -> Callable[..., Any]:
+        """FFCV's question for the function that it compiles; decodes, crops and resizes a batch."""
         read = self.memory_read
         span: Any = Compiler.get_iterator()
         decode_jpeg, cut_out = Compiler.compile(imdecode), Compiler.compile(resize_crop)

@@ -50,6 +50,7 @@ class FFCVLoader(Loader):
         self.pipeline = self._pipeline()
 
     def batches(self, step: int) -> Iterator[Batch]:
+        """See Loader: decoded by FFCV's threads."""
         epoch, position = divmod(step, self.steps_per_epoch)
         while True:
             yield from self._rest_of(epoch, position)
