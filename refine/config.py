@@ -1,19 +1,32 @@
 """What a refinement is: every flag of `bigroc refine`, with its range."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from refine.balance import check_prior
 from refine.bigroc import LOSSES, LossName
-from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags, check_targets
+from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
+from refine.targets import check_targets
 from robust_models.attacks import Center, Keep
-from robust_models.runtime.config import STRICT, AtLeastOne, Number
+from robust_models.checkpoints import find
+from robust_models.classifier import Precision
+from robust_models.images import ImageGroups
+from robust_models.images.open import fingerprint
+from robust_models.runtime.config import STRICT, AtLeastOne, Number, as_plain
+from robust_models.runtime.files import sha256_of
 from robust_models.threat import NORMS, NormName, check_ball, check_step_size
 
 GUESSES = ("pseudo", "debiased", "balanced")  # targets that come from the classifier itself
+# Without effect, or given below in other words. On a GPU batch_size moves the last float32 bits, but a run that was out
+# of memory must be able to go on with a smaller one.
+WITHOUT_EFFECT = {
+    "ckpt", "input", "out", "targets", "reference", "judge", "auto_images", "auto_accept", "batch_size", "device",
+    "precision", "overwrite", "grid", "grid_images", "trajectory", "trajectory_images",
+}  # fmt: skip
 AUTO_NORMS = ("l2", "linf")  # those for which --eps auto knows which eps to try
 
 
@@ -110,3 +123,25 @@ class RefineConfig(
         if self.prior is not None:
             check_prior(self.prior)
         return self
+
+
+def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, precision: Precision) -> dict[str, Any]:
+    """Every setting that decides the images, JSON-ready, with what the files it names hold."""
+    plain = {name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT}
+    for i, name in enumerate(config.ckpts):
+        plain["ckpt" if i == 0 else f"ckpt {i + 1}"] = f"{name} (sha256 {sha256_of(find(name))[:16]})"
+    plain |= {
+        "input": str(config.input.resolve()),
+        "input files": fingerprint(config.input),
+        "input images": ", ".join(f"{len(part)} of {part.size[1]}x{part.size[0]} {part.depth}" for part in images.sets),
+        "targets": config.targets or ("pseudo" if images.labels is None else "given"),
+        "device": device.type,
+        "precision": precision,
+    }
+    for name, text in (("targets", config.targets), ("prior", config.prior)):
+        if text is not None and Path(text).is_file():
+            plain[f"{name} file"] = sha256_of(Path(text))[:16]
+    if config.eps == "auto" and config.reference is not None:
+        plain |= {"reference": str(config.reference.resolve()), "reference files": fingerprint(config.reference)}
+        plain |= {"judge": config.judge, "auto_images": config.auto_images, "auto_accept": config.auto_accept}
+    return plain

@@ -1,20 +1,14 @@
 """Flags that refinement and the synthesis tasks share; what is one command's own is in its config."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from refine.label_files import check_is_file
 from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.errors import UserError
 from robust_models.images import OnError
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags
 from robust_models.runtime.device import PRECISION, PrecisionChoice
-
-ONE_CLASS = "class:"
-LABEL_SUFFIXES = (".csv", ".json")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -52,21 +46,3 @@ class MachineFlags(DeviceFlags):
         default=128, description="images at once on a GPU; the CPU takes blocks of its own, so that results are alike"
     )
     precision: PrecisionChoice = Field(default="auto", description=PRECISION)
-
-
-def check_targets(targets: str | None, guesses: Sequence[str]) -> None:
-    """UserError unless targets is None, "given", one of the classifier's `guesses`, class:NAME, or a file of labels."""
-    if targets is None or targets in ("given", *guesses) or targets.startswith(ONE_CLASS):
-        return
-    if is_label_file(targets):
-        check_is_file(Path(targets), field="targets")
-        return
-    raise UserError(
-        f"targets: {targets!r} is none of given, {', '.join(guesses)}, {ONE_CLASS}NAME, or a .csv or .json file of "
-        "labels"
-    )
-
-
-def is_label_file(targets: str) -> bool:
-    """Whether --targets names a file of labels."""
-    return Path(targets).suffix in LABEL_SUFFIXES

@@ -8,19 +8,18 @@ from torch import Tensor
 
 from refine.bigroc import trajectory
 from refine.config import RefineConfig
-from refine.grouped import GroupedImages
 from refine.refine_batch import BatchRefiner
 from refine.selection import spread
 from refine.work_folder import Row, Shards, WorkFolder
 from robust_models.grids import difference_row, fitted, save_rows, save_trajectory
-from robust_models.images import to_float, to_u8
+from robust_models.images import ImageGroups, to_float, to_u8
 
 CONFIDENCE_NOTE = "Below each image: its target, and the probability that the classifier gives it before > after."
 _SQUARE = 192  # pixels
 
 
 def save_pictures(
-    config: RefineConfig, refiner: BatchRefiner, images: GroupedImages, work: WorkFolder, shards: Shards
+    config: RefineConfig, refiner: BatchRefiner, images: ImageGroups, work: WorkFolder, shards: Shards
 ) -> None:
     """--grid and --trajectory, where asked for, from finished shards."""
     if config.grid is not None:
@@ -31,7 +30,7 @@ def save_pictures(
 
 
 def _save_grid(
-    path: Path, count: int, images: GroupedImages, work: WorkFolder, shards: Shards, norm: str, eps: float
+    path: Path, count: int, images: ImageGroups, work: WorkFolder, shards: Shards, norm: str, eps: float
 ) -> None:
     """Images before, after and their difference, with the target's name and its confidence before and after."""
     index = spread(shards.n, count).tolist()
@@ -46,7 +45,7 @@ def _save_grid(
 
 
 def _save_trajectory(
-    path: Path, count: int, refiner: BatchRefiner, images: GroupedImages, work: WorkFolder, shards: Shards
+    path: Path, count: int, refiner: BatchRefiner, images: ImageGroups, work: WorkFolder, shards: Shards
 ) -> None:
     """Images after each step; refined once more, as shards keep the last step only."""
     index = spread(shards.n, count).tolist()

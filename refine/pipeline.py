@@ -20,20 +20,17 @@ from tqdm import tqdm
 from refine.auto_eps import EpsSearch, as_plain
 from refine.balance import parse_prior
 from refine.bigroc import bigroc
-from refine.config import RefineConfig
-from refine.grouped import GroupedImages
+from refine.config import RefineConfig, deciding
 from refine.manifest import Means, rows
 from refine.network import together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
-from refine.run_settings import deciding
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
 from refine.work_folder import Row, Shards, WorkFolder, as_line
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
 from robust_models.folding import folded
-from robust_models.images import ImageGroups, check_groups_out, open_image_groups, write_image_groups
-from robust_models.images.record import check_apart
+from robust_models.images import ImageGroups, check_apart, check_groups_out, open_image_groups, write_image_groups
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import exclusive, whole_file
@@ -51,8 +48,8 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         work = WorkFolder(config.out)
         for path in (config.out, work.path):
             check_apart(path, config.input)
-        images = GroupedImages(_open(config, ranks))
-        check_groups_out(config.out, images.groups)
+        images = _open(config, ranks)
+        check_groups_out(config.out, images)
         device = ranks.device(config.device)
         classifiers = [folded(config.load(name)) for name in config.ckpts]
         precision = decide_precision(config.precision, device, attack_loop(classifiers))
@@ -69,7 +66,7 @@ def _refine_and_publish(
     config: RefineConfig,
     ranks: Ranks,
     work: WorkFolder,
-    images: GroupedImages,
+    images: ImageGroups,
     classifiers: Sequence[RobustClassifier],
     settings: dict[str, Any],
     precision: PrecisionDecision,
@@ -81,7 +78,7 @@ def _refine_and_publish(
     prior = None if config.prior is None else parse_prior(config.prior, class_names)
     search = None
     if config.eps == "auto" and ranks.is_first:
-        search = EpsSearch.open(config, images.groups.one_set(), device)
+        search = EpsSearch.open(config, images.one_set(), device)
     if ranks.is_first:
         work.claim(settings, overwrite=config.overwrite)
     if not ranks.share(work.is_assembled):
@@ -113,7 +110,7 @@ class Passes:
 
     ranks: Ranks
     work: WorkFolder
-    images: GroupedImages
+    images: ImageGroups
     shards: Shards
     refiner: BatchRefiner
     seen_at: Sequence[int]  # side of the images that each classifier sees, pixels
@@ -191,11 +188,9 @@ class Passes:
         return {"size": list(size), "seen_at": [[side, side] for side in self.seen_at]}
 
 
-def assemble(work: WorkFolder, images: GroupedImages, shards: Shards, precision: PrecisionDecision) -> dict[str, Any]:
+def assemble(work: WorkFolder, images: ImageGroups, shards: Shards, precision: PrecisionDecision) -> dict[str, Any]:
     """Builds the set, of the same kind as `images`, and the manifest inside the work folder; gives N and the means."""
-    with write_image_groups(
-        work.assembled, like=images.groups, labels=images.labels, class_names=images.class_names
-    ) as adds:
+    with write_image_groups(work.assembled, like=images, labels=images.labels, class_names=images.class_names) as adds:
         for k in range(len(shards)):
             add, pixels = adds[images.set_of(shards.part(k).start)], work.pixels(k)
             for start in range(0, len(pixels), _AT_ONCE):
@@ -208,7 +203,7 @@ def assemble(work: WorkFolder, images: GroupedImages, shards: Shards, precision:
     return means.summary()
 
 
-def _rows_in_order(work: WorkFolder, images: GroupedImages, shards: Shards) -> Iterator[Row]:
+def _rows_in_order(work: WorkFolder, images: ImageGroups, shards: Shards) -> Iterator[Row]:
     """The manifest rows of all shards, in the order of the whole."""
     if len(images.counts) == 1:
         return (row for k in range(len(shards)) for row in work.rows(k))
@@ -261,14 +256,14 @@ def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:
 
 
 def _facts(
-    config: RefineConfig, mode: str, attack: PGD, images: GroupedImages, precision: PrecisionDecision
+    config: RefineConfig, mode: str, attack: PGD, images: ImageGroups, precision: PrecisionDecision
 ) -> dict[str, Any]:
     return {
         "out": str(config.out),
         "manifest": str(WorkFolder(config.out).manifest_out),
         "grid": None if config.grid is None else str(config.grid),
         "trajectory": None if config.trajectory is None else str(config.trajectory),
-        "skipped": len(images.groups.skipped),
+        "skipped": len(images.skipped),
         "checkpoint": config.ckpt,
         "targets": mode,
         "norm": config.norm,

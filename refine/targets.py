@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from refine.balance import balanced
-from refine.flags import ONE_CLASS, is_label_file
-from refine.label_files import labels_from_file
+from refine.label_files import check_is_file, labels_from_file
 from refine.network import consensus, images_first
 from refine.work_folder import Shards, WorkFolder
 from robust_models.classifier import RobustClassifier
@@ -32,9 +31,29 @@ class Labelled(Protocol):
     def __len__(self) -> int: ...
 
 
+ONE_CLASS = "class:"
+LABEL_SUFFIXES = (".csv", ".json")
 DEBIASING_IMAGES = 1000  # as the paper's notebooks have it
 WHOLE_SET = ("debiased", "balanced")  # the classifier's guesses about all images decide the target of each
 TARGETS = "targets.npy"
+
+
+def check_targets(targets: str | None, guesses: Sequence[str]) -> None:
+    """UserError unless targets is None, "given", one of the classifier's `guesses`, class:NAME, or a file of labels."""
+    if targets is None or targets in ("given", *guesses) or targets.startswith(ONE_CLASS):
+        return
+    if is_label_file(targets):
+        check_is_file(Path(targets), field="targets")
+        return
+    raise UserError(
+        f"targets: {targets!r} is none of given, {', '.join(guesses)}, {ONE_CLASS}NAME, or a .csv or .json file of "
+        "labels"
+    )
+
+
+def is_label_file(targets: str) -> bool:
+    """Whether --targets names a file of labels."""
+    return Path(targets).suffix in LABEL_SUFFIXES
 
 
 def label_source(targets: str) -> str:

@@ -14,6 +14,7 @@ Every file is written whole: it is there, complete, or not there. run.json comes
 """
 
 import json
+import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.record import finished_run, record_of, record_path
+from robust_models.images.record import RECORD_SUFFIX, finished_run, record_of
 from robust_models.runtime.files import whole_file
 
 Row = dict[str, Any]
@@ -75,6 +76,7 @@ class WorkFolder:
         self.manifest = self.path / "manifest.jsonl"
         self.manifest_out = out.with_name(out.name + ".manifest.jsonl")
         self.record = self.path / "record.json"
+        self.record_out = out.with_name(out.name + RECORD_SUFFIX)
 
     def finished(self, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
         """The summary of an earlier run with equal settings, whose result stands at `out`; None where there is none.
@@ -83,9 +85,12 @@ class WorkFolder:
         """
         if self.is_assembled:
             return None  # what remains to be moved may be half moved
+        places = (self.out, self.manifest_out, self.record_out)
+        if not any(os.path.lexists(place) for place in places):
+            return None
         found = finished_run(self.out, settings, overwrite=overwrite)
-        for path in (self.manifest_out, record_path(self.out)):
-            if path.exists() and not (path.is_file() and record_path(self.out).is_file()):
+        for path in places[1:]:
+            if path.exists() and not (path.is_file() and self.record_out.is_file()):
                 raise UserError(f"out: {path} is of something else; move it away, or choose another --out")
         return found
 
@@ -210,7 +215,7 @@ class WorkFolder:
                 self.out.rename(self.path / "replaced")
             self.assembled.replace(self.out)
         if self.record.exists():
-            self.record.replace(record_path(self.out))
+            self.record.replace(self.record_out)
         self.remove()
         return summary
 

@@ -2,14 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags, check_targets
+from refine.config import WITHOUT_EFFECT
+from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
+from refine.targets import check_targets
+from robust_models.checkpoints import find
+from robust_models.classifier import Precision
 from robust_models.errors import UserError
-from robust_models.runtime.config import STRICT, AtLeastOne, Number
+from robust_models.images.open import fingerprint
+from robust_models.runtime.config import STRICT, AtLeastOne, Number, as_plain
+from robust_models.runtime.files import sha256_of
 from robust_models.threat import NORMS, NormName, check_ball, check_step_size
 
 SMALL = 64  # pixels: images up to this side get the values that the paper has for CIFAR-10, larger ones those for 224
@@ -85,3 +92,17 @@ class InputConfig(InputFlags, SynthesisConfig):
     def _targets_are_some(self) -> "InputConfig":
         check_targets(self.targets, ("pseudo",))
         return self
+
+
+def deciding_of_task(task: str, config: SynthesisConfig, device: torch.device, precision: Precision) -> dict[str, Any]:
+    """Every setting that decides a task's images, JSON-ready: its flags, and what the files that they name hold."""
+    plain = {
+        name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT - {"input", "targets"}
+    }
+    files = {
+        f"{name} files": fingerprint(Path(value))
+        for name, value in plain.items()
+        if isinstance(value, str) and Path(value).exists()
+    }
+    ckpt = f"{config.ckpt} (sha256 {sha256_of(find(config.ckpt))[:16]})"
+    return {"task": task, "ckpt": ckpt, **plain, **files, "device": device.type, "precision": precision}

@@ -13,8 +13,7 @@ from refine.network import Network
 from refine.refine_batch import block_size, filled
 from refine.synthesis.config import InputConfig
 from refine.targets import known_targets
-from robust_models.images import ImageSet, open_images, to_float
-from robust_models.images.record import check_apart
+from robust_models.images import ImageSet, check_apart, open_images, to_float
 
 
 def open_set(config: InputFlags, out: Path) -> ImageSet:

@@ -21,8 +21,7 @@ from tqdm import tqdm
 from refine.flags import InputFlags
 from refine.network import Network
 from refine.refine_batch import block_size, check_finite, filled, naming
-from refine.run_settings import deciding_of_task
-from refine.synthesis.config import Ball, SynthesisConfig
+from refine.synthesis.config import Ball, SynthesisConfig, deciding_of_task
 from refine.synthesis.loop import iterates, stored
 from refine.synthesis.measures import MEANS, manifest_rows, measure
 from refine.synthesis.task import Source, Task
@@ -32,8 +31,8 @@ from robust_models.attacks import frozen_eval
 from robust_models.checkpoints.checks import check_names
 from robust_models.errors import UserError
 from robust_models.folding import folded
+from robust_models.images import check_apart
 from robust_models.images.new_set import NewSet, check_new_out, write_new_set
-from robust_models.images.record import check_apart
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, pick_device, place
 from robust_models.runtime.files import exclusive, whole_file

@@ -1,13 +1,17 @@
 """What an image set is, whatever holds it."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, overload
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
@@ -103,13 +107,58 @@ class ImageGroups:
         return self.sets[0].skipped
 
     @property
-    def names(self) -> list[str]:
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the labels, where those have names."""
+        return self.sets[0].class_names
+
+    @property
+    def counts(self) -> list[int]:
+        """How many images each set has."""
+        return [len(images) for images in self.sets]
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The place among all images of each row, int64 [N]; the rows are the sets' images, one set after another."""
+        return torch.from_numpy(np.concatenate(self.places))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 [N] in the order of the whole; None where there are none."""
+        known = [images.labels for images in self.sets if images.labels is not None]
+        if len(known) < len(self.sets):
+            return None
+        labels = np.empty(len(self), np.int64)
+        labels[self.order.numpy()] = np.concatenate(known)
+        return labels
+
+    @property
+    def names(self) -> Sequence[str]:
         """The name of every image, in the order of the whole."""
+        if len(self.sets) == 1:
+            return self.sets[0].names
         names = [""] * len(self)
         for images, places in zip(self.sets, self.places, strict=True):
             for place, name in zip(places.tolist(), images.names, strict=True):
                 names[place] = name
         return names
+
+    def at(self, row: int) -> tuple[ImageSet, int]:
+        """The set of this row, and its number in it."""
+        g = self.set_of(row)
+        return self.sets[g], row - self._ends[g] + len(self.sets[g])
+
+    def set_of(self, row: int) -> int:
+        """The number of the set that this row is of."""
+        return bisect_right(self._ends, row)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(self.counts))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop-1, which must be of one set, [n,3,H,W] in its depth."""
+        images, first = self.at(start)
+        return images.read(first, first + stop - start)
 
     @property
     def about(self) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 from robust_models.errors import UserError
 
 Values = dict[str, Any]
+RECORD_SUFFIX = ".run.json"  # after the output's name
 
 
 def record_path(out: Path) -> Path:
     """Where the record of the output lies."""
-    return out.with_name(out.name + ".run.json")
+    return out.with_name(out.name + RECORD_SUFFIX)
 
 
 def record_of(built: Path, settings: Values, summary: Values) -> Values:
@@ -60,13 +61,6 @@ def finished_run(out: Path, settings: Values, *, overwrite: bool) -> Values | No
             "now); choose another place, or pass --overwrite"
         )
     return record["summary"]
-
-
-def check_apart(out: Path, source: Path) -> None:
-    """UserError where the output would lie in the input, or the input in it."""
-    one, other = out.resolve(), source.resolve()
-    if one == other or one in other.parents or other in one.parents:
-        raise UserError(f"out: {out} overlaps the input {source}; choose a place outside it")
 
 
 def _check_kind(out: Path) -> None:
