@@ -22,8 +22,8 @@ from robust_models.datasets import load_dataset, open_dataset
 from robust_models.datasets.beton import write_beton
 from robust_models.runtime.device import pick_device
 from robust_models.runtime.version import environment
-from train.loaders import make_loader
 from train.loaders.base import Batch, LoaderSettings, usable_cores
+from train.start import make_loader
 
 WARM_UP = 8  # batches
 

@@ -25,8 +25,8 @@ import torch
 
 from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
+from robust_models.runtime.command import OneLineParser, add_config_flags
 from robust_models.runtime.config import read_recipe, resolve
-from robust_models.runtime.parser import OneLineParser, add_config_flags
 from robust_models.runtime.signals import StopSignals
 from robust_models.runtime.version import environment
 from train.config import TrainConfig

@@ -14,9 +14,8 @@ from bigroc.recipes import recipes
 from refine.cli import tasks
 from robust_models import embedded_names
 from robust_models.errors import UserError
-from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.command import Command, OneLineParser, Summary
 from robust_models.runtime.config import STRICT, Leaf, leaves
-from robust_models.runtime.parser import OneLineParser
 
 EXAMPLES = """\
   bigroc completion bash > ~/.local/share/bash-completion/completions/bigroc

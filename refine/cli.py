@@ -11,8 +11,7 @@ from pathlib import Path
 
 from refine.config import RefineConfig
 from robust_models.checkpoints.checks import check_names
-from robust_models.runtime.command import Command, Summary, run
-from robust_models.runtime.parser import OneLineParser
+from robust_models.runtime.command import Command, OneLineParser, Summary, run
 from robust_models.runtime.signals import Interrupted
 
 EXAMPLES = """\

@@ -6,8 +6,8 @@ import numpy as np
 
 from robust_models import Description, Normalizer, RobustClassifier
 from robust_models.datasets import AnyDataset
-from train.loaders import LoaderName, make_loader
-from train.loaders.base import Loader, LoaderSettings
+from train.loaders.base import Loader, LoaderName, LoaderSettings
+from train.start import make_loader
 
 CLASSES = ("airplane", "automobile", "bird")
 SIZE = 16  # pixels

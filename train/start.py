@@ -14,8 +14,7 @@ from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks
 from robust_models.threat import ThreatModel
 from train.config import TrainConfig
-from train.loaders import make_loader
-from train.loaders.base import Loader, LoaderSettings, in_memory, usable_cores
+from train.loaders.base import Loader, LoaderName, LoaderSettings, ResidentLoader, in_memory, usable_cores
 
 DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
 FEW_STEPS = 20  # optimizer steps; with fewer the weights hardly move
@@ -136,3 +135,23 @@ def _loaded(checkpoint: str, config: TrainConfig) -> RobustClassifier:
     except UserError as error:
         raise UserError(str(error).replace("ckpt:", "init:", 1)) from error
     return model.requires_grad_(True)
+
+
+def make_loader(name: LoaderName, data: AnyDataset, settings: LoaderSettings) -> Loader:
+    """resident: the set on the device; stream: any set, read by worker processes; ffcv: a .beton, by compiled code.
+
+    UserError for settings that do not fit: resident has no random crops, as it keeps one square of each image.
+    """
+    if name == "resident":
+        if settings.random_crop:
+            raise UserError(
+                "data.random_crop: resident keeps one square of each image; give --data.loader stream or ffcv"
+            )
+        return ResidentLoader(data, settings)
+    if name == "stream":
+        from train.loaders.stream import StreamLoader
+
+        return StreamLoader(data, settings)
+    from train.loaders.ffcv.loader import FFCVLoader
+
+    return FFCVLoader(data, settings)

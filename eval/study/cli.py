@@ -14,9 +14,8 @@ from eval.study.config import StudyConfig
 from eval.study.grid import Share
 from eval.study.summary import format_study
 from robust_models.errors import UserError
-from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.command import Command, OneLineParser, Summary
 from robust_models.runtime.config import as_plain, overlaid, read_recipe, resolve
-from robust_models.runtime.parser import OneLineParser
 
 EXAMPLES = """\
   bigroc study --config ablation_classifier.yaml --quick

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from robust_models.runtime.seeds import ORDER, generator
 
 _READ_AT_ONCE = 1024  # images
 Batch = tuple[Tensor, Tensor]  # x_u8 [B,3,S,S], y int64 [B]
+LoaderName = Literal["resident", "stream", "ffcv"]
 
 
 @dataclass(frozen=True)
