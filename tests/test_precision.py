@@ -86,7 +86,10 @@ def test_a_network_that_keeps_its_batch_norms_is_another_loop():
     assert attack_loop([unfolded]) == attack_loop([traced, unfolded]) == "unfolded attack"
 
 
-TRAIN = "--config cifar_l2_small.yaml --epochs 1 --batch-size 16 --attack.steps 1 --data.validation 16 --device cpu"
+TRAIN = (
+    "--config cifar_l2_small.yaml --epochs 1 --batch-size 16 --attack.steps 1 --data.validation 16 --device cpu "
+    "--validate.steps 1 --compile false"  # compiling takes a minute
+)
 COMMANDS = {
     "refine": (refine, "--ckpt tiny.safetensors --input x.npz --out o.npz --eps 1 --steps 1", "attack"),
     "inpaint": (
@@ -94,7 +97,7 @@ COMMANDS = {
         "--task inpaint --ckpt tiny.safetensors --input x.npz --hole 4 --out o.npz --steps 1",
         "attack",
     ),
-    "train": (train, f"{TRAIN} --arch preact_resnet10_w8 --validate.steps 1 --data.path x.npz --out run", "training"),
+    "train": (train, f"{TRAIN} --arch preact_resnet10_w8 --data.path x.npz --out run", "training"),
     "robust": (
         evaluate,
         "robust --ckpt tiny.safetensors --data x.npz --steps 1 --eps 1 --precision auto",
