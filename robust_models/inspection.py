@@ -12,7 +12,7 @@ from robust_models.checkpoints import find, save
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.published import known_by_hash
 from robust_models.classifier import RobustClassifier
-from robust_models.datasets import Dataset, load_dataset
+from robust_models.datasets import Dataset, open_dataset
 from robust_models.errors import UserError
 from robust_models.inspection_by_accuracy import choose_by_accuracy, correct_mask, summary
 from robust_models.labels import fit_labels
@@ -62,7 +62,7 @@ def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]
     known = known_by_hash(path) if path.is_file() else None
     accuracy: dict[str, Any] = {}
     if config.data is not None:
-        data = load_dataset(config.data, "test")[: config.limit]
+        data = open_dataset(config.data, "test")[: config.limit].in_memory()
         model, accuracy = _measured(model, data)
     description = model.description
     source = description.recipe.get("source", {})

@@ -12,6 +12,7 @@ from PIL import Image
 from eval.cli import main
 from robust_models import Description, RobustClassifier, open_images, save
 from robust_models.checkpoints.flags import Source
+from robust_models.datasets.stores import SetStore
 from robust_models.metrics import frechet_distance, read_statistics
 
 CLASSES = ("airplane", "cat", "dog", "ship")
@@ -257,3 +258,21 @@ def test_measurements_are_named(capsys):
     assert run(capsys)[0] == 2
     status, _, err = run(capsys, "robst")
     assert (status, err) == (2, "error: robst: no such measurement; did you mean robust?\n")
+
+
+@pytest.mark.parametrize("limit", [1, 5, 24])
+def test_a_limit_reads_only_the_images_that_it_names(folder, tmp_path, monkeypatch, capsys, limit):
+    rng = np.random.default_rng(1)
+    for i in range(24):
+        place = tmp_path / "test" / CLASSES[i % 3] / f"{i:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place)
+    read: list[int] = []
+    of_store = SetStore.read
+    monkeypatch.setattr(SetStore, "read", lambda self, numbers: read.extend(numbers) or of_store(self, numbers))
+    ckpt, data = folder / "model.safetensors", tmp_path / "test"
+    words = ["robust", "--ckpt", ckpt, "--data", data, "--eps", "0", "--limit", limit, "--json"]
+    assert main([str(word) for word in words]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["n"], summary["data_n"]) == (limit, 24)
+    assert len(read) == limit

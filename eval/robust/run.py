@@ -15,8 +15,9 @@ from eval.robust.progress import Progress, StageProgress, StoredProgress
 from eval.robust.sanity import check_sanity
 from eval.robust.stages import Radius, chain, run_stages
 from refine.network import together
-from robust_models import RobustClassifier, load_dataset
+from robust_models import RobustClassifier
 from robust_models.checkpoints.flags import CheckpointFlags, Source, load_classifier
+from robust_models.datasets import open_dataset
 from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
 from robust_models.runtime.files import exclusive, sweep_partials
 
@@ -36,8 +37,8 @@ def run_robust(config: RobustConfig) -> dict[str, Any]:
 def _measured(config: RobustConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     model, checkpoint = load_classifier(config.ckpt, config)
-    data = load_dataset(config.data, "test")
-    x_u8, y = (part[: config.limit] for part in images_and_labels(data, model))
+    data = open_dataset(config.data, "test")
+    x_u8, y = images_and_labels(data[: config.limit].in_memory(), model)
     plans = {eps: plan_attack(config.attack, config.budget(eps, len(model.class_names))) for eps in config.radii}
     stages, radii = chain(config.norm, plans)
     precision = decide_precision(config.precision, device, "measurement")
