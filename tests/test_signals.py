@@ -136,3 +136,16 @@ def test_every_python_m_begins_with_the_signals(file):
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     names = {name.id for name in calls if isinstance(name, ast.Name)}
     assert names == ({"main"} if file.parent.name == "bigroc" else {"enter"})  # bigroc.cli.main begins so itself
+
+
+@pytest.mark.parametrize(("number", "status"), STOPS)
+@pytest.mark.parametrize("where", ["in it", "in what it imports"])
+def test_an_import_that_passes_over_exceptions_does_not_hide_a_signal(tmp_path, number, status, where):
+    raising = f"import signal\nsignal.raise_signal({int(number)})\n"
+    swallowing = f"try:\n    {'import inner' if where != 'in it' else raising.replace(chr(10), chr(10) + '    ')}\n"
+    (tmp_path / "inner.py").write_text(raising)
+    (tmp_path / "outer.py").write_text(f"{swallowing}except BaseException:\n    pass\n")
+    code = "from robust_models.runtime.command import run; run(lambda _: __import__('outer') and 0, [])"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == status, ended.stderr

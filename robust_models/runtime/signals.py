@@ -4,6 +4,7 @@ SIGTERM is what batch systems and torchrun send before they kill, SIGINT is Ctrl
 the handlers can be there before the seconds in which torch is imported.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -54,6 +55,11 @@ def _restore(handlers: dict[int, Any]) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            # Nothing is begun yet, and torch passes over any exception in its import of numpy: the run would go on.
+            os._exit(EXIT_STATUS[signal.Signals(number)])
+        frame = frame.f_back
     raise Interrupted(number)
 
 
