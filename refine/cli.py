@@ -15,6 +15,7 @@ from robust_models.runtime.command import Command, OneLineParser, Summary, run
 from robust_models.runtime.signals import Interrupted
 
 EXAMPLES = """\
+  bigroc refine photo.jpg --out better.jpg --ckpt cifar10-l2-small --eps 2
   bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
   bigroc refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
   bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
@@ -27,6 +28,11 @@ The same command run again continues where it stopped. OUT.manifest.jsonl says w
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line argv (None: sys.argv) and gives its exit status."""
     return run(REFINE, argv)
+
+
+def _named_input(argv: Sequence[str]) -> Sequence[str]:
+    """The words; the first is the input where it is no flag: `bigroc refine photo.jpg --out better.jpg ...`."""
+    return ["--input", *argv] if argv and not argv[0].startswith("-") else argv
 
 
 def _split_task(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -110,7 +116,7 @@ class RefineCommand(Command):
     """Refines or, with --task NAME, runs one of refine/synthesis, which has flags of its own."""
 
     def __call__(self, argv: Sequence[str]) -> int:
-        task, rest = _split_task(argv)
+        task, rest = _split_task(_named_input(argv))
         return super().__call__(rest) if task == "refine" else find_task(task)(rest)
 
     def add_command_flags(self, parser: OneLineParser) -> None:

@@ -22,7 +22,10 @@ class ClassifierFlags(CheckpointFlags):
 class InputFlags:
     """Which images to begin with."""
 
-    input: Path = Field(description="image set: a folder, .npz, .npy, .pt, .tar shards or parquet")
+    input: Path = Field(
+        description="images: a folder, .npz, .npy, .pt, .tar shards, parquet, or one image file; as the first word it "
+        "needs no flag"
+    )
     on_error: OnError = Field(
         default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
     )

@@ -271,3 +271,18 @@ def test_anyones_checkpoint_refines_with_its_architecture_and_normaliser(classif
     status, _, error = run(*flags, "--overwrite", *arch[2:3], "mnist", capsys=capsys)
     assert status == 2
     assert "normalize: 'mnist' is none of none, cifar10, imagenet" in error
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photos"])
+def test_the_input_may_come_first_without_its_flag(checkpoint, tmp_path, name, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    source = tmp_path / name
+    file = source if source.suffix else source / "one.png"
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    out = tmp_path / f"better{source.suffix}"
+    status, _, _ = run(source, "--out", out, "--ckpt", checkpoint, "--eps", "1", "--targets", "pseudo", capsys=capsys)
+    assert status == 0
+    assert open_images(out).size == (24, 40)
+    status, _, error = run("--out", out, source, "--ckpt", checkpoint, "--eps", "1", capsys=capsys)
+    assert (status, "no such argument" in error) == (2, True)
