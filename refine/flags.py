@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.grids import check_picture_out
 from robust_models.images import OnError
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags
 from robust_models.runtime.device import PRECISION, PrecisionChoice
@@ -39,6 +40,12 @@ class PictureFlags:
     grid_images: AtLeastOne = Field(default=32, description="how many images the picture shows")
     trajectory: Path | None = Field(default=None, description="also write the steps of a few images, .gif or .png")
     trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
+
+
+def check_pictures_out(flags: PictureFlags) -> None:
+    """UserError, before any work, where a picture would replace what this program did not make."""
+    check_picture_out(flags.grid, "grid")
+    check_picture_out(flags.trajectory, "trajectory")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

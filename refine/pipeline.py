@@ -21,6 +21,7 @@ from refine.auto_eps import EpsSearch, as_plain
 from refine.balance import parse_prior
 from refine.bigroc import bigroc
 from refine.config import RefineConfig, deciding
+from refine.flags import check_pictures_out
 from refine.manifest import Means, rows
 from refine.network import together
 from refine.pictures import save_pictures
@@ -48,6 +49,8 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         work = WorkFolder(config.out)
         for path in (config.out, work.path):
             check_apart(path, config.input)
+        if config.grid or config.trajectory:
+            check_pictures_out(config)
         images = _open(config, ranks)
         check_groups_out(config.out, images)
         device = ranks.device(config.device)

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from robust_models.errors import UserError
 from robust_models.runtime.files import whole_file
 
 CELL = 96  # pixels per image at least
@@ -17,6 +19,7 @@ CAPTION = 30  # two lines of text
 FONT_SIZE = 11
 NOTE_LINE = 15  # pixels
 FRAME_MS, LAST_FRAME_MS = 400, 1600
+MADE_BY = "bigroc"  # stands in every picture, so that none but ours is ever replaced
 BACKGROUND, INK, FAINT = "white", "#222222", "#777777"
 GREY, MOST = 128, 20  # a larger factor would show rounding as structure
 
@@ -68,15 +71,37 @@ def fitted(x: Tensor, side: int) -> Tensor:
     return scaled.clamp(0, 1)
 
 
+def check_picture_out(path: Path | None, field: str) -> None:
+    """UserError, to be called before any work, where anything but a picture that this module made stands at `path`."""
+    if path is None or not path.exists():
+        return
+    try:
+        with Image.open(path) as picture:
+            made_by = picture.info.get("Software") or picture.info.get("comment", b"").decode("ascii", "replace")
+    except (OSError, ValueError, SyntaxError, AttributeError):
+        made_by = ""
+    if made_by != MADE_BY:
+        raise UserError(f"{field}: {path} exists and is no picture that this program made; name another file")
+
+
 def _save(path: Path, pictures: Sequence[Image.Image], kind: str) -> None:
+    check_picture_out(path, "picture")
     with whole_file(path) as partial:
         if kind == "gif":
             durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
             pictures[0].save(
-                partial, format=kind, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+                partial,
+                format=kind,
+                save_all=True,
+                append_images=pictures[1:],
+                duration=durations,
+                loop=0,
+                comment=MADE_BY,
             )
         else:
-            pictures[0].save(partial, format=kind)
+            mark = PngInfo()
+            mark.add_text("Software", MADE_BY)
+            pictures[0].save(partial, format=kind, pnginfo=mark)
 
 
 def _picture(rows: Sequence[Row], captions: Sequence[str], columns: int) -> Image.Image:

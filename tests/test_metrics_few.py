@@ -77,8 +77,8 @@ def test_few_images_are_said_in_words_and_json(pooled, capsys, sets):  # noqa: F
 @pytest.mark.parametrize(
     ("images", "reference", "subset", "drawn", "words"),
     [
-        (40, 60, 50, ["reference"], "100 subsets of 40 drawn from the reference; all of the images is in each"),
-        (60, 40, 50, ["images"], "100 subsets of 40 drawn from the images; all of the reference is in each"),
+        (40, 60, 50, ["reference"], "100 subsets of 40 drawn from the reference; each has the whole of the images"),
+        (60, 40, 50, ["images"], "100 subsets of 40 drawn from the images; each has the whole of the reference"),
         (50, 90, 50, ["reference"], "100 subsets of 50 drawn from the reference"),
         (60, 70, 50, ["images", "reference"], "(100 subsets of 50)"),
     ],

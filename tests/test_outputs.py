@@ -396,3 +396,26 @@ def test_a_grid_says_what_it_shows(checkpoint, folder, tmp_path, monkeypatch, fl
     assert seen["rows"][:2] == names
     assert all(re.fullmatch(caption, text) for text in seen["captions"])
     assert seen["note"].startswith(note)
+
+
+@pytest.mark.parametrize("field", ["grid", "trajectory"])
+@pytest.mark.parametrize("kind", ["photograph.png", "notes.png", "animation.gif"])
+def test_a_picture_replaces_only_a_picture_of_ours(checkpoint, tmp_path, capsys, field, kind):
+    pixels, _ = tiny_pixels(4)
+    np.savez(tmp_path / "in.npz", arr_0=pixels)
+    there = tmp_path / kind
+    if kind == "notes.png":
+        there.write_text("my notes")
+    else:
+        Image.fromarray(pixels[0]).save(there)
+    before = there.read_bytes()
+    words = ["--ckpt", checkpoint, "--input", tmp_path / "in.npz", "--out", tmp_path / "out.npz", "--eps", 1]
+    for command in (words, [*words[:2], "--task", "superres", "--factor", 2, *words[2:]]):
+        assert main([str(word) for word in [*command, f"--{field}", there]]) == 2
+        assert f"{field}: {there} exists and is no picture that this program made" in capsys.readouterr().err
+    assert there.read_bytes() == before
+    assert not (tmp_path / "out.npz").exists()
+    ours = tmp_path / f"ours{there.suffix}"
+    for eps in ("1", "2"):  # a second run replaces the picture of the first
+        again = [*words[:-1], eps, f"--{field}", ours, "--overwrite"]
+        assert main([str(word) for word in again]) == 0

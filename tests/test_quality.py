@@ -113,7 +113,7 @@ def test_words_name_every_number_with_what_it_depends_on(pooled, capsys):
         "20 resamples of the images",
         "extrapolated to infinitely many images: ",
         "over 10 splits",
-        "(100 subsets of 60)",
+        "(100 subsets of 60 drawn from the reference; each has the whole of the images",
         "k = 3, 80 real images",
         "sFID (first 7 channels of mixed_6",
         "N = 60 (a.npz) against N = 80 (b.npz)",

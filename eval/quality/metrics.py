@@ -109,7 +109,7 @@ class KID(Metric):
         if len(summary["kid_drawn_from"]) == 1:
             drawn = summary["kid_drawn_from"][0]
             whole = "reference" if drawn == "images" else "images"
-            of += f" drawn from the {drawn}; all of the {whole} is in each, so +- is not of it"
+            of += f" drawn from the {drawn}; each has the whole of the {whole}, whose spread +- leaves out"
         spread = f"+- {summary['kid_std']:.3g} ({of})"
         return [f"KID in {_space(summary)}: {summary['kid']:.6g} {spread}"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.flags import InputFlags
+from refine.flags import InputFlags, check_pictures_out
 from refine.network import Network
 from refine.refine_batch import block_size, check_finite, filled, naming
 from refine.synthesis.config import Ball, SynthesisConfig, deciding_of_task
@@ -51,6 +51,7 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"task: {task.name} runs in one process; call it without torchrun")
     check_new_out(config.out, overwrite=True)
+    check_pictures_out(config)
     classifier, device = folded(config.load(config.ckpt)), pick_device(config.device)
     precision = decide_precision(config.precision, device, attack_loop([classifier]))
     network = Network(place(classifier, device, precision.precision))

@@ -21,7 +21,7 @@ from robust_models.checkpoints.checks import check_names
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.folding import folded
-from robust_models.grids import save_rows
+from robust_models.grids import check_picture_out, save_rows
 from robust_models.images import ImageSet, to_float, to_u8
 from robust_models.labels import fit_labels
 from robust_models.runtime.command import Command, Summary
@@ -67,6 +67,9 @@ def list_features(config: FeaturesConfig) -> Summary:
     """Writes the picture and the JSON; gives what the JSON holds."""
     if config.out.suffix.lower() != ".png":
         raise UserError(f"out: {config.out} is a picture; let its name end in .png")
+    check_picture_out(config.out, "out")
+    if (numbers := config.out.with_suffix(".json")).exists() and not config.out.exists():
+        raise UserError(f"out: {numbers} exists and is of something else; name another file")
     device = pick_device(config.device)
     precision = decide_precision(config.precision, device, "measurement")
     classifier = place(folded(config.load(config.ckpt)), device, precision.precision)
