@@ -177,7 +177,7 @@ def test_killed_at_any_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npz", "folder"])
-def test_twenty_sigkills_leave_no_trace(checkpoint, tmp_path, kind):
+def test_twenty_five_sigkills_leave_no_trace(checkpoint, tmp_path, kind):
     pixels = tiny_pixels(300)[0]
     source = tmp_path / ("in.npz" if kind == "npz" else "in")
     if kind == "npz":
@@ -197,7 +197,7 @@ def test_twenty_sigkills_leave_no_trace(checkpoint, tmp_path, kind):
     whole_s = time.monotonic() - started
     draws = random.Random(0)
     kills, finished_shards = 0, []
-    while kills < 20:
+    while kills < 25:
         if out.exists() and not work.exists():  # it came through: from the start again
             shutil.rmtree(out) if out.is_dir() else out.unlink()
         process = start(out)
