@@ -50,7 +50,9 @@ def folder(checkpoint, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-REFINE = "refine --ckpt c.safetensors --input x.npz --eps 1 --steps 5 --shard-size 2 --device cpu --out y.npz"
+REFINE = (  # in float32, whatever the machine: the process that is stopped is not this one
+    "refine --ckpt c.safetensors --input x.npz --eps 1 --steps 5 --shard-size 2 --precision fp32 --out y.npz"
+)
 ROBUST = "eval robust --ckpt c.safetensors --data x.npz --eps 0.5 --steps 40 --batch-size 2 --device cpu --state s.json"
 
 
