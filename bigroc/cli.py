@@ -13,7 +13,7 @@ from typing import Any
 HOME = Path(__file__).parents[1]  # the folder that holds this package and the four others
 
 EXAMPLES = """\
-  bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3
+  bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3
   bigroc train --config cifar_l2_small.yaml
   bigroc eval quality --images refined.npz --reference train.npz --features classifier:cifar10-standard-small
   bigroc models inspect checkpoint.pt

@@ -19,7 +19,7 @@ EXAMPLES = """\
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
   bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
   bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
-  bigroc eval quality --images samples.npz --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
+  bigroc eval quality --images IMAGES --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
   torchrun --nproc-per-node 8 --no-python bigroc eval quality --images generated/ --reference stats.npz --bootstrap 200
   bigroc eval statistics --images train.npz --features inception --out stats.npz
   bigroc study --config ablation_classifier.yaml --quick

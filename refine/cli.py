@@ -16,10 +16,10 @@ from robust_models.runtime.signals import Interrupted
 
 EXAMPLES = """\
   bigroc refine photo.jpg --out better.jpg --ckpt cifar10-l2-small --eps 2
-  bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --grid before_after.png
+  bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3 --grid before_after.png
   bigroc refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
-  bigroc refine --ckpt cifar10-l2-small --input samples.npz --out refined.npz --eps 3 --targets balanced
-  torchrun --nproc-per-node 8 --no-python bigroc refine --ckpt robust.pt --input shards/ --out refined/ --eps 1.5
+  bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3 --targets balanced
+  torchrun --nproc-per-node 8 --no-python bigroc refine --ckpt CHECKPOINT.pt --input shards/ --out refined/ --eps 1.5
   bigroc refine --task generate --help
 The same command run again continues where it stopped. OUT.manifest.jsonl says what became of each image.
 """

@@ -19,7 +19,7 @@ from robust_models.runtime.config import as_plain, overlaid, read_recipe, resolv
 
 EXAMPLES = """\
   bigroc study --config ablation_classifier.yaml --quick
-  bigroc study --config ablation_eps.yaml --images '[{name: mine, path: samples.npz}]' --out runs/studies/mine
+  bigroc study --config ablation_eps.yaml --images '[{name: mine, path: IMAGES}]' --out runs/studies/mine
   torchrun --nproc-per-node 8 --no-python bigroc study --config ablation_classifier.yaml ...     (ranks share the jobs)
   bigroc study --config ablation_classifier.yaml ... --cell 3/16              (one share, for a batch system)
   bigroc study --config ablation_classifier.yaml ... --merge                  (what the shares have found)

@@ -29,7 +29,7 @@ EMBEDDED = PRETRAINED / "cifar10-seeds.npz"
 EXAMPLES = """\
   bigroc refine --task generate --ckpt cifar10-l2-small --num-images 100 --out samples.npz --grid samples.png
   bigroc refine --task generate --ckpt cifar10-l2-small --classes cat,dog --num-images 20 --out pets/
-  bigroc refine --task generate --ckpt robust.pt --seeds imagenet.seeds.npz --num-images 5000 --out samples.tar
+  bigroc refine --task generate --ckpt CHECKPOINT.pt --seeds imagenet.seeds.npz --num-images 5000 --out samples.tar
 Seeds for other classes: bigroc refine --task seeds --help
 """
 

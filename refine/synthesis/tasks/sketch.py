@@ -24,7 +24,7 @@ LARGE = Ball(40, 1, 60)
 
 EXAMPLES = """\
   bigroc refine --task sketch --ckpt cifar10-l2-small --input drawing.png --out ships/ --target ship --grid ship.png
-  bigroc refine --task sketch --ckpt robust.pt --input drawings/ --out birds/ --target bird
+  bigroc refine --task sketch --ckpt CHECKPOINT.pt --input drawings/ --out birds/ --target bird
 """
 
 
