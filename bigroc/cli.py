@@ -25,11 +25,27 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """`bigroc ARGUMENTS`: the exit status."""
     leave_out_current_folder()
-    from robust_models.runtime.command import run
     from robust_models.runtime.signals import leave_on_signals
 
-    leave_on_signals()
+    leave_on_signals()  # before the imports of the next line, which take a while
+    from robust_models.runtime.command import run
+
     return run(front_door(), argv)
+
+
+def main_of_train() -> int:
+    """The console script bigroc-train: `bigroc train`."""
+    return main(["train", *sys.argv[1:]])
+
+
+def main_of_refine() -> int:
+    """The console script bigroc-refine: `bigroc refine`."""
+    return main(["refine", *sys.argv[1:]])
+
+
+def main_of_eval() -> int:
+    """The console script bigroc-eval: `bigroc eval`."""
+    return main(["eval", *sys.argv[1:]])
 
 
 def leave_out_current_folder() -> None:

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from refine.balance import check_prior
-from refine.bigroc import LOSSES, LossName
 from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
+from refine.method import LOSSES, LossName
 from refine.targets import check_targets
 from robust_models.attacks import Center, Keep
 from robust_models.checkpoints import find

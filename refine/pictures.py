@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refine.bigroc import trajectory
 from refine.config import RefineConfig
+from refine.method import trajectory
 from refine.refine_batch import BatchRefiner
 from refine.selection import spread
 from refine.work_folder import Row, Shards, WorkFolder

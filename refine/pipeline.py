@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from refine.auto_eps import EpsSearch, as_plain
 from refine.balance import parse_prior
-from refine.bigroc import bigroc
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
 from refine.manifest import Means, rows
+from refine.method import bigroc
 from refine.network import together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from refine.bigroc import LossName, bigroc, pseudo_labels
+from refine.method import LossName, bigroc, pseudo_labels
 from refine.network import together
 from robust_models.attacks import Center, Keep, Loss, check_labels
 from robust_models.classifier import class_names_of

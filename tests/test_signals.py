@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,72 @@ def test_every_python_m_begins_with_the_signals(file):
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     names = {name.id for name in calls if isinstance(name, ast.Name)}
     assert names == ({"main"} if file.parent.name == "bigroc" else {"enter"})  # bigroc.cli.main begins so itself
+
+
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+MODULES = [".".join(file.parent.relative_to(ROOT).parts) for file in MAINS]
+ENTRIES = {  # every door, and what Python runs behind it
+    **{
+        f"python -m {name}": f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+        for name in MODULES
+    },
+    **{
+        name: "from {} import {} as main; sys.exit(main())".format(*place.split(":")) for name, place in SCRIPTS.items()
+    },
+}
+WORDS_OF = {
+    "bigroc": ["refine"],
+    "python -m bigroc": ["refine"],
+    "bigroc-eval": ["robust"],
+    "python -m eval": ["robust"],
+}
+
+
+def handles_signals(process: subprocess.Popen) -> bool:
+    """Whether the process has its handlers: SIGTERM's is set first, and Python itself has one for SIGINT."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_has_its_handlers_before_the_seconds_of_importing_torch(entry):
+    heavy = {"torch", "numpy", "pydantic", "yaml", "PIL"}
+    code = (
+        "import signal, sys\n"
+        "def report(*_):\n"
+        f"    print({heavy} & set(sys.modules), flush=True)\n"
+        "    sys.exit(0)\n"
+        "signal.signal = report\n" + ENTRIES[entry]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc whether the handlers are there")
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_says_that_it_was_stopped_at_any_moment_of_its_start(entry, folder):
+    words = [*WORDS_OF.get(entry, []), "--ckpt", "c.safetensors"]
+    code = f"import sys; sys.argv[1:] = {words}\n{ENTRIES[entry]}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    tried = 0
+    for tenth in range(1, 11):
+        number, status = STOPS[tenth % 2]
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            time.sleep(tenth / 10)
+            is_python_itself = process.poll() is None and not handles_signals(process)  # still, on a busy machine
+            process.send_signal(number)
+            error = process.communicate(timeout=60)[1]
+        if is_python_itself:
+            continue
+        # 2: it had already ended, for want of flags
+        assert process.returncode in (status, 2), f"{tenth / 10} s: {process.returncode} {error}"
+        assert "Traceback" not in error
+        tried += 1
+    assert tried > 4
 
 
 @pytest.mark.parametrize(("number", "status"), STOPS)

@@ -8,8 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from eval.quality.config import Protocol
 from eval.study.results import Axes
-from refine.bigroc import find_loss
 from refine.config import RefineConfig
+from refine.method import find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError

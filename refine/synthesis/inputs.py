@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refine.bigroc import pseudo_labels
 from refine.flags import InputFlags
+from refine.method import pseudo_labels
 from refine.network import Network
 from refine.refine_batch import block_size, filled
 from refine.synthesis.config import InputConfig
