@@ -1,13 +1,15 @@
 """The loop of every task: the foundation's PGD, on an objective of the task's own; and objectives that tasks share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from refine.network import Network
 from refine.synthesis.config import Ball
 from refine.synthesis.task import Objective, Work
-from robust_models.attacks import PGD, Gradient, Loss, cross_entropy, frozen_eval
+from robust_models.attacks import PGD, Gradient, Iterate, Loss, cross_entropy, frozen_eval
 from robust_models.images import to_u8
 
 
@@ -25,11 +27,16 @@ def synthesize(model: nn.Module, work: Work, ball: Ball) -> Tensor:
 
 def iterates(model: nn.Module, work: Work, ball: Ball) -> Iterator[Tensor]:
     """The images after 0, 1, ... ball.steps steps. The model is the caller's to freeze (frozen_eval)."""
+    return (iterate.x_adv for iterate in points(model, work, ball))
+
+
+def points(model: nn.Module, work: Work, ball: Ball) -> Iterator[Iterate]:
+    """The iterates, each with its objective [N] (None after the last step, which needs none)."""
     attack = PGD(
         ball.eps, ball.step_size, ball.steps, norm=ball.norm, targeted=True, gradient=gradient_of(work.objective)
     )
     center = work.start if work.center is None else work.center
-    return (iterate.x_adv for iterate in attack.iterates(model, center, work.y, work.start))
+    return attack.iterates(model, center, work.y, work.start)
 
 
 def gradient_of(objective: Objective) -> Gradient:
@@ -51,6 +58,11 @@ def stored(x: Tensor, work: Work) -> Tensor:
     if work.keep_outside is None or work.original_u8 is None:
         return x_u8
     return torch.where(work.keep_outside.bool(), x_u8, work.original_u8)
+
+
+def work_towards_class(config: Any, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
+    """The work of a task that moves images x towards classes y and asks for nothing else."""
+    return Work(network.here(x), network.here(y), towards_class)
 
 
 def towards_class(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

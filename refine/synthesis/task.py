@@ -78,9 +78,17 @@ class Source:
     shown: Shown = Shown()
 
 
+def as_given(config: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The start of a task that begins with the images themselves."""
+    return x
+
+
 @dataclass(frozen=True)
 class Task:
-    """One of `bigroc refine --task NAME`."""
+    """One of `bigroc refine --task NAME`, for images from files (open) and, where it can, for tensors (start, work).
+
+    Tensors are images x [N,3,H,W] float in [0,1] and, where the task has a use for them, masks [N,1,H,W] of 0 and 1.
+    """
 
     name: str
     about: str
@@ -88,3 +96,6 @@ class Task:
     defaults: Callable[[int], Ball]  # the larger side of the images to be made, pixels -> the paper's ball and steps
     open: Callable[[Any, Network], Source]  # (config of the schema, network); UserError for what does not fit
     examples: str = ""  # commands, each line indented by two spaces
+    # (config, x, mask) -> where the loop begins, on the CPU; a classifier that is to guess the class sees this
+    start: Callable[[Any, Tensor, Tensor | None], Tensor] = as_given
+    work: Callable[[Any, Network, Tensor, Tensor | None, Tensor], Work] | None = None  # (config, network, x, mask, y)

@@ -13,7 +13,7 @@ from torch import Tensor
 from refine.network import Network
 from refine.synthesis.class_seeds import SUFFIX, ClassSeeds
 from refine.synthesis.config import Ball, SynthesisConfig, by_size
-from refine.synthesis.loop import towards_class
+from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
 from robust_models.checkpoints import find
 from robust_models.checkpoints.load import PRETRAINED
@@ -61,7 +61,7 @@ def open_source(config: GenerateConfig, network: Network) -> Source:
         return torch.stack(drawn)
 
     def work(rows: Tensor) -> Work:
-        return Work(network.here(start(rows)), network.here(targets[rows]), towards_class)
+        return work_towards_class(config, network, start(rows), None, targets[rows])
 
     size = (seeds.image_size, seeds.image_size)
     return Source(targets, size, work, lambda rows: to_u8(start(rows)), Numbered(len(targets)))

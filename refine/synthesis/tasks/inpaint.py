@@ -92,26 +92,38 @@ class InpaintConfig(InputConfig):
         return self
 
 
+def filled_in(config: InpaintConfig, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The images as the loop begins with them: the holes, where mask is 1, filled as config.fill says."""
+    assert mask is not None
+    fill = FILLS[config.fill or ("smooth" if max(x.shape[-2:]) <= SMALL else "mean")]
+    return fill(x, mask)
+
+
+def work_on(config: InpaintConfig, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
+    """The images x with their holes filled, and the loss that keeps what is known."""
+    assert mask is not None
+    x0, mask_here = network.here(x), network.here(mask)
+    return Work(
+        start=network.here(filled_in(config, x, mask)),
+        y=network.here(y),
+        objective=faithful_outside(towards_class, x0, mask_here, config.fidelity),
+        keep_outside=mask_here if config.paste else None,
+        original_u8=to_u8(x0),
+    )
+
+
 def open_source(config: InpaintConfig, network: Network) -> Source:
-    """The images with their holes filled, and the loss that keeps what is known."""
+    """The images, their masks, and the class of each as it is seen once the hole is filled."""
     images = open_set(config, config.out)
     masks = _masks(config, images)
-    fill = FILLS[config.fill or ("smooth" if max(images.size) <= SMALL else "mean")]
 
     def start(rows: Tensor) -> Tensor:
-        return fill(read(images, rows), masks(rows))
+        return filled_in(config, read(images, rows), masks(rows))
 
     targets = find_targets(config, images, network, start)
 
     def work(rows: Tensor) -> Work:
-        x0, mask = network.here(read(images, rows)), network.here(masks(rows))
-        return Work(
-            start=network.here(start(rows)),
-            y=network.here(targets[rows]),
-            objective=faithful_outside(towards_class, x0, mask, config.fidelity),
-            keep_outside=mask if config.paste else None,
-            original_u8=to_u8(x0),
-        )
+        return work_on(config, network, read(images, rows), masks(rows), targets[rows])
 
     return Source(targets, images.size, work, lambda rows: to_u8(start(rows)), images.names)
 
@@ -132,4 +144,6 @@ TASK = Task(
     defaults=by_size(small=SMALL_BALL, large=LARGE_BALL),
     open=open_source,
     examples=EXAMPLES,
+    start=filled_in,
+    work=work_on,
 )

@@ -1,4 +1,4 @@
-"""One feature of the classifier raised inside a mask: painting with what the classifier has learned to see.
+"""A feature of the classifier, or a class, raised inside a mask: painting with what the classifier has learned to see.
 
 Santurkar et al. 2019, arXiv:1906.09453. `--task features` shows which feature is what.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from refine.network import Network
 from refine.synthesis.config import Ball, InputConfig, by_size
 from refine.synthesis.inputs import find_targets, open_set, read
-from refine.synthesis.loop import faithful_outside
+from refine.synthesis.loop import faithful_outside, towards_class
 from refine.synthesis.masks import read_masks, rectangle
 from refine.synthesis.task import Objective, Shown, Source, Task, Work
 from refine.synthesis.tasks.features import check_feature
@@ -29,26 +29,32 @@ EXAMPLES = """\
   bigroc refine --task paint --ckpt cifar10-l2-small --input real.npz --out painted.npz --feature 17 \\
       --rectangle 0,0,16,32 --grid painted.png
   bigroc refine --task paint --ckpt imagenet.pt --input photos/ --out painted/ --feature 1203 --mask sky.png
+  bigroc refine --task paint --ckpt imagenet.pt --input photos/ --out painted/ --targets class:dog --mask grass.png
 """
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PaintConfig(InputConfig):
-    """Which feature to raise, where and how much."""
+    """What to paint, where and how much of it."""
 
-    feature: int = Field(description="index of the feature to raise (--task features lists them)")
+    feature: int | None = Field(
+        default=None,
+        description="index of the feature to raise, which --task features lists (null: the class of --targets instead)",
+    )
     mask: Path | None = Field(
         default=None, description="a mask for all images or an image set with one for each; white is to be painted"
     )
     rectangle: str | None = Field(default=None, description="or top,left,height,width of what is to be, in pixels")
-    strength: Number = Field(default=STRENGTH, gt=0, description="weight of the feature")
+    strength: Number = Field(default=STRENGTH, gt=0, description="weight of the feature, or of the class")
     fidelity: Number = Field(default=FIDELITY, ge=0, description="weight of the squared change outside the mask")
     paste: bool = Field(default=True, description="put the pixels outside the mask back, bit for bit")
 
     @model_validator(mode="after")
-    def _one_mask(self) -> "PaintConfig":
+    def _what_and_where(self) -> "PaintConfig":
         if (self.mask is None) == (self.rectangle is None):
             raise ValueError("mask: give one of --mask and --rectangle, which say where to paint")
+        if self.feature is None and self.targets is None:
+            raise ValueError("feature: say what to paint: --feature INDEX, or a class with --targets class:NAME")
         return self
 
 
@@ -61,9 +67,34 @@ def raising(feature: int, strength: float) -> Objective:
     return objective
 
 
+def closer(strength: float) -> Objective:
+    """strength * the cross-entropy to the class, [N]."""
+    return lambda model, x, y: strength * towards_class(model, x, y)
+
+
+def work_on(config: PaintConfig, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
+    """The images x, and the loss that raises the feature, or the class, inside the mask."""
+    assert mask is not None
+    what = closer(config.strength) if config.feature is None else _raising(config, network)
+    x0, mask = network.here(x), network.here(mask)
+    return Work(
+        start=x0,
+        y=network.here(y),
+        objective=faithful_outside(what, x0, mask, config.fidelity),
+        keep_outside=mask if config.paste else None,
+        original_u8=to_u8(x0),
+    )
+
+
+def _raising(config: PaintConfig, network: Network) -> Objective:
+    assert config.feature is not None
+    return raising(check_feature(network.model, config.feature), config.strength)
+
+
 def open_source(config: PaintConfig, network: Network) -> Source:
-    """The images, and the loss that raises the feature inside the mask."""
-    feature = check_feature(network.model, config.feature)
+    """The images, and what of each is to be painted."""
+    if config.feature is not None:
+        check_feature(network.model, config.feature)
     images = open_set(config, config.out)
     if config.mask is not None:
         masks = read_masks(config.mask, images)
@@ -72,30 +103,28 @@ def open_source(config: PaintConfig, network: Network) -> Source:
     targets = find_targets(config, images, network)
 
     def work(rows: Tensor) -> Work:
-        x0, mask = network.here(read(images, rows)), network.here(masks(rows))
-        return Work(
-            start=x0,
-            y=network.here(targets[rows]),
-            objective=faithful_outside(raising(feature, config.strength), x0, mask, config.fidelity),
-            keep_outside=mask if config.paste else None,
-            original_u8=to_u8(x0),
-        )
+        return work_on(config, network, read(images, rows), masks(rows), targets[rows])
 
+    shown = Shown(after="painted") if config.feature is None else _shown_feature(config)
+    return Source(targets, images.size, work, lambda rows: to_u8(read(images, rows)), images.names, shown)
+
+
+def _shown_feature(config: PaintConfig) -> Shown:
     def caption(row: dict[str, Any]) -> str:
         before, after = (-row[f"objective_{when}"] / config.strength for when in ("before", "after"))
-        return f"feature {feature}\n{before:.2f} > {after:.2f}"
+        return f"feature {config.feature}\n{before:.2f} > {after:.2f}"
 
     cost = "" if config.paste else " (less what the change outside the mask costs)"
     note = f"Below each image: the feature that is raised, its value before > after{cost}."
-    shown = Shown(after="painted", caption=caption, note=note)
-    return Source(targets, images.size, work, lambda rows: to_u8(read(images, rows)), images.names, shown)
+    return Shown(after="painted", caption=caption, note=note)
 
 
 TASK = Task(
     name="paint",
-    about="Raise a feature of the classifier inside a mask.",
+    about="Raise a feature of the classifier, or a class, inside a mask.",
     schema=PaintConfig,
     defaults=by_size(small=SMALL, large=LARGE),
     open=open_source,
     examples=EXAMPLES,
+    work=work_on,
 )

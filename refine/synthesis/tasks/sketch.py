@@ -13,7 +13,7 @@ from torch import Tensor
 from refine.network import Network
 from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.drawings import open_drawings
-from refine.synthesis.loop import towards_class
+from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
 from robust_models.images import to_u8
 from robust_models.labels import class_index
@@ -46,7 +46,7 @@ def open_source(config: SketchConfig, network: Network) -> Source:
         return torch.cat([drawings.read(i) for i in rows.tolist()])
 
     def work(rows: Tensor) -> Work:
-        return Work(network.here(read(rows)), network.here(targets[rows]), towards_class)
+        return work_towards_class(config, network, read(rows), None, targets[rows])
 
     return Source(targets, (side, side), work, lambda rows: to_u8(read(rows)), drawings.names)
 
@@ -58,4 +58,5 @@ TASK = Task(
     defaults=by_size(small=SMALL, large=LARGE),
     open=open_source,
     examples=EXAMPLES,
+    work=work_towards_class,
 )

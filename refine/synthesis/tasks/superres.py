@@ -10,7 +10,7 @@ from torch import Tensor
 from refine.network import Network
 from refine.synthesis.config import Ball, InputConfig, by_size
 from refine.synthesis.inputs import find_targets, open_set, read
-from refine.synthesis.loop import towards_class
+from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
 from robust_models.images import to_u8
 from robust_models.runtime.config import STRICT
@@ -41,17 +41,23 @@ def enlarge(x: Tensor, factor: int, how: str) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
+def enlarged(config: SuperresConfig, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The images as the loop begins with them."""
+    return enlarge(x, config.factor, config.start)
+
+
+def work_on(config: SuperresConfig, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
+    """The small images x, enlarged and moved towards their classes y."""
+    return work_towards_class(config, network, enlarged(config, x, mask), None, y)
+
+
 def open_source(config: SuperresConfig, network: Network) -> Source:
     """The enlarged images, towards the class of each."""
     images = open_set(config, config.out)
-
-    def start(rows: Tensor) -> Tensor:
-        return enlarge(read(images, rows), config.factor, config.start)
-
-    targets = find_targets(config, images, network, start)
+    targets = find_targets(config, images, network, lambda rows: enlarged(config, read(images, rows), None))
 
     def work(rows: Tensor) -> Work:
-        return Work(network.here(start(rows)), network.here(targets[rows]), towards_class)
+        return work_on(config, network, read(images, rows), None, targets[rows])
 
     height, width = images.size
     size = (height * config.factor, width * config.factor)
@@ -65,4 +71,6 @@ TASK = Task(
     defaults=by_size(small=SMALL, large=LARGE),
     open=open_source,
     examples=EXAMPLES,
+    start=enlarged,
+    work=work_on,
 )

@@ -13,7 +13,7 @@ from refine.flags import InputFlags
 from refine.network import Network
 from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.inputs import open_set, read
-from refine.synthesis.loop import towards_class
+from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, to_u8
@@ -93,7 +93,7 @@ def open_source(config: TranslateConfig, network: Network) -> Source:
     chosen, targets = choose(config, images, network.class_names)
 
     def work(rows: Tensor) -> Work:
-        return Work(network.here(read(images, chosen[rows])), network.here(targets[rows]), towards_class)
+        return work_towards_class(config, network, read(images, chosen[rows]), None, targets[rows])
 
     def before(rows: Tensor) -> Tensor:
         return to_u8(read(images, chosen[rows]))
@@ -108,4 +108,5 @@ TASK = Task(
     defaults=by_size(small=SMALL, large=LARGE),
     open=open_source,
     examples=EXAMPLES,
+    work=work_towards_class,
 )
