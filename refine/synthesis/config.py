@@ -94,7 +94,7 @@ class InputConfig(InputFlags, SynthesisConfig):
         return self
 
 
-def deciding_of_task(task: str, config: SynthesisConfig, device: torch.device, precision: Precision) -> dict[str, Any]:
+def deciding_of_task(task: str, config: ClassifierFlags, device: torch.device, precision: Precision) -> dict[str, Any]:
     """Every setting that decides a task's images, JSON-ready: its flags, and what the files that they name hold."""
     plain = {
         name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT - {"input", "targets"}

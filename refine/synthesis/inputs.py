@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from refine.flags import InputFlags
 from refine.method import pseudo_labels
 from refine.network import Network
 from refine.refine_batch import block_size, filled
-from refine.synthesis.config import InputConfig
 from refine.targets import known_targets
 from robust_models.images import ImageSet, check_apart, open_images, to_float
 
@@ -31,8 +31,17 @@ def read(images: ImageSet, rows: Tensor) -> Tensor:
     return to_float(images.read(first, last + 1))[rows - first]
 
 
+class Targeted(Protocol):
+    """Flags that say towards which class, and how many images are looked at at once on a GPU."""
+
+    @property
+    def targets(self) -> str | None: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
 def find_targets(
-    config: InputConfig, images: ImageSet, network: Network, seen: Callable[[Tensor], Tensor] | None = None
+    config: Targeted, images: ImageSet, network: Network, seen: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Each image's class as config.targets says, [N] int64 on the CPU.
 

@@ -8,11 +8,11 @@ one killed while it moves the finished set to its place (refine/work_folder.py) 
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, pick_device, place
 from robust_models.runtime.files import exclusive, whole_file
 
+Begun = TypeVar("Begun")
+
 
 class Block(NamedTuple):
     """What became of some consecutive images."""
@@ -59,14 +61,30 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
     work = WorkFolder(config.out)
     if isinstance(config, InputFlags):
         check_apart(config.out, config.input)
-    with exclusive(config.out):
-        if done := work.finished(settings, overwrite=config.overwrite):
+    make = partial(_made, task, config, network, precision)
+    return made_once(work, settings, overwrite=config.overwrite, begin=partial(task.open, config, network), make=make)
+
+
+def made_once(
+    work: WorkFolder,
+    settings: dict[str, Any],
+    *,
+    overwrite: bool,
+    begin: Callable[[], Begun],
+    make: Callable[[Begun, WorkFolder], Summary],
+) -> Summary:
+    """What make(begin(), work) puts into the work folder, moved to its place; an equal run's that stands there is kept.
+
+    begin: UserError for what does not fit, before anything is written.
+    """
+    with exclusive(work.out):
+        if done := work.finished(settings, overwrite=overwrite):
             return done | {"already_done": True}
-        source = task.open(config, network)
-        work.claim(settings, overwrite=config.overwrite)
+        begun = begin()
+        work.claim(settings, overwrite=overwrite)
         if not work.is_assembled:
             try:
-                work.finish(_made(task, config, network, source, precision, work))
+                work.finish(make(begun, work))
             except BaseException:
                 work.remove()  # nothing in it could be gone on with
                 raise
@@ -77,8 +95,8 @@ def _made(
     task: Task,
     config: SynthesisConfig,
     network: Network,
-    source: Source,
     precision: PrecisionDecision,
+    source: Source,
     work: WorkFolder,
 ) -> Summary:
     """Makes set, manifest and pictures, the former two in the work folder; gives the summary."""

@@ -1,0 +1,146 @@
+"""What a classifier sees in images: the probability of each class, and the change that would raise a class most.
+
+That change is the gradient of the pixels. Of a robust classifier it looks like the class, of another like noise.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from tqdm import tqdm
+
+from refine.flags import ClassifierFlags, InputFlags, MachineFlags
+from refine.manifest import DIGITS
+from refine.network import Network
+from refine.refine_batch import block_size, filled
+from refine.synthesis.config import deciding_of_task
+from refine.synthesis.inputs import find_targets, open_set, read
+from refine.synthesis.run import made_once
+from refine.targets import check_targets
+from refine.work_folder import WorkFolder, as_line
+from robust_models.attacks import frozen_eval, input_gradient
+from robust_models.checkpoints.checks import check_names
+from robust_models.folding import folded
+from robust_models.images import ImageSet, check_apart, to_u8
+from robust_models.images.new_set import NewSet, check_new_out, write_new_set
+from robust_models.runtime.command import Command, Summary
+from robust_models.runtime.config import STRICT
+from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, pick_device, place
+from robust_models.runtime.files import whole_file
+
+STRONGEST = 0.995  # of the gradient's numbers are no larger than what is drawn as black or white
+
+EXAMPLES = """\
+  bigroc refine --task explain --ckpt cifar10-l2-small --input photo.png --out gradient/
+  bigroc refine --task explain --ckpt cifar10-l2-small --input real.npz --out gradients.npz --targets class:dog
+"""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ExplainConfig(MachineFlags, InputFlags, ClassifierFlags):
+    """Which images, and the class whose gradient is drawn."""
+
+    out: Path = Field(description="where the gradients go, as images: an .npz, .npy, .pt, .tar, .parquet, or a folder")
+    targets: str | None = Field(
+        default=None,
+        description="given (the set's labels), pseudo (the classifier's guess), class:NAME, or a .csv or .json file of "
+        "labels; default: given where there are labels, else pseudo",
+    )
+    precision: PrecisionChoice = Field(default="fp32", description=MEASURED_PRECISION)
+    overwrite: bool = Field(default=False, description="replace what stands at --out")
+
+    @model_validator(mode="after")
+    def _targets_are_some(self) -> "ExplainConfig":
+        check_targets(self.targets, ("pseudo",))
+        return self
+
+
+class Explained(NamedTuple):
+    """Of N images, on the CPU."""
+
+    probs: Tensor  # [N,classes]
+    gradient_u8: Tensor  # [N,3,H,W], see drawn
+
+
+def drawn(gradient: Tensor) -> Tensor:
+    """A gradient [N,3,H,W] as images in [0,1]: mid-grey is 0; each image's strongest numbers are black and white."""
+    size = gradient.abs().flatten(1)
+    strongest = size.kthvalue(max(1, round(STRONGEST * size.shape[1])), dim=1).values.clamp_min(1e-30)
+    return (0.5 + 0.5 * gradient / strongest.view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def explain(network: Network, x: Tensor, y: Tensor) -> Explained:
+    """What the network sees in x [N,3,H,W] in [0,1], and what would raise the classes y [N]; both on the CPU."""
+    x = network.here(x)
+    with frozen_eval(network):
+        raising = -input_gradient(network, x, network.here(y))
+        with torch.no_grad():
+            probs = network(x).softmax(dim=1)
+    return Explained(probs.cpu(), to_u8(drawn(raising)).cpu())
+
+
+def explain_set(config: ExplainConfig) -> Summary:
+    """Writes the gradients and OUT.manifest.jsonl, a row per image with its probabilities; gives the summary."""
+    check_new_out(config.out, overwrite=True)
+    device = pick_device(config.device)
+    precision = decide_precision(config.precision, device, "measurement")
+    network = Network(place(folded(config.load(config.ckpt)), device, precision.precision))
+    check_apart(config.out, config.input)
+    settings = deciding_of_task("explain", config, device, precision.precision)
+
+    def make(begun: tuple[ImageSet, Tensor], work: WorkFolder) -> Summary:
+        images, targets = begun
+        facts = {"out": str(config.out), "manifest": str(work.manifest_out), "checkpoint": config.ckpt}
+        right = _write(config, images, targets, network, work)
+        return facts | {"n": len(images), "seen_as_target": right, **precision.summary()}
+
+    def begin() -> tuple[ImageSet, Tensor]:
+        images = open_set(config, config.out)
+        return images, find_targets(config, images, network)
+
+    return made_once(WorkFolder(config.out), settings, overwrite=config.overwrite, begin=begin, make=make)
+
+
+def _write(config: ExplainConfig, images: ImageSet, targets: Tensor, network: Network, work: WorkFolder) -> int:
+    """Writes set and manifest into the work folder; gives how many images are seen as their target."""
+    new, right = NewSet(targets.numpy(), network.class_names, images.names, images.size), 0
+    block = min(block_size(network.device, max(network.image_size, *images.size), config.batch_size), len(images))
+    with (
+        whole_file(work.manifest) as unfinished,
+        unfinished.open("w", encoding="utf-8") as lines,
+        write_new_set(work.assembled, new) as add,
+        tqdm(total=len(images), unit="img", desc="explain") as bar,
+    ):
+        for rows in torch.arange(len(images)).split(block):
+            whole = filled(rows, block)  # blocks of one size: no image depends on how many there are
+            found = explain(network, read(images, whole), targets[whole])
+            add(found.gradient_u8[: len(rows)])
+            for i, probs in zip(rows.tolist(), found.probs, strict=False):
+                right += int(probs.argmax() == targets[i])
+                seen = {network.class_names[c]: round(p, DIGITS) for c, p in enumerate(probs.tolist())}
+                row = {"source": images.names[i], "class": network.class_names[int(targets[i])], "probs": seen}
+                lines.write(as_line(row))
+            bar.update(len(rows))
+    return right
+
+
+def _format_summary(summary: Summary) -> str:
+    done = "already done, with the same settings:\n" if summary.get("already_done") else ""
+    return (
+        f"{done}{summary['out']}: the gradients of {summary['n']} images, {summary['seen_as_target']} of them seen as "
+        f"their target, {summary['precision']} ({summary['precision_reason']})\nmanifest: {summary['manifest']}"
+    )
+
+
+COMMAND = Command(
+    name="bigroc refine --task explain",
+    about="Show what a classifier sees in images: its classes, and the gradient of the pixels.",
+    schema=ExplainConfig,
+    work=explain_set,
+    format_summary=_format_summary,
+    examples=EXAMPLES,
+    check=check_names,
+)
