@@ -18,9 +18,11 @@ from refine.refine_batch import BatchRefiner
 from refine.selection import halves, spread
 from robust_models.attacks import PGD
 from robust_models.checkpoints import find
+from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.extractor import check_images
+from robust_models.features.extractor import check_images, is_feature_space
+from robust_models.features.involved import check_uninvolved
 from robust_models.images import ImageSet, open_images, to_float, to_u8
 from robust_models.metrics import (
     FrechetReference,
@@ -107,11 +109,15 @@ class EpsSearch:
     judging: Tensor
 
     @classmethod
-    def open(cls, config: RefineConfig, images: ImageSet, device: torch.device) -> "EpsSearch":
-        """Opens judge and reference. UserError where they do not fit, or the judge is the classifier that refines."""
+    def open(
+        cls, config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier], device: torch.device
+    ) -> "EpsSearch":
+        """Opens judge and reference. UserError where they do not fit, or the judge is of the classifiers' kind."""
         assert config.judge is not None
         assert config.reference is not None
-        judge = open_features(_feature_space(config), device=device)
+        judge = open_features(_feature_space(config.judge), device=device)
+        for name, classifier in zip(config.ckpts, classifiers, strict=True):
+            check_uninvolved(judge, name, sha256_of(find(name)), classifier.description)
         reference = open_images(config.reference)
         for part in (images, reference):
             check_images(part, judge)
@@ -262,16 +268,9 @@ def as_plain(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _feature_space(config: RefineConfig) -> str:
-    """The judge's name in features/: Inception's by its own, else a classifier, which may not be one that refines."""
-    judge = str(config.judge)
-    if judge.startswith("inception"):
-        return judge
-    name = judge.removeprefix("classifier:")
-    same = sha256_of(find(name))
-    if any(sha256_of(find(checkpoint)) == same for checkpoint in config.ckpts):
-        raise UserError(f"judge: {name} is the classifier that refines, which would flatter its own work; take another")
-    return f"classifier:{name}"
+def _feature_space(judge: str) -> str:
+    """The judge's name in features/: a name that is none there is a classifier's."""
+    return judge if is_feature_space(judge) else f"classifier:{judge}"
 
 
 def _refined(refiner: BatchRefiner, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:

@@ -81,7 +81,7 @@ def _refine_and_publish(
     prior = None if config.prior is None else parse_prior(config.prior, class_names)
     search = None
     if config.eps == "auto" and ranks.is_first:
-        search = EpsSearch.open(config, images.one_set(), device)
+        search = EpsSearch.open(config, images.one_set(), classifiers, device)
     if ranks.is_first:
         work.claim(settings, overwrite=config.overwrite)
     if not ranks.share(work.is_assembled):

@@ -38,7 +38,7 @@ def _fold(network: fx.GraphModule) -> fx.GraphModule:
             continue
         if uses[before.target] > 1 or modules[node.target].running_var is None:
             continue
-        _absorb(modules[before.target], modules[node.target])
+        absorb(modules[before.target], modules[node.target])
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)
     network.delete_all_unused_submodules()
@@ -47,8 +47,8 @@ def _fold(network: fx.GraphModule) -> fx.GraphModule:
 
 
 @torch.no_grad()
-def _absorb(conv: nn.Module, norm: nn.Module) -> None:
-    """Makes conv compute norm(conv(x)). In float64, so that the only rounding is that of the new weights."""
+def absorb(conv: nn.Module, norm: nn.Module) -> None:
+    """Makes conv compute norm(conv(x)), norm in eval mode. In float64: the only rounding is that of the new weights."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     mean, var = _wide(norm.running_mean, 0.0, norm), _wide(norm.running_var, 1.0, norm)

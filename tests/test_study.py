@@ -457,7 +457,7 @@ MISTAKES = {
     r"loss: 'l2' is none of ce": {"loss": "l2"},
     r"vary: 'epsilon' is no axis": {"vary": ["epsilon"]},
     r"seeds: 2 of them, but no image set has a limit": {"seeds": [0, 1]},
-    r"judge: .* is the classifier one too": {"judge": "classifier:one.safetensors"},
+    r"judge: .* is the classifier that refines \(one\)": {"judge": "classifier:one.safetensors"},
     r"judge: features: 'incept' is none of": {"judge": "incept"},
     r"reference: none\.npz: no such file": {"reference": "none.npz"},
     r"reference: .*statistics of classifier:x, but judge is": {"reference": "foreign.npz"},

@@ -10,7 +10,10 @@ from eval.quality.metric import MetricName, Options
 from eval.quality.metrics import METRICS, check_options
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags
 
-_FEATURES = "classifier:NAME_OR_FILE, inception (2048-d, the FID's), inception-768, -192 or -64, or dinov2"
+_FEATURES = (
+    "inception (2048-d, the FID's), inception-768, -192 or -64, efficientnet-lite0-128 or -lite1-128 (ImageNet; no "
+    "judge of ImageNet classifiers' work), dinov2, or classifier:NAME_OR_FILE"
+)
 _WEIGHTS = "file or URL of the Inception network (null: the copy in torch's hub cache, else a download)"
 _PROTOCOL = "how pixels reach Inception: pytorch-fid, tf (torch-fidelity), clean or adm (null: pytorch-fid)"
 _CACHE = "folder where features and statistics are kept; auto: the user's cache, none: nowhere"

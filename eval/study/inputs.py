@@ -15,6 +15,7 @@ from robust_models.datasets import Dataset, open_dataset
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.extractor import check_images, check_stored
+from robust_models.features.involved import check_uninvolved
 from robust_models.images import ImageSet, open_images
 from robust_models.images.open import expand
 from robust_models.labels import fit_labels
@@ -87,11 +88,7 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     }
     checkpoints = {spec.name: _open_checkpoint(spec) for spec in config.classifiers if spec.ckpt is not None}
     for checkpoint in checkpoints.values():
-        if checkpoint.sha256 == judge.features.source.sha256:
-            raise UserError(
-                f"judge: {config.judge} is the classifier {checkpoint.spec.name} too, which would flatter its own "
-                "work; take another"
-            )
+        check_uninvolved(judge.features, checkpoint.spec.name, checkpoint.sha256, checkpoint.description)
     data = _open_data(config)
     inputs = Inputs(
         judge,

@@ -86,6 +86,7 @@ def open_features(
 
     "classifier:NAME_OR_FILE", what the file does not state after it (",normalize=cifar10");
     "inception" (2048-d, pool3), "inception-768", "inception-192" or "inception-64";
+    "efficientnet-lite0-128" or "efficientnet-lite1-128" (1280-d, pooled; weights from a Python package);
     "dinov2" (ViT-L/14, class token).
     weights: the Inception network's file or URL; None: torch's hub cache, else a download. protocol: how pixels reach
     Inception (features/protocols.py); None: pytorch-fid. UserError for another name or protocol, for a missing package,
@@ -102,6 +103,10 @@ def open_features(
         from robust_models.features.dinov2 import DINOv2Features
 
         return DINOv2Features(device=device)
+    if name.startswith("efficientnet"):
+        from robust_models.features.efficientnet import EfficientNetFeatures
+
+        return EfficientNetFeatures(name, device=device)
 
     from robust_models.features.inception_features import InceptionFeatures
 
@@ -116,14 +121,26 @@ def check_features(name: str, *, weights: Path | str | None = None, protocol: st
         check_classifier(checkpoint, field="features")
         return
 
-    from robust_models.features.inception_network import DEPTHS
-
-    if name not in (*DEPTHS, "dinov2"):
-        near = difflib.get_close_matches(name, [*DEPTHS, "dinov2"], n=1)
+    names = feature_spaces()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(DEPTHS)}, dinov2{hint}")
+        raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(names)}{hint}")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"protocol: {none_of(protocol, PROTOCOLS)}")
+
+
+def feature_spaces() -> tuple[str, ...]:
+    """All names but those of classifiers."""
+    from robust_models.features.efficientnet import PACKAGED
+    from robust_models.features.inception_network import DEPTHS
+
+    return (*DEPTHS, *PACKAGED, "dinov2")
+
+
+def is_feature_space(name: str) -> bool:
+    """Whether open_features takes the name as it stands; else it is a classifier's, without "classifier:"."""
+    return name in feature_spaces() or name.startswith("classifier:")
 
 
 def _check_for_inception(name: str, weights: Path | str | None, protocol: str | None) -> None:

@@ -1,0 +1,68 @@
+"""Judges that come as Python packages: images/s against the same network as timm has it, and all metrics in one call.
+
+    python -m benchmarks.judges features [--num-images 400]
+    python -m benchmarks.judges sheet --num-images 1000
+
+features: resizing and network together, batches of 50, one thread, the ways in turn. sheet: `--metrics all` against the
+dearest of its metrics alone; every call computes its features anew.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robust_models.features import open_features
+from robust_models.features.efficientnet import PACKAGED, SIDE, filled, find_weights
+from robust_models.runtime.version import environment
+
+BATCH = 50
+
+
+def features(args: argparse.Namespace) -> dict:
+    """Images per second of each way, medians over the repeats."""
+    name = next(iter(PACKAGED))
+    network = filled(PACKAGED[name].model, torch.load(find_weights(name), map_location="cpu", weights_only=True))
+
+    def plain(x_u8: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = F.interpolate(x_u8.float(), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
+            return network.forward_head(network.forward_features(x / 127.5 - 1), pre_logits=True)
+
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"plain eager": plain, "ours": open_features(name)}
+    x_u8 = torch.randint(0, 256, (args.num_images, 3, 32, 32), dtype=torch.uint8)
+    torch.set_num_threads(1)
+    seen = {way: torch.cat([work(part) for part in x_u8[:BATCH].split(BATCH)]) for way, work in ways.items()}
+    wall: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(args.repeats):
+        for way, work in ways.items():
+            start = time.perf_counter()
+            for part in x_u8.split(BATCH):
+                work(part)
+            wall[way].append(time.perf_counter() - start)
+    rate = {way: args.num_images / statistics.median(s) for way, s in wall.items()}
+    gap = float((seen["ours"] - seen["plain eager"]).abs().max() / seen["plain eager"].abs().max())
+    for way, per_s in rate.items():
+        print(f"{way:12} {per_s:6.1f} images/s, {per_s / rate['plain eager']:.2f}x")
+    print(f"largest difference {gap:.1e} of the largest feature")
+    return {"images_per_s": rate, "difference": gap}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    works = {"features": features}
+    parser.add_argument("what", choices=works)
+    parser.add_argument("--num-images", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    found = works[args.what](args)
+    print(json.dumps({args.what: found, "num_images": args.num_images, "environment": environment()}))
+
+
+if __name__ == "__main__":
+    main()
