@@ -17,6 +17,7 @@ EXAMPLES = """\
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --norm l2 --eps 0.5 --attack pgd --steps 20 --json
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.25,0.5,1 --attack autoattack --state aa.json
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
+  bigroc eval robust --ckpt cifar10-l2-small --data test.npz --threats l2:0.5,linf:8/255 --calibration --ood OTHER
   bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
   bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
   bigroc eval quality --images IMAGES --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
@@ -40,7 +41,7 @@ def _check_features(config: FeatureFlags) -> None:
 COMMANDS: dict[str, Described] = {
     "robust": Command(
         name="bigroc eval robust",
-        about="Clean and robust accuracy of a classifier.",
+        about="Clean and robust accuracy of a classifier, and what else its outputs are worth.",
         schema=RobustConfig,
         work=run_robust,
         format_summary=format_robust,

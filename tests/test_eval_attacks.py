@@ -24,7 +24,7 @@ from robust_models.attacks import frozen_eval
 from robust_models.runtime.device import place
 
 CLASSES = tuple("abcdefghij")
-EPS = {"l2": 0.9, "linf": 0.045}
+EPS = {"l2": 0.9, "linf": 0.045, "l1": 12.0}
 N = 24
 
 
@@ -90,7 +90,7 @@ def check_autoattack(pyautoattack, model, images, norm: str) -> None:
         assert [stage.outside for stage in found] == [0] * len(found)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_autoattack_is_pyautoattack(model, images, norm, monkeypatch):
     pyautoattack = pytest.importorskip("pyautoattack")
 
@@ -98,6 +98,7 @@ def test_autoattack_is_pyautoattack(model, images, norm, monkeypatch):
         def _set_version(self, version="standard"):
             super()._set_version(version)
             self.apgd.n_iter = self.apgd_targeted.n_iter = 8
+            self.apgd.n_restarts = 1  # 5 in l1
             self.fab.n_iter, self.square.n_queries = 3, 20
 
     monkeypatch.setattr(pyautoattack, "AutoAttack", Shorter)
@@ -319,7 +320,7 @@ def test_radii(given, radii):
     assert RobustConfig(ckpt="c", data="d", eps=given).radii == radii
 
 
-@pytest.mark.parametrize("given", [-1, "0.5,-1", "x", "1/0", "0.5,", [], None, True, float("nan"), "inf", "a/b", {}])
+@pytest.mark.parametrize("given", [-1, "0.5,-1", "x", "1/0", "0.5,", [], True, float("nan"), "inf", "a/b", {}])
 def test_radii_that_are_none(given):
     with pytest.raises(ValueError, match=r"input should be|no radius given"):
         RobustConfig(ckpt="c", data="d", eps=given)

@@ -19,7 +19,7 @@ from robust_models.attacks import frozen_eval
 pyautoattack = pytest.importorskip("pyautoattack")
 
 ALONE = ("apgd-ce", "fab", "square")
-EPS = {"l2": 1.2, "linf": 0.06}
+EPS = {"l2": 1.2, "linf": 0.06, "l1": 16.0}
 N = 24
 
 
@@ -101,8 +101,8 @@ def test_from_python_and_with_settings_that_do_not_fit(name):
     for wrong in ({"steps": 10}, {"step_size": 0.1}, {"restarts": 2}, {"random_start": False}):
         with pytest.raises(UserError, match=f"^{next(iter(wrong))}: .* does not fit attack {name}"):
             plan_attack(name, Budget("l2", 0.5, 2, **wrong))
-    with pytest.raises(UserError, match=f"{name} is an attack in l2 or linf, but norm is l1"):
-        plan_attack(name, Budget("l1", 0.5, 2))
+    with pytest.raises(UserError, match=f"{name} is an attack in l2, linf, l1, but norm is fourier"):
+        plan_attack(name, Budget("fourier", 0.5, 2))
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -1,6 +1,6 @@
 """Robust accuracy as a function: of any classifier, on images in memory or on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.robust.attacks import Budget, plan_attack
-from eval.robust.stages import binomial_interval, chain, check_finite, device_of, run_stages
+from eval.robust.stages import Ball, binomial_interval, chain, check_finite, device_of, run_stages
 from refine.network import together
 from robust_models import Dataset, RobustClassifier, UserError, load_dataset, to_float
 from robust_models.attacks import frozen_eval
@@ -81,7 +81,7 @@ def robust_accuracy(
     _check_labels(y, sample.shape[1])
     budget = Budget(norm, eps, sample.shape[1], steps, step_size, random_start, restarts, seed, early_stop)
     plan = plan_attack(attack, budget)
-    stages, _ = chain(norm, {eps: plan})
+    stages, _ = chain({Ball(norm, eps): plan})
     with exact_fp32():
         passed = run_stages(seen, x, y, stages, batch_size=batch_size)
     correct, withstood = passed[0].survived, passed[-1].survived
@@ -118,10 +118,22 @@ def _check_labels(y: Tensor, num_classes: int) -> None:
 
 def first_logits(model: nn.Module, x: Tensor) -> Tensor:
     """Those of the first 64 images of x, [n,classes]. UserError where one is not finite."""
+    return all_logits(model, [x[:LOOKED_AT]])
+
+
+def all_logits(model: nn.Module, batches: Iterable[Tensor], when: str = "clean") -> Tensor:
+    """Those of all images of the batches, each uint8 or float in [0,1] [n,3,H,W], on the CPU: [N,classes].
+
+    UserError where one is not finite.
+    """
+    device, found, done = device_of(model), [], 0
     with frozen_eval(model), torch.no_grad():
-        logits = model(to_float(x[:LOOKED_AT].to(device_of(model))))
-    check_finite(logits, torch.arange(len(logits)), "clean")
-    return logits
+        for x in batches:
+            logits = model(to_float(x.to(device)))
+            check_finite(logits, torch.arange(done, done + len(logits)), when)
+            found.append(logits.cpu())
+            done += len(logits)
+    return torch.cat(found)
 
 
 def probability_warnings(outputs: Tensor) -> list[str]:

@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from eval.robust.attacks import LIBRARIES, PLAIN, Budget, check_attack_name
+from eval.robust.balls import AUTO, find_balls, parse_threats
+from eval.robust.stages import Ball
+from robust_models import Description
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Positive
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
@@ -47,8 +50,15 @@ Radii = Annotated[float | tuple[float, ...], BeforeValidator(parse_radii)]
 class AttackFlags:
     """Attack: how images are attacked, and in which ball around them."""
 
-    eps: Radii = Field(description="radius of the ball, pixels in [0,1]; 8/255 is a number here; several: 0.25,0.5,1")
+    eps: Radii | None = Field(
+        None, description="radius of the ball, pixels in [0,1]; 8/255 is a number here; several: 0.25,0.5,1"
+    )
     norm: NormName = Field("l2", description=f"geometry of the ball: {', '.join(NORMS)}")
+    threats: Annotated[str | tuple[str, ...] | None, BeforeValidator(parse_threats)] = Field(
+        None,
+        description="balls of several norms instead of eps and norm: l2:0.5,linf:8/255; own: the one that the "
+        "checkpoint states; auto: that and its like in the other norms (null: auto where no eps is given)",
+    )
     attack: str = Field("pgd", description=f"{', '.join(PLAIN)}, or LIBRARY:CLASS with {', '.join(LIBRARIES)}")
     steps: AtLeastOne | None = Field(
         None, description="gradient steps of each run (null: 20 where there is a step size, else the attack's own)"
@@ -77,11 +87,24 @@ class RobustConfig(AttackFlags, MachineFlags, CheckpointFlags):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of all that is drawn")
     state: Path | None = Field(None, description="file kept after each batch; the same command goes on from it")
     sanity: bool = Field(False, description="also look for signs of masked gradients, on a few images")
+    calibration: bool = Field(
+        False, description="also the expected calibration error, before and after a temperature from half of the images"
+    )
+    corruptions: Path | None = Field(
+        None, description="also the accuracy on corrupted images: the folder of CIFAR-10-C's .npy files"
+    )
+    ood: Path | None = Field(
+        None, description="also how well its outputs tell `data` from other images (AUROC): any image set"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "RobustConfig":
-        if not self.radii:
+        if self.eps == ():
             raise ValueError("eps: no radius given")
+        if self.threats is not None and (self.eps is not None or self.norm != "l2"):
+            raise ValueError("threats: name norms and radii themselves; leave out eps and norm")
+        if self.eps is None and self.norm != "l2":
+            raise ValueError(f"eps: norm={self.norm} needs a radius; or leave norm out too, and give threats")
         for eps in self.radii:
             check_ball(self.norm, eps)
         check_attack_name(self.attack)
@@ -89,12 +112,24 @@ class RobustConfig(AttackFlags, MachineFlags, CheckpointFlags):
             raise ValueError(f"restarts: {self.restarts} runs without a random start would all be the same")
         return self
 
+    def balls(self, description: Description, num_pixels: int) -> tuple[list[Ball], str]:
+        """Those to attack in, and in words where they come from: "" where the person gave them.
+
+        num_pixels: channels * height * width of an image.
+        """
+        if self.eps is not None:
+            return [Ball(self.norm, eps) for eps in self.radii], ""
+        trained = description.threat_model
+        return find_balls(self.threats or AUTO, trained=trained, num_pixels=num_pixels, attack=self.attack)
+
+    def budget(self, ball: Ball, num_classes: int) -> Budget:
+        """What an attack may spend in the ball."""
+        own = ("steps", "step_size", "random_start", "restarts", "seed", "early_stop")
+        return Budget(ball.norm, ball.eps, num_classes, **{name: getattr(self, name) for name in own})
+
     @property
     def radii(self) -> tuple[float, ...]:
-        """Each radius once, growing."""
+        """Each radius of eps once, growing."""
+        if self.eps is None:
+            return ()
         return tuple(sorted(set(self.eps))) if isinstance(self.eps, tuple) else (self.eps,)
-
-    def budget(self, eps: float, num_classes: int) -> Budget:
-        """What the attack may spend at one radius."""
-        own = ("norm", "steps", "step_size", "random_start", "restarts", "seed", "early_stop")
-        return Budget(eps=eps, num_classes=num_classes, **{name: getattr(self, name) for name in own})

@@ -18,9 +18,10 @@ FORMAT = "bigroc robust accuracy 1"
 
 @dataclass
 class StageProgress:
-    """One stage: `done` of the images it began with are through."""
+    """One stage: `done` of the `total` images it began with are through."""
 
     survived: Tensor  # bool [N]; of those through, the ones still rightly classified
+    total: int
     done: int = 0
     outside: int = 0  # fooled only by an image outside the ball
     wall_s: float = 0.0
@@ -35,13 +36,11 @@ class Progress:
     def save(self) -> None:
         """Called after each batch."""
 
-    def standing(self, n: int, num_stages: int) -> str:
-        """How far a chain of num_stages over n images has come, in words."""
+    def standing(self, num_stages: int) -> str:
+        """How far a chain of num_stages has come, in words."""
         whole, partly = len(self.stages), 0
-        if self.stages:
-            began_with = int(self.stages[-2].survived.sum()) if len(self.stages) > 1 else n
-            if self.stages[-1].done < began_with:
-                whole, partly = whole - 1, self.stages[-1].done
+        if self.stages and self.stages[-1].done < self.stages[-1].total:
+            whole, partly = whole - 1, self.stages[-1].done
         if whole == num_stages:
             return "all is done"
         return f"{whole} of {num_stages} passes over the images are done, and {partly} images of the next"
@@ -71,19 +70,18 @@ class StoredProgress(Progress):
                     f"state: {path} belongs to another run: {name} was {_short(stored)} there and is {_short(value)} "
                     "here; name another file, or remove it to begin again"
                 )
-        stages = [
-            StageProgress(
-                _unpacked(stage["survived"], fingerprint["n"]), stage["done"], stage["outside"], stage["wall_s"]
-            )
-            for stage in content["stages"]
-        ]
+        stages: list[StageProgress] = []
+        for stored in content["stages"]:
+            survived = _unpacked(stored["survived"], stored.get("n", fingerprint["n"]))
+            before = int(stages[-1].survived.sum()) if stages else len(survived)  # where earlier releases kept no total
+            counts = {name: stored[name] for name in ("done", "outside", "wall_s")}
+            stages.append(StageProgress(survived, stored.get("total", before), **counts))
         return cls(stages, path=path, fingerprint=fingerprint)
 
     def save(self) -> None:
         """Writes the file anew, whole. UserError where there is no room."""
         stages = [
-            {"survived": _packed(stage.survived), "done": stage.done, "outside": stage.outside, "wall_s": stage.wall_s}
-            for stage in self.stages
+            {**vars(stage), "survived": _packed(stage.survived), "n": len(stage.survived)} for stage in self.stages
         ]
         with whole_file(self.path) as partial:
             partial.write_text(json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, "stages": stages}))

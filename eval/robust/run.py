@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from eval.robust.accuracy import accuracy_of, first_logits, images_and_labels, probability_warnings
-from eval.robust.attacks import plan_attack
+from eval.robust.accuracy import accuracy_of, all_logits, first_logits, images_and_labels, probability_warnings
+from eval.robust.attacks import Plan, plan_attack
+from eval.robust.calibration import measure_calibration
 from eval.robust.config import RobustConfig
+from eval.robust.corruptions import CorruptionFiles, open_corruptions
+from eval.robust.detection import detection
 from eval.robust.progress import Progress, StageProgress, StoredProgress
 from eval.robust.sanity import check_sanity
-from eval.robust.stages import Radius, chain, run_stages
+from eval.robust.stages import Ball, Radius, chain, run_stages
 from refine.network import together
-from robust_models import RobustClassifier
+from robust_models import ImageSet, RobustClassifier, open_images
 from robust_models.checkpoints.flags import CheckpointFlags, Source, load_classifier
 from robust_models.datasets import open_dataset
 from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
@@ -23,7 +27,9 @@ from robust_models.runtime.files import exclusive, sweep_partials
 
 
 def run_robust(config: RobustConfig) -> dict[str, Any]:
-    """Clean and robust accuracy (fractions) of a classifier on a data set, ready for JSON. UserError for bad input.
+    """Clean and robust accuracy (fractions) of a classifier on a data set, with what the config asks for beside them.
+
+    Ready for JSON. UserError for bad input.
 
     With a state, no other process may write it meanwhile; what was stopped goes on from it.
     """
@@ -39,40 +45,48 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
     model, checkpoint = load_classifier(config.ckpt, config)
     data = open_dataset(config.data, "test")
     x_u8, y = images_and_labels(data[: config.limit].in_memory(), model)
-    plans = {eps: plan_attack(config.attack, config.budget(eps, len(model.class_names))) for eps in config.radii}
-    stages, radii = chain(config.norm, plans)
+    others = None if config.ood is None else open_images(config.ood)
+    corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, model.class_names)
+    balls, origin = config.balls(model.description, x_u8[0].numel())
+    plans = {ball: plan_attack(config.attack, config.budget(ball, len(model.class_names))) for ball in balls}
+    attacked, radii = chain(plans)
+    stages = attacked + ([] if corruptions is None else corruptions.stages(config.limit))
     precision = decide_precision(config.precision, device, "measurement")
     model = place(model, device, precision.precision)
     seen = together(model)
-    settings = plans[config.radii[-1]].settings
 
     with exact_fp32():
         warnings = probability_warnings(first_logits(seen, x_u8))
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        progress = _progress(config, model, checkpoint, settings, x_u8, y)
+        progress = _progress(config, model, checkpoint, plans, corruptions, x_u8, y)
         if config.state is not None and progress.stages:
-            print(f"state: {progress.standing(len(y), len(stages))} ({config.state})", file=sys.stderr)
+            print(f"state: {progress.standing(len(stages))} ({config.state})", file=sys.stderr)
         try:
             passed = run_stages(seen, x_u8, y, stages, batch_size=config.batch_size, progress=progress)
         except (KeyboardInterrupt, SystemExit):
             where = f"kept in {config.state}; the same command goes on" if config.state else "not kept: give --state"
-            print(f"stopped: {progress.standing(len(y), len(stages))}, {where}", file=sys.stderr)
+            print(f"stopped: {progress.standing(len(stages))}, {where}", file=sys.stderr)
             raise
-        sanity = _sanity(config, seen, x_u8, y) if config.sanity else {}
-    n, wall_s = len(y), sum(stage.wall_s for stage in passed)
+        sanity = _sanity(config, balls, seen, x_u8, y) if config.sanity else {}
+        outputs = _outputs(config, seen, x_u8, y, others)
+    attacks, corrupted = passed[: len(attacked)], passed[len(attacked) :]
+    n, wall_s = len(y), sum(stage.wall_s for stage in attacks)
     clean, clean_interval = accuracy_of(passed[0].survived)
     results = [_result(radius, passed) for radius in radii]
+    norms = list(dict.fromkeys(ball.norm for ball in balls))
     return {
         "n": n,
         "clean_accuracy": clean,
         "clean_interval": list(clean_interval),
-        **(results[0] if len(results) == 1 else {"eps": list(config.radii)}),
-        "norm": config.norm,
+        **(results[0] if len(results) == 1 else {"eps": [ball.eps for ball in balls]}),
+        "norm": norms[0] if len(norms) == 1 else norms,
+        "balls_from": origin,
         "attack": config.attack,
         "restarts": config.restarts,
         "seed": config.seed,
         "results": results,
+        **_worst_case(radii, passed),
         "checkpoint": asdict(checkpoint),
         "data": config.data,
         "data_n": len(data),
@@ -84,17 +98,53 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
         "images_per_s": round(n / wall_s, 2),
         "warnings": warnings,
         **sanity,
+        **outputs,
+        **({} if corruptions is None else {"corruptions": corruptions.summary(corrupted)}),
     }
+
+
+def _worst_case(radii: list[Radius], passed: list[StageProgress]) -> dict[str, Any]:
+    """Right in every ball: where there are several norms, less than in any of them."""
+    if len({radius.ball.norm for radius in radii}) == 1:
+        return {}
+    survived = torch.stack([passed[radius.last].survived for radius in radii]).all(0)
+    accuracy, interval = accuracy_of(survived)
+    return {"worst_case": {"robust_accuracy": accuracy, "interval": list(interval)}}
+
+
+def _outputs(
+    config: RobustConfig, model: nn.Module, x_u8: Tensor, y: Tensor, others: ImageSet | None
+) -> dict[str, Any]:
+    """What the clean images' logits say of themselves: calibration, and against other images."""
+    if not config.calibration and others is None:
+        return {}
+    logits, found = all_logits(model, x_u8.split(config.batch_size)), {}
+    if config.calibration:
+        found["calibration"] = asdict(measure_calibration(logits, y, seed=config.seed))
+    if others is not None:
+        count = min(len(others), config.limit or len(others))
+        starts = range(0, count, config.batch_size)
+        batches = (others.read(start, min(start + config.batch_size, count)) for start in starts)
+        areas = detection(logits, all_logits(model, batches, "ood"))
+        found["ood"] = {
+            "path": str(config.ood),
+            "n": count,
+            "image_size": list(others.size),
+            "auroc": {name: area.value for name, area in areas.items()},
+            "interval": {name: list(area.interval) for name, area in areas.items()},
+        }
+    return found
 
 
 def _result(radius: Radius, passed: list[StageProgress]) -> dict[str, Any]:
     own = passed[radius.stages]
-    accuracy, interval = accuracy_of(passed[radius.stages.stop - 1].survived)
+    accuracy, interval = accuracy_of(passed[radius.last].survived)
     after = {
         label: float(stage.survived.float().mean()) for label, stage in zip(radius.plan.attempts, own, strict=False)
     }
     return {
-        "eps": radius.eps,
+        "norm": radius.ball.norm,
+        "eps": radius.ball.eps,
         "robust_accuracy": accuracy,
         "interval": list(interval),
         "after_each": after,
@@ -112,32 +162,37 @@ def _progress(
     config: RobustConfig,
     model: RobustClassifier,
     checkpoint: Source,
-    settings: Mapping[str, Any],
+    plans: Mapping[Ball, Plan],
+    corruptions: CorruptionFiles | None,
     x_u8: Tensor,
     y: Tensor,
 ) -> Progress:
     """Where --state left off; its fingerprint is all that the result depends on, but for the device's rounding."""
     if config.state is None:
         return Progress()
+    largest = list(plans)[-1]
+    norms = list(dict.fromkeys(ball.norm for ball in plans))
     fingerprint = {
         "checkpoint": checkpoint.sha256,
         **{name: getattr(config, name) for name in CheckpointFlags.__dataclass_fields__},
         "data": hashlib.sha256(x_u8.numpy().tobytes() + y.numpy().tobytes()).hexdigest(),
         "n": len(y),
-        "norm": config.norm,
-        "eps": list(config.radii),
+        "norm": norms[0] if len(norms) == 1 else [ball.norm for ball in plans],
+        "eps": [ball.eps for ball in plans],
         "attack": config.attack,
-        "settings": dict(settings),
+        "settings": dict(plans[largest].settings),
         "restarts": config.restarts,
         "seed": config.seed,
         "batch_size": config.batch_size,
         "precision": model.precision,
+        "corruptions": None if corruptions is None else [corruptions.fingerprint, config.limit],
     }
     return StoredProgress.open(config.state, fingerprint)
 
 
-def _sanity(config: RobustConfig, model: nn.Module, x_u8: Tensor, y: Tensor) -> dict[str, Any]:
-    """The checks at the middle one of the radii."""
-    eps = config.radii[len(config.radii) // 2]
-    found = check_sanity(model, x_u8, y, norm=config.norm, eps=eps, seed=config.seed, batch_size=config.batch_size)
+def _sanity(config: RobustConfig, balls: list[Ball], model: nn.Module, x_u8: Tensor, y: Tensor) -> dict[str, Any]:
+    """The checks in the middle one of the first norm's balls."""
+    first = [ball for ball in balls if ball.norm == balls[0].norm]
+    ball = first[len(first) // 2]
+    found = check_sanity(model, x_u8, y, norm=ball.norm, eps=ball.eps, seed=config.seed, batch_size=config.batch_size)
     return {"sanity": asdict(found)}

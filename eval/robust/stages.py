@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from eval.robust.attacks.budget import Attempt, Plan
 from eval.robust.progress import Progress, StageProgress
 from robust_models import NORMS, UserError, to_float
 from robust_models.attacks import frozen_eval
-from robust_models.threat import NormName
+from robust_models.threat import NormName, ThreatModel
 
 RELATIVE_TOLERANCE = 1e-4  # of eps, and
 ABSOLUTE_TOLERANCE = 1e-6  # the float32 rounding of a pixel, many times
@@ -29,11 +29,10 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class Ball:
+class Ball(ThreatModel):
     """Where an adversarial image counts."""
 
     norm: NormName
-    eps: float
 
     def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """bool [N]: x_adv is within eps of x, up to 1e-4 of eps and 1e-6. False where a pixel is not a number."""
@@ -47,27 +46,39 @@ class Stage:
     title: str
     attempt: Attempt | None = None  # None: the images as they are
     ball: Ball | None = None  # None: whatever the attempt returns counts
+    after: int | None = None  # the number of the stage whose survivors it begins with (None: the one before it)
+    images: tuple[Tensor, Tensor] | None = None  # x_u8 and y of other images than the run's: it begins with all of them
 
 
 @dataclass(frozen=True)
 class Radius:
-    """One eps: what is planned there, and which stages of the chain are its own."""
+    """One ball: what is planned there, which stages of the chain are its own, and which one is its last or stands in
+    for it (at eps 0, the clean pass).
+    """
 
-    eps: float
+    ball: Ball
     plan: Plan
     stages: slice
+    last: int
 
 
-def chain(norm: NormName, plans: dict[float, Plan]) -> tuple[list[Stage], list[Radius]]:
-    """The clean pass, then every attempt at every radius, growing; at eps 0 the clean pass is all."""
+def chain(plans: Mapping[Ball, Plan]) -> tuple[list[Stage], list[Radius]]:
+    """The clean pass, then every attempt in every ball; at eps 0 the clean pass is all.
+
+    Balls of one norm come one after the other, growing, and are one chain: an image broken inside a ball is broken
+    inside every larger one. Each norm begins anew with what is rightly classified.
+    """
     stages, radii = [Stage("clean")], []
-    for eps, plan in plans.items():
+    several_norms = len({ball.norm for ball in plans}) > 1
+    for ball, plan in plans.items():
         first = len(stages)
-        where = f" at eps {eps:g}" if len(plans) > 1 else ""
-        for number, (label, attempt) in enumerate(plan.attempts.items() if eps else (), 1):
+        previous = radii[-1].last if radii and radii[-1].ball.norm == ball.norm else 0
+        where = f" at {ball}" if several_norms else f" at eps {ball.eps:g}" if len(plans) > 1 else ""
+        for number, (label, attempt) in enumerate(plan.attempts.items() if ball.eps else (), 1):
             title = f"attack {number}/{len(plan.attempts)} ({label}){where}"
-            stages.append(Stage(title, attempt, Ball(norm, eps)))
-        radii.append(Radius(eps, plan, slice(first, len(stages))))
+            stages.append(Stage(title, attempt, ball, after=previous))
+            previous = len(stages) - 1
+        radii.append(Radius(ball, plan, slice(first, len(stages)), previous))
     return stages, radii
 
 
@@ -94,32 +105,28 @@ def run_stages(
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> list[StageProgress]:
-    """What each stage left rightly classified; each begins with the survivors of the one before.
+    """What each stage left rightly classified; each begins with the survivors of the one before, or as it says.
 
-    Growing radii of one norm are one such chain: an image broken inside a ball is broken inside every larger one.
     A progress that has been under way goes on where it was, with the batches that an uninterrupted run would have.
     """
     progress = Progress() if progress is None else progress
-    alive = torch.ones(len(y), dtype=torch.bool)
     with frozen_eval(model):
         for number, stage in enumerate(stages):
-            alive = _pass(model, x_u8, y, alive, stage, batch_size, progress, number)
+            images = (x_u8, y) if stage.images is None else stage.images
+            _pass(model, *images, stage, batch_size, progress, number)
     return progress.stages
 
 
 def _pass(
-    model: nn.Module,
-    x_u8: Tensor,
-    y: Tensor,
-    alive: Tensor,
-    stage: Stage,
-    batch_size: int,
-    progress: Progress,
-    number: int,
-) -> Tensor:
-    """The survivors, bool [N], of one stage among those alive."""
+    model: nn.Module, x_u8: Tensor, y: Tensor, stage: Stage, batch_size: int, progress: Progress, number: int
+) -> None:
+    """One stage, the number-th of the progress."""
+    if number == 0 or stage.images is not None:
+        alive = torch.ones(len(y), dtype=torch.bool)
+    else:
+        alive = progress.stages[number - 1 if stage.after is None else stage.after].survived
     if number == len(progress.stages):
-        progress.stages.append(StageProgress(torch.zeros_like(alive)))
+        progress.stages.append(StageProgress(torch.zeros_like(alive), int(alive.sum())))
     so_far = progress.stages[number]
     device = device_of(model)
     index = alive.nonzero().squeeze(1)
@@ -134,7 +141,6 @@ def _pass(
             so_far.wall_s += time.perf_counter() - started
             progress.save()
             bar.update(len(part))
-    return so_far.survived
 
 
 def _judge(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, stage: Stage) -> tuple[Tensor, int]:

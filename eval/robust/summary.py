@@ -10,11 +10,15 @@ def format_robust(summary: Summary) -> str:
     count = f"N = {summary['n']}" + (f" (the first of {summary['data_n']})" if summary["n"] < summary["data_n"] else "")
     lines = [f"clean accuracy  {_percent(summary['clean_accuracy'], summary['clean_interval'])}"]
     for result in summary["results"]:
-        ball = f"{summary['norm']} eps {result['eps']:g}"
+        ball = _ball(result["norm"], result["eps"])
         lines.append(f"robust accuracy {_percent(result['robust_accuracy'], result['interval'])} at {ball}")
         if result["outside_ball"]:
             lines.append(f"  {result['outside_ball']} fooled only from outside the ball: they count as robust")
-    if len(summary["results"]) > 1:
+    if worst := summary.get("worst_case"):
+        lines.append(f"robust accuracy {_percent(worst['robust_accuracy'], worst['interval'])} in all of them at once")
+    if summary["balls_from"]:
+        lines.append(f"balls: {summary['balls_from']}")
+    if len({result["norm"] for result in summary["results"]}) < len(summary["results"]):
         lines.append("an image broken at a smaller eps counts as broken at the larger ones, and is not attacked again")
     image, classifier = summary["image_size"], summary["classifier_size"]
     if image != classifier:
@@ -24,7 +28,17 @@ def format_robust(summary: Summary) -> str:
     runs = f"{summary['restarts']} restart(s), {precision}; {summary['wall_s']:.1f} s"
     lines.append(f"{count}; {_attack_in_words(summary)}, {runs}")
     lines += [f"warning: {warning}" for warning in summary["warnings"]]
-    return "\n".join(lines + _sanity_in_words(summary.get("sanity")))
+    lines += _sanity_in_words(summary.get("sanity"))
+    lines += _calibration_in_words(summary.get("calibration"))
+    lines += _corruptions_in_words(summary.get("corruptions"))
+    return "\n".join(lines + _ood_in_words(summary.get("ood"), summary["data"]))
+
+
+def _ball(norm: str, eps: float) -> str:
+    """With four digits; a radius in linf that is k/255 is also called so."""
+    shown = f"{norm} eps {eps:.4g}"
+    levels = 255 * eps
+    return f"{shown} ({levels:.3g}/255)" if norm == "linf" else shown
 
 
 def _attack_in_words(summary: Summary) -> str:
@@ -49,3 +63,46 @@ def _sanity_in_words(sanity: Summary | None) -> list[str]:
 
 def _percent(share: float, interval: Sequence[float]) -> str:
     return f"{100 * share:.2f} % (95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+
+
+def _calibration_in_words(found: Summary | None) -> list[str]:
+    if found is None:
+        return []
+    surer = "surer than right" if found["mean_confidence"] > found["accuracy"] else "less sure than right"
+    return [
+        f"calibration error {100 * found['ece']:.2f} % ({found['bins']} bins, N = {found['n']}; {surer} on average; a "
+        f"calibrated classifier shows {_by_chance(found['by_chance'])})",
+        f"  after scaling  {100 * found['ece_scaled']:.2f} % with temperature {found['temperature']:.3f}, fitted on "
+        f"the other {found['n_fit']} images (calibrated: {_by_chance(found['by_chance_scaled'])})",
+    ]
+
+
+def _by_chance(mean_and_most: Sequence[float]) -> str:
+    return f"{100 * mean_and_most[0]:.2f} %, rarely over {100 * mean_and_most[1]:.2f} %"
+
+
+def _corruptions_in_words(found: Summary | None) -> list[str]:
+    if found is None:
+        return []
+    missing = f"; not CIFAR-10-C's mean: {', '.join(found['missing'])} missing" if found["missing"] else ""
+    width = max(map(len, found["accuracy"]))
+    rows = [
+        f"  {name:<{width}}  {100 * sum(shares) / len(shares):6.2f}  " + " ".join(f"{100 * s:6.2f}" for s in shares)
+        for name, shares in found["accuracy"].items()
+    ]
+    return [
+        f"under corruption {_percent(found['mean'], found['interval'])}, mean of {len(found['mean_of'])} corruptions "
+        f"at 5 severities, N = {found['n']} each{missing}",
+        f"  {'accuracy, %':<{width}}    mean  " + " ".join(f"{severity:6d}" for severity in range(1, 6)),
+        *rows,
+    ]
+
+
+def _ood_in_words(found: Summary | None, data: str) -> list[str]:
+    if found is None:
+        return []
+    lines = [f"out-of-distribution AUROC of {data} against {found['path']} (N = {found['n']})"]
+    for name, area in found["auroc"].items():
+        low, high = found["interval"][name]
+        lines.append(f"  {name.replace('_', '-')} {area:.3f} (95 %: {low:.3f} to {high:.3f})")
+    return lines

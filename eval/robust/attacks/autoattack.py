@@ -17,8 +17,9 @@ from eval.robust.attacks.library import PlainLayout, global_randomness, import_l
 from robust_models import UserError
 
 MemberName = Literal["apgd-ce", "apgd-t", "fab", "fab-t", "square"]
-NORMS = {"l2": "L2", "linf": "Linf"}
-TARGETS = 9  # the standard's number of target classes, on data with at least 10
+NORMS = {"l2": "L2", "linf": "Linf", "l1": "L1"}
+TARGETS = 9  # the standard's number of target classes, on data with at least 10; apgd-t in l1 has
+TARGETS_L1 = 5
 LEAST_CLASSES = 4  # the targeted DLR loss looks at the four largest logits
 
 
@@ -46,7 +47,7 @@ def plan(name: str, budget: Budget) -> Plan:
         if value != default:
             raise UserError(f"{field}: {value} does not fit attack {name}, whose settings are fixed; leave it out")
     if budget.norm not in NORMS:
-        raise UserError(f"attack: {name} is an attack in {' or '.join(NORMS)}, but norm is {budget.norm}")
+        raise UserError(f"attack: {name} is an attack in {', '.join(NORMS)}, but norm is {budget.norm}")
     if budget.num_classes < LEAST_CLASSES and set(members) & set(TARGETED):
         raise UserError(
             f"attack: {name} needs at least {LEAST_CLASSES} classes for its targeted loss; the classifier has "
@@ -56,10 +57,16 @@ def plan(name: str, budget: Budget) -> Plan:
     attempts: dict[str, Attempt] = {member: Member(member, budget) for member in members}
     settings = {
         "members": list(members),
-        **({"target_classes": min(TARGETS, budget.num_classes - 1)} if set(members) & set(TARGETED) else {}),
+        **({"target_classes": _targets(members[1], budget)} if set(members) & set(TARGETED) else {}),
         "library": f"pyautoattack {version('pyautoattack')}",
     }
     return Plan(attempts, settings)
+
+
+def _targets(member: str, budget: Budget) -> int:
+    """How many classes the member aims at."""
+    standard = TARGETS_L1 if budget.norm == "l1" and member == "apgd-t" else TARGETS
+    return min(standard, budget.num_classes - 1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Member:
             version="standard",
             device=device,
         )
-        targets = min(TARGETS, self.budget.num_classes - 1)
+        targets = _targets(self.name, self.budget)
         match self.name:
             case "apgd-ce":
                 ensemble.apgd.loss = "ce"
