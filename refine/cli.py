@@ -83,22 +83,32 @@ def _format_summary(summary: Summary) -> str:
 
 
 def _search(found: Summary) -> list[str]:
-    low, high = found["difference_interval"]
+    from refine.auto_eps import LEAST_FOR_VERDICT
+
     lines = [
         found["table"],
-        f"on {found['n_held_apart']} images that did not choose, against {found['n_reference']} real ones, in the "
-        f"features of {found['judge']}: Frechet distance {found['frechet_before']} -> {found['frechet_after']} "
-        f"(difference {low:+g} to {high:+g} in 95 % of the resamples)",
+        f"on {found['n_held_apart']} images that did not choose, against {found['n_reference']} real ones:",
+        *(_verdict(verdict) for verdict in (found, *found["others"])),
     ]
-    if found["n_held_apart"] < found["num_features"]:
-        lines.append(
-            f"that is {found['n_held_apart']} images for {found['num_features']} features: few for a verdict; "
-            "--auto-images takes more"
-        )
+    if found["n_held_apart"] < LEAST_FOR_VERDICT:
+        lines.append(f"that is {found['n_held_apart']} images: few for a verdict; --auto-images takes more")
     if not found["is_gain"] and found["eps"] > 0:
         done = "taken all the same" if found["eps_taken"] else "the images are left as they are (--auto-accept best)"
-        lines.append(f"eps {found['eps']:g} is no significant gain: {done}")
+        high = found["difference_interval"][1]
+        why = "a gain to one judge and a loss to another" if high < 0 else "no significant gain"
+        lines.append(f"eps {found['eps']:g} is {why}: {done}")
     return lines
+
+
+def _verdict(found: Summary) -> str:
+    from refine.auto_eps import MEASURES
+
+    low, high = found["difference_interval"]
+    words = "better" if high < 0 else "worse" if low > 0 else "no significant difference"
+    return (
+        f"  in the features of {found['judge']}: {MEASURES[found['measure']]} {found['distance_before']} -> "
+        f"{found['distance_after']} (difference {low:+g} to {high:+g} in 95 % of the resamples): {words}"
+    )
 
 
 def _targets(mode: str) -> str:

@@ -71,7 +71,11 @@ class AutoEpsFlags:
     """Search for eps: what --eps auto compares with."""
 
     reference: Path | None = Field(default=None, description="real images, which --eps auto compares with")
-    judge: str | None = Field(default=None, description="the classifier in whose features --eps auto compares")
+    judge: str | None = Field(
+        default=None,
+        description="feature spaces in which --eps auto compares, with commas (the first chooses, all judge), or a "
+        "classifier that does not refine (null: inception-768 and efficientnet-lite0-128, as far as they are at hand)",
+    )
     auto_images: Annotated[int, Field(ge=2)] = Field(
         default=1000, description="how many images --eps auto tries eps on; as many others judge its choice"
     )
@@ -112,8 +116,8 @@ class RefineConfig(
                 raise ValueError(
                     f"eps: auto knows where to begin for {', '.join(AUTO_NORMS)}; give a number for norm={self.norm}"
                 )
-            if self.reference is None or self.judge is None:
-                raise ValueError("eps: auto needs --reference REAL_IMAGES and --judge CLASSIFIER")
+            if self.reference is None:
+                raise ValueError("eps: auto needs --reference REAL_IMAGES")
         else:
             check_ball(self.norm, self.eps)
             check_step_size(self.norm, self.eps, self.step_size)

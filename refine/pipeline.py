@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.auto_eps import EpsSearch, as_plain
+from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
 from refine.balance import parse_prior
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
@@ -244,9 +244,11 @@ def _chosen_eps(
     """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
     if search is not None and not work.has(EPS):
         found = as_plain(search.choose(refiner, partial(_attack, config), targets))
-        verdict = search.verdict(replace(refiner, attack=_attack(config, found["eps"])), targets)
-        taken = found["eps"] if verdict.is_gain or config.auto_accept == "best" else 0.0
-        work.write_json(EPS, found | asdict(verdict) | {"is_gain": verdict.is_gain, "eps_taken": taken})
+        verdicts = search.verdicts(replace(refiner, attack=_attack(config, found["eps"])), targets)
+        is_gain = is_sure_gain(verdicts)
+        taken = found["eps"] if is_gain or config.auto_accept == "best" else 0.0
+        first, *others = (asdict(verdict) for verdict in verdicts)
+        work.write_json(EPS, found | first | {"others": others, "is_gain": is_gain, "eps_taken": taken})
     ranks.barrier()
     return work.read_json(EPS)["eps_taken"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine.auto_eps import EpsSearch, Verdict
+from refine.auto_eps import Curve, EpsSearch, Point, Verdict
 from refine.cli import main
 from robust_models import save
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
@@ -38,13 +38,16 @@ def test_the_best_eps_of_the_curve_refines_all_and_is_judged_on_the_others(place
     assert main(command(place, "--json", "--auto-images", 8, "--targets", "class:automobile")) == 0
     summary = json.loads(capsys.readouterr().out)
     search = summary["eps_search"]
-    distances = {point["eps"]: point["frechet"] for point in search["curve"]}
+    distances = {point["eps"]: point["distance"] for point in search["curve"]}
     assert summary["eps"] == search["eps"] == min(distances, key=distances.__getitem__)
     assert list(distances) == sorted(distances)
     assert search["n_held_apart"] == 8
     assert search["n_reference"] == 12
     assert search["judge"] == f"classifier:{place['judge']}"
-    assert search["frechet_before"] > 0
+    assert search["measure"] == "kid"  # 8 images are fewer than the judge's features
+    assert search["others"] == []
+    low, high = search["difference_interval"]
+    assert low <= search["distance_after"] - search["distance_before"] <= high
     assert all(0 <= point["recall"] <= 1 and point["inception_score"] >= 1 for point in search["curve"])
     with np.load(place["out"]) as arrays:
         assert arrays["arr_0"].shape == (24, SIZE, SIZE, 3)
@@ -83,18 +86,27 @@ def test_bad_input_is_one_line(place, change, message, tmp_path, capsys):
 def test_auto_asks_for_what_it_needs(place, capsys):
     words = command(place)[:8]
     assert main(words) == 2
-    assert "eps: auto needs --reference REAL_IMAGES and --judge CLASSIFIER" in capsys.readouterr().err
+    assert "eps: auto needs --reference REAL_IMAGES" in capsys.readouterr().err
 
 
 def test_a_gain_that_others_do_not_confirm_leaves_the_images_as_they_are(place, capsys, monkeypatch):
-    low = Verdict(8.0, 7.9, (-0.3, 0.1), 12, 12, 64, "a judge")
-    monkeypatch.setattr(EpsSearch, "verdict", lambda *_: low)
+    low = Verdict("frechet", 8.0, 7.9, (-0.3, 0.1), 12, 12, 64, "a judge")
+    monkeypatch.setattr(EpsSearch, "verdicts", lambda *_: [low])
+    points = (Point(eps, distance, (7.0, 9.0), None, None, None, 0.5) for eps, distance in ((0.0, 8.0), (1.5, 7.0)))
+    curve = Curve(tuple(points))
+    monkeypatch.setattr(EpsSearch, "choose", lambda *_: curve)
     assert main(command(place, "--auto-accept", "significant")) == 0
     printed = capsys.readouterr().out
-    assert "Frechet distance 8.0 -> 7.9 (difference -0.3 to +0.1 in 95 % of the resamples)" in printed
-    assert "that is 12 images for 64 features: few for a verdict; --auto-images takes more" in printed
+    assert "of a judge: Frechet distance 8.0 -> 7.9 (difference -0.3 to +0.1 in 95 % of the resamples): no" in printed
+    assert "that is 12 images: few for a verdict; --auto-images takes more" in printed
+    assert "eps 1.5 is no significant gain: the images are left as they are" in printed
     assert np.array_equal(np.load(place["out"])["arr_0"], np.load(place["images"])["arr_0"])
     sure = replace(low, difference_interval=(-0.3, -0.1))
-    monkeypatch.setattr(EpsSearch, "verdict", lambda *_: sure)
+    contrary = replace(low, difference_interval=(0.1, 0.3), judge="another")
+    monkeypatch.setattr(EpsSearch, "verdicts", lambda *_: [sure, contrary])
+    assert main(command(place, "--auto-accept", "significant", "--overwrite")) == 0
+    assert "of another: Frechet distance 8.0 -> 7.9 (difference +0.1 to +0.3" in (printed := capsys.readouterr().out)
+    assert "a gain to one judge and a loss to another: the images are left as they are" in printed
+    monkeypatch.setattr(EpsSearch, "verdicts", lambda *_: [sure, low])
     assert main(command(place, "--auto-accept", "significant", "--overwrite")) == 0
     assert "no significant gain" not in capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_the_minimum_is_found_and_the_climb_ends_behind_it(best):
     assert low <= best <= high
     assert sum(point.chosen_in for point in curve.points) == pytest.approx(1)
     for point in curve.points:
-        assert point.interval[0] <= point.frechet <= point.interval[1]
+        assert point.interval[0] <= point.distance <= point.interval[1]
 
 
 def test_images_that_are_best_untouched_are_left_alone():
@@ -85,13 +85,13 @@ def test_the_verdict_finds_a_gain_where_there_is_one_and_none_where_there_is_non
     before = 1.0 + torch.randn(n, dim, generator=draws)
     better = compared(before, before - 0.5, reference)
     assert better.is_gain
-    assert better.frechet_after < better.frechet_before
+    assert better.distance_after < better.distance_before
     worse = compared(before, before + 0.5, reference)
     assert not worse.is_gain
     assert worse.difference_interval[0] > 0
     for verdict in (better, worse):
         low, high = verdict.difference_interval
-        assert low < verdict.frechet_after - verdict.frechet_before < high
+        assert low < verdict.distance_after - verdict.distance_before < high
     assert compared(before, before, reference).difference_interval == (0, 0)
 
 

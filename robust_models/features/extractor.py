@@ -1,6 +1,7 @@
 """What a feature space is, that of a classifier, how a name opens one, and what fits into it."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -141,6 +142,12 @@ def feature_spaces() -> tuple[str, ...]:
 def is_feature_space(name: str) -> bool:
     """Whether open_features takes the name as it stands; else it is a classifier's, without "classifier:"."""
     return name in feature_spaces() or name.startswith("classifier:")
+
+
+def split_spaces(text: str) -> list[str]:
+    """ "inception-768,classifier:FILE,normalize=cifar10" as its feature spaces: a comma before a space's name parts."""
+    names = sorted([*feature_spaces(), "classifier:"], key=len, reverse=True)
+    return [part.strip() for part in re.split(rf",\s*(?={'|'.join(map(re.escape, names))})", text)]
 
 
 def _check_for_inception(name: str, weights: Path | str | None, protocol: str | None) -> None:

@@ -26,7 +26,7 @@ class InceptionFeatures:
         self.name, self.protocol = name, protocol
         self.is_fid = name == "inception"
         network = build(last)
-        path = find_weights(weights)
+        path = find_weights(weights, first_part=not self.is_fid)
         state, self.source = read_weights(path)
         absent = missing_blocks(network, state)
         if absent:

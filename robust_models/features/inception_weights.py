@@ -20,11 +20,13 @@ UP_TO_MIXED_7A = (
 )
 # The same bytes under the names that pytorch-fid and torch-fidelity give them.
 CACHE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
+FIRST_PART = "inception2015_upto_mixed7a.pth"  # enough for all but the 2048-d features
 
 
-def find_weights(given: Path | str | None = None) -> Path:
+def find_weights(given: Path | str | None = None, *, first_part: bool = False) -> Path:
     """`given` (a file or a URL); else the copy of pytorch-fid or torch-fidelity in torch's hub cache; else a download.
 
+    first_part: a file of the first layers will do, which is then looked for in the cache too.
     UserError where there is no such file, the download fails or brings something else.
     """
     text = str(given) if given is not None else URL
@@ -34,10 +36,13 @@ def find_weights(given: Path | str | None = None) -> Path:
         return Path(text)
     if text.startswith("file:"):
         return find_weights(url2pathname(urlsplit(text).path))
-    for name in CACHE_NAMES:
-        if (file := _cache() / name).is_file():
-            return file
-    return _download(text)
+    return cached_weights(first_part=first_part) or _download(text)
+
+
+def cached_weights(*, first_part: bool = False) -> Path | None:
+    """The network's file in torch's hub cache; None where there is none. first_part: see find_weights."""
+    names = (*CACHE_NAMES, FIRST_PART) if first_part else CACHE_NAMES
+    return next((file for name in names if (file := _cache() / name).is_file()), None)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Source]:

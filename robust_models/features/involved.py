@@ -1,11 +1,31 @@
 """Whether a judge took part in what it is to judge: a network flatters its own gradients, and those of its kin."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+
 from robust_models.classifier import Description
 from robust_models.errors import UserError
-from robust_models.features.efficientnet import PACKAGED
+from robust_models.features.efficientnet import PACKAGED, find_weights
 from robust_models.features.extractor import FeatureExtractor
+from robust_models.features.inception_weights import cached_weights
 
 IMAGENET_CLASSES = 1000
+SECOND = "efficientnet-lite0-128"
+NO_JUDGE = f"neither Inception's weights in torch's hub cache nor {SECOND}'s package: {PACKAGED[SECOND].install}"
+
+
+def judges_at_hand(refiners: Sequence[Description]) -> tuple[str, ...]:
+    """Feature spaces on this machine that may judge what these classifiers refine, the one to go by first."""
+    inception = find_spec("torch_fidelity") is not None and cached_weights(first_part=True) is not None
+    found = ["inception-768"] if inception else []
+    if not any(map(_kin, refiners)):
+        try:
+            find_weights(SECOND)
+        except UserError:
+            pass
+        else:
+            found.append(SECOND)
+    return tuple(found)
 
 
 def check_uninvolved(judge: FeatureExtractor, name: str, sha256: str, refiner: Description) -> None:

@@ -44,9 +44,10 @@ def kernel_distance(
 def _squared_mmd(x: Tensor, y: Tensor) -> float:
     """Of x and y [n,D]: mean kernel within each, pairs of an image with itself left out, less twice that across."""
     n = len(x)
-    within = sum(kernel.sum() - kernel.diagonal().sum() for kernel in (_kernel(x, x), _kernel(y, y)))
-    return float(within / (n * (n - 1)) - 2 * _kernel(x, y).mean())
+    within = sum(kernel.sum() - kernel.diagonal().sum() for kernel in (cubic_kernel(x, x), cubic_kernel(y, y)))
+    return float(within / (n * (n - 1)) - 2 * cubic_kernel(x, y).mean())
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / D + 1)^3 of the rows of x [n,D] and y [m,D]; [n,m]."""
     return (x @ y.T / x.shape[1] + 1) ** 3
