@@ -21,7 +21,7 @@ from robust_models.checkpoints import find
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.extractor import check_images, is_feature_space, split_spaces
+from robust_models.features.extractor import check_features, check_images, is_feature_space, split_spaces
 from robust_models.features.involved import NO_JUDGE, check_uninvolved, judges_at_hand
 from robust_models.images import ImageSet, open_images, to_float, to_u8
 from robust_models.metrics import bootstrap_counts, inception_score, precision_recall
@@ -299,6 +299,15 @@ def as_plain(curve: Curve) -> dict[str, Any]:
         "curve": [asdict(point) for point in curve.points],
         "table": format_curve(curve),
     }
+
+
+def check_judges(text: str) -> None:
+    """UserError where a judge of --judge can only be a name, and there is no such feature space or classifier."""
+    for name in split_spaces(text):
+        try:
+            check_features(_feature_space(name))
+        except UserError as error:
+            raise UserError(f"judge: {str(error).removeprefix('features: ')}") from error
 
 
 def _feature_space(judge: str) -> str:

@@ -82,6 +82,14 @@ def _format_summary(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _check(config: RefineConfig) -> None:
+    check_names(config)
+    if config.judge is not None:
+        from refine.auto_eps import check_judges
+
+        check_judges(config.judge)
+
+
 def _search(found: Summary) -> list[str]:
     from refine.auto_eps import LEAST_FOR_VERDICT
 
@@ -163,5 +171,5 @@ REFINE = RefineCommand(
     work=_refine,
     format_summary=_format_summary,
     examples=EXAMPLES,
-    check=check_names,
+    check=_check,
 )

@@ -83,6 +83,19 @@ def test_bad_input_is_one_line(place, change, message, tmp_path, capsys):
     assert not place["out"].exists()
 
 
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ("inception-76", "judge: no file inception-76; give a file or one of"),
+        ("inception-768,nobody", "judge: no file inception-768,nobody; give a file"),
+        ("nobody,inception-768", "judge: no file nobody; give"),
+    ],
+)
+def test_a_judge_that_is_none_is_found_before_any_work(place, capsys, judge, message):
+    assert main([*command(place), "--judge", judge, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_auto_asks_for_what_it_needs(place, capsys):
     words = command(place)[:8]
     assert main(words) == 2

@@ -17,6 +17,7 @@ import yaml
 from bigroc.cli import main as bigroc
 from robust_models.checkpoints import embedded_names
 from robust_models.checkpoints.published import published
+from robust_models.features.extractor import is_feature_space, split_spaces
 from robust_models.runtime.config import RECIPES
 from tests.documented import PAGES, ROOT, Documented, anchors, blocks, commands, examples_of, links, mentions, name_of
 from tests.documented import RECIPES as RECIPE_FILES
@@ -188,7 +189,9 @@ def _is_there(flag: str, value: str, made: set[str]) -> bool:
         return True
     if flag.startswith("--data") and value.partition(":")[0] in DATASETS:
         return True
-    named = flag in ("--ckpt", "--judge", "--init", "file") and value in {*embedded_names(), *published()}
+    if flag == "--judge":
+        return all(is_feature_space(name) or name in embedded_names() for name in split_spaces(value))
+    named = flag in ("--ckpt", "--init", "file") and value in {*embedded_names(), *published()}
     return named or Path(value).exists() or value.rstrip("/") in made or value.split("/")[0] in PLACEHOLDERS.values()
 
 

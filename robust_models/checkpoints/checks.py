@@ -15,19 +15,18 @@ from robust_models.errors import UserError, none_of
 
 def check_names(config: Any) -> None:
     """UserError, as the command itself would raise it, for the fields that many configs have: ckpt (or several, ckpts),
-    init, judge, arch, activation, normalize, device. Those that a config lacks, or leaves null, are not checked."""
+    init, arch, activation, normalize, device. Those that a config lacks, or leaves null, are not checked."""
     given = {name: value for name in _FIELDS if (value := getattr(config, name, None)) is not None}
     for checkpoint in getattr(config, "ckpts", [given["ckpt"]] if "ckpt" in given else []):
         check_classifier(checkpoint, field="ckpt")
-    for field in ("init", "judge"):
-        if field in given:
-            check_classifier(given[field], field=field)
+    if "init" in given:
+        check_classifier(given["init"], field="init")
     check_reading(config)
     if given.get("device", "auto") != "auto":
         _check_device(given["device"])
 
 
-_FIELDS = ("ckpt", "init", "judge", "device")
+_FIELDS = ("ckpt", "init", "device")
 
 
 def check_reading(flags: Any) -> None:
