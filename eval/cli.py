@@ -21,7 +21,7 @@ EXAMPLES = """\
   bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
   bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
   bigroc eval quality --images IMAGES --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
-  torchrun --nproc-per-node 8 --no-python bigroc eval quality --images generated/ --reference stats.npz --bootstrap 200
+  torchrun --nproc-per-node 8 --no-python bigroc eval quality --images generated/ --reference stats.npz --intervals 200
   bigroc eval statistics --images train.npz --features inception --out stats.npz
   bigroc study --config ablation_classifier.yaml --quick
   bigroc survey --before generated.npz --after refined.npz --out answers.db

@@ -106,11 +106,11 @@ def test_several_metrics_come_from_one_pass(pooled, capsys):
 
 
 def test_words_name_every_number_with_what_it_depends_on(pooled, capsys):
-    assert main([*f"{QUALITY} --metrics fid,is,kid,prc,sfid --bootstrap 20 --infinite --per-class".split()]) == 0
+    assert main([*f"{QUALITY} --metrics fid,is,kid,prc,sfid --intervals 50 --infinite --per-class".split()]) == 0
     out = capsys.readouterr().out
     for part in (
         "FID, the Frechet distance in inception (12-d, protocol tf): ",
-        "20 resamples of the images",
+        "for other sets of 60 images)",
         "extrapolated to infinitely many images: ",
         "over 10 splits",
         "(100 subsets of 60 drawn from the reference; each has the whole of the images",
@@ -334,8 +334,8 @@ def test_dinov2_without_its_weights_is_one_line(monkeypatch, tmp_path):
 
 BAD = [
     ("--metrics fidd", "metrics: 'fidd' is none of fid, is, kid, prc, sfid, fd-dinov2; did you mean fid?"),
-    ("--metrics is --bootstrap 10", "bootstrap: is of the Frechet distance; add fid to --metrics"),
-    ("--bootstrap 1", "bootstrap: 1 resample has no spread"),
+    ("--metrics is --intervals 100", "intervals: is of the Frechet distance; add fid to --metrics"),
+    ("--intervals 1", "intervals: 1 half splits are too few to see a spread; give 50 or more"),
     ("--protocol torch", "protocol: 'torch' is none of pytorch-fid, tf, clean, adm"),
     ("--features inception-77", "features: 'inception-77' is none of"),
     ("--features classifier:x --protocol tf", "protocol: belongs to the Inception network"),
@@ -367,7 +367,7 @@ BAD_SETS = [
     ({"arr_0": _images(5)}, "--per-class", "per_class: images has no labels"),
     ({"arr_0": _images(2), "arr_1": np.arange(2)}, "--per-class", "per_class: class 2 is only in the reference"),
     ({"mu": np.zeros(12), "sigma": np.eye(12)}, "--metrics is", "holds statistics only; is needs the images"),
-    ({"mu": np.zeros(12), "sigma": np.eye(12)}, "--bootstrap 9", "holds statistics only; bootstrap needs the images"),
+    ({"mu": np.zeros(12), "sigma": np.eye(12)}, "--intervals 90", "holds statistics only; intervals needs the images"),
     ({"mu": np.zeros(12), "sigma": np.eye(12)}, "--metrics sfid", "holds no mu_s and sigma_s, which sfid needs"),
     ({"mu": np.zeros(9), "sigma": np.eye(9)}, "", "statistics of 9 features; inception has 12"),
 ]

@@ -47,9 +47,9 @@ class QualityConfig(FeatureFlags, MachineFlags):
     )
     metrics: str = Field("fid", description=f"with commas: {', '.join(METRICS)}; fid is the Frechet distance")
     per_class: bool = Field(False, description="also the Frechet distance of each class; both sets need labels")
-    bootstrap: Annotated[int, Field(ge=0)] = Field(0, description="resamples for a 95 % interval of the distance")
+    intervals: Annotated[int, Field(ge=0)] = Field(0, description="half splits of the images for 95 % intervals (200)")
     infinite: bool = Field(False, description="also the Frechet distance extrapolated to infinitely many images")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of --bootstrap and --infinite")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of --intervals and --infinite")
 
     @property
     def metric_names(self) -> tuple[MetricName, ...]:
@@ -60,7 +60,7 @@ class QualityConfig(FeatureFlags, MachineFlags):
     @property
     def options(self) -> Options:
         """What is asked for besides the features."""
-        return Options(self.metric_names, self.per_class, self.bootstrap, self.infinite, self.seed)
+        return Options(self.metric_names, self.per_class, self.intervals, self.infinite, self.seed)
 
     @model_validator(mode="after")
     def _consistent(self) -> "QualityConfig":

@@ -34,7 +34,7 @@ class Options:
 
     metrics: tuple[MetricName, ...] = ("fid",)
     per_class: bool = False  # also the Frechet distance of each class
-    bootstrap: int = 0  # resamples for a 95 % interval of the Frechet distance
+    intervals: int = 0  # half splits that the 95 % intervals come from; 0: no intervals
     infinite: bool = False  # also the Frechet distance extrapolated to infinitely many images
     seed: int = 0
 

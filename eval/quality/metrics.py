@@ -17,6 +17,7 @@ from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
 from robust_models.metrics import (
+    LEAST_SPLITS,
     FrechetReference,
     FrechetStatistics,
     Resampler,
@@ -39,12 +40,11 @@ class FID(Metric):
         against = FrechetReference(reference.frechet)
         frechet = against.distance(images.frechet)
         found: dict[str, Any] = {"frechet": frechet, **({"fid": frechet} if features.is_fid else {})}
-        if options.bootstrap or options.infinite:
+        if options.intervals or options.infinite:
             assert images.rows is not None
             resampler = Resampler(images.rows, against)
-            if options.bootstrap:
-                found["frechet_interval"] = list(resampler.interval(options.bootstrap, seed=options.seed))
-                found["bootstrap"] = options.bootstrap
+            if options.intervals:
+                found["frechet_interval"] = list(resampler.interval(options.intervals, seed=options.seed))
             if options.infinite:
                 limit = resampler.extrapolated(seed=options.seed)
                 found["frechet_infinite"] = limit.value
@@ -59,7 +59,7 @@ class FID(Metric):
         lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}"]
         if "frechet_interval" in summary:
             low, high = summary["frechet_interval"]
-            lines[0] += f" (95 %: {low:.6g} to {high:.6g}, {summary['bootstrap']} resamples of the images)"
+            lines[0] += f" (95 %: {low:.6g} to {high:.6g}, for other sets of {summary['n_images']} images)"
         if "frechet_infinite" in summary:
             value, error = summary["frechet_infinite"], summary["frechet_infinite_error"]
             lines.append(f"  extrapolated to infinitely many images: {value:.6g} +- {error:.2g} (standard error)")
@@ -189,13 +189,14 @@ def check_options(options: Options, *, with_reference: bool) -> None:
     extras = extras_of(options)
     if extras and "fid" not in options.metrics:
         raise UserError(f"{extras[0]}: is of the Frechet distance; add fid to --metrics")
-    if options.bootstrap == 1:
-        raise UserError("bootstrap: 1 resample has no spread; give 100 or more")
+    if 0 < options.intervals < LEAST_SPLITS:
+        few = f"intervals: {options.intervals} half splits are too few to see a spread"
+        raise UserError(f"{few}; give {LEAST_SPLITS} or more, 200 are plenty")
 
 
 def extras_of(options: Options) -> list[str]:
     """What is asked for beside the metrics."""
-    return [name for name in ("per_class", "bootstrap", "infinite") if getattr(options, name)]
+    return [name for name in ("per_class", "intervals", "infinite") if getattr(options, name)]
 
 
 def parts_needed(options: Options, own_features: str | None, *, of_reference: bool) -> set[Part]:
@@ -203,7 +204,7 @@ def parts_needed(options: Options, own_features: str | None, *, of_reference: bo
     metrics = [METRICS[name] for name in options.metrics if METRICS[name].own_features == own_features]
     needs = [metric.reference_needs if of_reference else metric.needs for metric in metrics]
     found: set[Part] = {part for parts in needs for part in parts}
-    if own_features is None and (options.per_class or (not of_reference and (options.bootstrap or options.infinite))):
+    if own_features is None and (options.per_class or (not of_reference and (options.intervals or options.infinite))):
         found.add("rows")
     return found
 

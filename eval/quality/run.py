@@ -35,7 +35,7 @@ def image_quality(
     protocol: Protocol | None = None,
     weights: Path | str | None = None,
     per_class: bool = False,
-    bootstrap: int = 0,
+    intervals: int = 0,
     infinite: bool = False,
     seed: int = 0,
     cache: Path | str | None = None,
@@ -49,11 +49,11 @@ def image_quality(
     metrics: one or several of fid, is, kid, prc, sfid, fd-dinov2; all share one pass of each set. The keys of the
     result: "frechet" (and "fid", with Inception's 2048 features), "inception_score", "kid", "precision" and "recall",
     "sfid", "fd_dinov2", with their spreads and settings; "n_images" and "n_reference".
-    features, protocol, weights: see open_features. per_class, bootstrap (resamples), infinite, seed: of the Frechet
+    features, protocol, weights: see open_features. per_class, intervals (half splits), infinite, seed: of the Frechet
     distance. cache: a folder in which features are kept. UserError for whatever does not fit.
     """
     names: tuple[MetricName, ...] = (metrics,) if isinstance(metrics, str) else tuple(dict.fromkeys(metrics))
-    options = Options(names, per_class, bootstrap, infinite, seed)
+    options = Options(names, per_class, intervals, infinite, seed)
     check_options(options, with_reference=reference is not None)
     place = pick_device(device)
     if isinstance(features, str):

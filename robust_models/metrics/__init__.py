@@ -1,6 +1,7 @@
 """From features to numbers: small pure steps over mergeable float64 statistics."""
 
 from robust_models.metrics.frechet import FrechetReference, FrechetStatistics, Moments, frechet_distance
+from robust_models.metrics.half_splits import LEAST_SPLITS, half_split_interval, half_splits
 from robust_models.metrics.inception_score import ScoreStatistics, inception_score
 from robust_models.metrics.kernel import kernel_distance
 from robust_models.metrics.precision_recall import precision_recall
@@ -8,6 +9,7 @@ from robust_models.metrics.resampled import Extrapolation, Resampler, bootstrap_
 from robust_models.metrics.stored import StoredStatistics, read_statistics, write_statistics
 
 __all__ = [
+    "LEAST_SPLITS",
     "Extrapolation",
     "FrechetReference",
     "FrechetStatistics",
@@ -17,6 +19,8 @@ __all__ = [
     "StoredStatistics",
     "bootstrap_counts",
     "frechet_distance",
+    "half_split_interval",
+    "half_splits",
     "inception_score",
     "kernel_distance",
     "precision_recall",

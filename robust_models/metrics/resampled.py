@@ -1,4 +1,4 @@
-"""What a Frechet distance would be with other images: bootstrap intervals, and the limit of infinitely many."""
+"""What a Frechet distance would be with other images: an interval, resampled sets, and the limit of infinitely many."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.metrics.frechet import FrechetReference, roots
+from robust_models.metrics.frechet import SMALL, FrechetReference, roots
+from robust_models.metrics.half_splits import half_split_interval, half_splits
 
+LEAST_IMAGES = 4  # of an interval: each half of them has a covariance
 POINTS = 15  # subset sizes of the extrapolation, as in its paper
 FEWER_POINTS = 5  # of each jackknife's
 GROUPS = 10  # of the jackknife
@@ -47,17 +49,36 @@ class Resampler:
         root = roots(projected @ projected.T if few else projected.T @ projected)
         return max(0.0, float(gap @ gap + trace + self._reference.trace - 2 * root))
 
-    def interval(self, resamples: int, *, seed: int = 0) -> tuple[float, float]:
-        """95 % percentiles over seeded resamples of the images; the reference stands still.
+    def interval(self, splits: int, *, seed: int = 0) -> tuple[float, float]:
+        """95 % interval of the expected distance of other sets of as many images to this reference: see half_splits.
 
-        A resample holds fewer different images than the set, which lifts every distance alike: the mean excess over the
-        set's own distance is taken off.
+        UserError below four images.
         """
-        rng = np.random.default_rng(seed)
-        found = np.array([self.distance(counts) for counts in bootstrap_counts(rng, self.n, resamples)])
-        found -= found.mean() - self.distance(np.ones(self.n, dtype=np.int64))
-        low, high = np.quantile(found, (0.025, 0.975))
-        return max(0.0, float(low)), max(0.0, float(high))
+        if self.n < LEAST_IMAGES:
+            raise UserError(f"an interval of a Frechet distance needs at least {LEAST_IMAGES} images, got {self.n}")
+        first = half_splits(self.n, splits, seed=seed)
+        whole = self.distance(np.ones(self.n, dtype=np.int64))
+        halves = np.array([[self.distance(half), self.distance(~half)] for half in first])
+        low, high = half_split_interval(whole, halves[:, 0], halves[:, 1], influence=self._influence())
+        return max(0.0, low), max(0.0, high)
+
+    def _influence(self) -> np.ndarray:
+        """What each image adds to N times the distance, to first order and up to a constant; [N].
+
+        The derivative of the distance along the image's weight: with the mean's gap g, and the centred features c and
+        q = F^T c of covariance M, it is 2 g.c + |c|^2 - q^T M^(-1/2) q.
+        """
+        gap, projected = self._x.mean(axis=0), self._projected - self._projected.mean(axis=0)
+        n, dim = projected.shape
+        if n <= dim:  # q_i^T M^(-1/2) q_i is n - 1 times the i-th diagonal entry of the Gram matrix's root
+            values, vectors = np.linalg.eigh(projected @ projected.T / (n - 1))
+            root = (n - 1) * (vectors**2 @ np.sqrt(values.clip(min=0)))
+        else:
+            values, vectors = np.linalg.eigh(projected.T @ projected / (n - 1))
+            kept = values > SMALL * values[-1]
+            root = ((projected @ vectors[:, kept]) ** 2 / np.sqrt(values[kept])).sum(axis=1)
+        centred = self._x - gap
+        return 2 * centred @ gap + (centred**2).sum(axis=1) - root
 
     def extrapolated(self, *, seed: int = 0) -> "Extrapolation":
         """The distance at infinitely many images: intercept of a line in 1/N through seeded subsets of growing size.

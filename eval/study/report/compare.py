@@ -7,9 +7,10 @@ import numpy as np
 
 from robust_models.errors import UserError
 from robust_models.metrics import FrechetReference, Resampler
-from robust_models.metrics.resampled import bootstrap_counts
+from robust_models.metrics.resampled import LEAST_IMAGES, bootstrap_counts
 
-RESAMPLES = 400
+RESAMPLES = 400  # of differences
+SPLITS = 100  # of single distances
 TAILS = (0.025, 0.975)
 
 
@@ -47,9 +48,10 @@ class Comparison:
     """Frechet distances to one reference of several versions of the same images, each version under a name.
 
     Resample r holds the same images of every version: what makes an image easy or hard is in both distances and leaves
-    their difference. Image i must be row i of each. An interval is the one of Resampler.interval with the same seed;
-    a difference is treated likewise: the mean excess of its resamples over the difference itself is taken off. Both are
-    about other sets of N images; they say nothing of infinitely many images.
+    their difference. Image i must be row i of each. A resample holds fewer different images than the set, which lifts
+    both distances alike: the mean excess of the differences over the difference itself is taken off. A single distance
+    has the interval of Resampler.interval: what pairs of images add does not cancel there, and a bootstrap would count
+    it three times. Both are about other sets of N images; they say nothing of infinitely many images.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Comparison:
         """Versions are (name, features [N,D]), read one at a time. UserError where N or D is not the same for all."""
         self.n = 0  # images
         self._values: dict[str, float] = {}
-        self._centred: dict[str, np.ndarray] = {}  # [resamples]
+        self._intervals: dict[str, tuple[float, float] | None] = {}
+        self._resampled: dict[str, np.ndarray] = {}  # [resamples]
         counts: list[np.ndarray] = []  # of each resample
         for name, features in versions:
             resampler = Resampler(features, reference)
@@ -75,10 +78,10 @@ class Comparison:
                     f"{name}: features of {resampler.n} images, the others of its image set have {self.n}; "
                     "cells can be compared on the same images only"
                 )
-            value = resampler.distance(np.ones(self.n, dtype=np.int64))
-            found = np.array([resampler.distance(drawn) for drawn in counts])
-            self._values[name] = value
-            self._centred[name] = found - (found.mean() - value)
+            self._values[name] = resampler.distance(np.ones(self.n, dtype=np.int64))
+            few = self.n < LEAST_IMAGES
+            self._intervals[name] = None if few else resampler.interval(SPLITS, seed=seed)
+            self._resampled[name] = np.array([resampler.distance(drawn) for drawn in counts])
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -90,13 +93,14 @@ class Comparison:
 
     def distance(self, name: str) -> Estimate:
         """That of one version, with its 95 % interval."""
-        low, high = np.quantile(self._centred[name], TAILS)
-        return Estimate(self._values[name], (max(0.0, float(low)), max(0.0, float(high))))
+        return Estimate(self._values[name], self._intervals[name])
 
     def difference(self, name: str, other: str) -> Difference:
-        """The distance of `name` less that of `other`."""
-        low, high = np.quantile(self._centred[name] - self._centred[other], TAILS)
-        return Difference(self._values[name] - self._values[other], (float(low), float(high)))
+        """The distance of `name` less that of `other`, with a bootstrap's interval over pairs of images."""
+        value = self._values[name] - self._values[other]
+        found = self._resampled[name] - self._resampled[other]
+        low, high = np.quantile(found - (found.mean() - value), TAILS)
+        return Difference(value, (float(low), float(high)))
 
     def lowest(self) -> str:
         """The name of the smallest distance; of equal ones, the first."""
