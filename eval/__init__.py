@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from robust_models.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from eval.gradients.alignment import GradientAlignment, gradient_alignment
     from eval.quality.run import image_quality
     from eval.robust.accuracy import RobustAccuracy, robust_accuracy
     from eval.robust.seeded_pgd import SeededPGD
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FeatureExtractor",
     "FrechetStatistics",
+    "GradientAlignment",
     "RobustAccuracy",
     "Robustness",
     "SeededPGD",
     "binomial_interval",
     "frechet_distance",
+    "gradient_alignment",
     "image_quality",
     "image_statistics",
     "measure_robustness",
@@ -31,6 +34,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "eval.gradients.alignment": ("GradientAlignment", "gradient_alignment"),
         "eval.quality.run": ("image_quality",),
         "eval.robust.accuracy": ("RobustAccuracy", "robust_accuracy"),
         "eval.robust.seeded_pgd": ("SeededPGD",),

@@ -1,7 +1,9 @@
-"""bigroc eval robust|quality|statistics|study|survey [--field value ...]"""
+"""bigroc eval robust|gradients|quality|statistics|study|survey [--field value ...]"""
 
 from collections.abc import Sequence
 
+from eval.gradients.config import GradientsConfig
+from eval.gradients.run import format_gradients, run_gradients
 from eval.quality.config import FeatureFlags, QualityConfig, StatisticsConfig
 from eval.quality.run import format_quality, format_statistics, run_quality, run_statistics
 from eval.robust.config import RobustConfig
@@ -18,6 +20,7 @@ EXAMPLES = """\
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.25,0.5,1 --attack autoattack --state aa.json
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --threats l2:0.5,linf:8/255 --calibration --ood OTHER
+  bigroc eval gradients --ckpt cifar10-l2-small --data test.npz --reference train.npz
   bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
   bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
   bigroc eval quality --images IMAGES --reference VIRTUAL_imagenet256.npz --metrics fid,sfid,prc --protocol adm
@@ -45,6 +48,15 @@ COMMANDS: dict[str, Described] = {
         schema=RobustConfig,
         work=run_robust,
         format_summary=format_robust,
+        examples=EXAMPLES,
+        check=check_names,
+    ),
+    "gradients": Command(
+        name="bigroc eval gradients",
+        about="How far a classifier's input gradients point along the data: choose a refiner before refining.",
+        schema=GradientsConfig,
+        work=run_gradients,
+        format_summary=format_gradients,
         examples=EXAMPLES,
         check=check_names,
     ),

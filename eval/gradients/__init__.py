@@ -1,0 +1,1 @@
+"""How far a classifier's input gradients point along the data."""
