@@ -13,15 +13,21 @@ import torch
 import eval.study.plan as plan_module
 import eval.study.run as run_module
 import refine.cli
-from eval.quality.config import QualityConfig
-from eval.quality.run import run_quality
+from eval.quality.config import QualityConfig, StatisticsConfig
+from eval.quality.run import run_quality, run_statistics
 from eval.study.cell import EXAMPLES
 from eval.study.cli import recipe_values
 from eval.study.config import StudyConfig, located
 from eval.study.gather import load_results
 from eval.study.grid import Share, grid
+from eval.study.inputs import open_inputs
 from eval.study.keys import training_depends
 from eval.study.plan import train_config
+from eval.study.report.compare import Difference
+from eval.study.report.digest import digested
+from eval.study.report.latex import latex_text
+from eval.study.report.page import page_text
+from eval.study.report.summary import summary as summary_in_words
 from eval.study.results import Axes
 from eval.study.run import Part, work
 from eval.study.store import Place, key_of
@@ -138,7 +144,7 @@ def test_every_figure_says_where_it_came_from(finished):
     assert "bigroc eval robust --ckpt" in results.classifiers[0].provenance.command
     assert "--norm linf --eps 0.01" in results.classifiers[0].provenance.command
     assert results.reference_words == (
-        f"40 images of real.npz, Frechet distance in the 128 features of classifier:{root}/judge.safetensors"
+        f"40 images of real.npz, KID in the 128 features of classifier:{root}/judge.safetensors"
     )
     stored = read_statistics(results.reference)
     assert stored is not None
@@ -391,9 +397,9 @@ def test_the_command_tells_the_best_cells_and_nothing_is_written_twice(root, mon
     monkeypatch.setattr(run_module, "_written", lambda results, out: {"html": out / "report.html"})
     assert command(root) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].split() == ["Frechet", "IS", "agrees", "moved"]
+    assert told[0].split() == ["KID", "Frechet", "IS", "precision", "recall", "agrees", "moved"]
     assert told[1].startswith("made raw ")
-    distances = [float(line.split()[-4]) for line in told[2:5]]
+    distances = [float(line.split()[-7]) for line in told[2:5]]
     assert distances == sorted(distances)
     assert told[5].startswith(f"5 of 5 cells in {root}/out; ")
     assert told[6] == f"html: {root}/out/report.html"
@@ -497,3 +503,93 @@ def test_mistakes_are_told_in_one_line_before_any_work(message, root, monkeypatc
 def test_flags_that_make_no_sense_are_told(words, message, root, capsys):
     assert command(root, *words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def twice_judged(tmp_path_factory, inputs):
+    """A study by two judges, with its results."""
+    root = tmp_path_factory.mktemp("twice")
+    shutil.copytree(inputs, root, dirs_exist_ok=True)
+    torch.manual_seed(9)
+    save(tiny_classifier(), root / "second.safetensors")
+    names = [f"classifier:{root / name}.safetensors" for name in ("judge", "second")]
+    _, results = study(config(root, judge=",".join(names)))
+    assert results is not None
+    return root, names, results
+
+
+def test_every_judge_sees_every_cell(twice_judged):
+    root, names, results = twice_judged
+    assert results.judge == names[0]
+    assert [one.judge for one in results.others] == names[1:]
+    lead, second = load(root / "judge.safetensors"), load(root / "second.safetensors")
+    raw = results.cells[0]
+    x = to_float(torch.from_numpy(np.load(root / "made.npz")["arr_0"].transpose(0, 3, 1, 2).copy()))
+    with np.load(raw.arrays) as arrays:
+        torch.testing.assert_close(lead.features(x), torch.from_numpy(arrays["features"]))
+        torch.testing.assert_close(second.features(x), torch.from_numpy(arrays["features_2"]))
+    assert set(raw.provenance.inputs) == {"images", "judge", "judge 2", "reference", "reference_images"}
+    assert "--metrics fid,kid,is" in raw.provenance.command
+    assert f"--reference {root}/real.npz" in raw.provenance.command
+
+
+def test_the_kid_of_a_cell_is_that_of_its_command(twice_judged):
+    root, names, results = twice_judged
+    found = run_quality(
+        QualityConfig(
+            images=root / "made.npz",
+            reference=root / "real.npz",
+            features=names[0],
+            metrics="kid",
+            device="cpu",
+            cache="none",
+        )
+    )
+    assert results.cells[0].scores["kid"] == pytest.approx(found["kid"], rel=1e-6)
+
+
+def test_what_the_judges_do_not_agree_on_is_marked_and_said(twice_judged, tmp_path):
+    _, _, results = twice_judged
+    lowered = digested(results, resamples=50)
+    row = lowered.sets[0].refined[0]
+    way = Difference(-1.0, (-2.0, -0.5)), Difference(1.0, (0.5, 2.0)), Difference(0.1, (-0.1, 0.3))
+    assert not replace(row, from_raw=way[0], opinions=(way[0],)).contested
+    contested = [replace(row, from_raw=way[0], opinions=(other,)) for other in way[1:]]
+    assert all(one.contested for one in contested)
+    assert not replace(contested[0], from_raw=None).contested
+
+    def with_one(other):
+        rows = [replace(one, opinions=(one.from_raw,)) for one in lowered.sets[0].rows]
+        rows[lowered.sets[0].rows.index(row)] = other
+        return replace(lowered, sets=(replace(lowered.sets[0], rows=tuple(rows)),))
+
+    digest = with_one(contested[0])
+    said = summary_in_words(digest)["made"]
+    assert (
+        f"The judges disagree on {row.label}: significantly lower than raw by judge.safetensors, significantly " in said
+    )
+    assert "≠" in page_text(digest)
+    assert r"$^{\neq}$" in latex_text(digest)
+    assert "≠</span>" not in page_text(with_one(replace(row, opinions=(row.from_raw,))))
+
+
+def test_the_judge_at_hand_is_taken_and_else_the_bundled_one(root, monkeypatch, capsys):
+    monkeypatch.setattr("eval.study.inputs.judges_at_hand", lambda *_, **__: ())
+    monkeypatch.setattr("eval.study.inputs.FALLBACK", f"classifier:{root / 'judge.safetensors'}")
+    inputs = open_inputs(config(root, judge="auto"), torch.device("cpu"))
+    assert [judge.features.name for judge in inputs.judges] == [f"classifier:{root / 'judge.safetensors'}"]
+    assert f"judge: classifier:{root / 'judge.safetensors'}" in capsys.readouterr().err
+
+
+def test_statistics_of_the_first_judge_give_way_to_images_for_the_others(root):
+    torch.manual_seed(9)
+    save(tiny_classifier(), root / "second.safetensors")
+    first, second = (f"classifier:{root / name}.safetensors" for name in ("judge", "second"))
+    run_statistics(StatisticsConfig(images=root / "real.npz", out=root / "stats.npz", features=first, device="cpu"))
+    settings = {"judge": f"{first},{second}", "reference": str(root / "stats.npz")}
+    inputs = open_inputs(config(root, **settings, reference_images=str(root / "real.npz")), torch.device("cpu"))
+    assert [judge.reference.path.name for judge in inputs.judges] == ["stats.npz", "real.npz"]
+    with pytest.raises(
+        UserError, match=r"reference: .*stats\.npz: statistics of classifier:.*, but judge is classifier:"
+    ):
+        open_inputs(config(root, **settings), torch.device("cpu"))

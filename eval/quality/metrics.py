@@ -103,7 +103,7 @@ class KID(Metric):
     def lines(self, summary: Summary) -> list[str]:
         subsets, size = summary["kid_subsets"]
         if summary["kid_std"] is None:
-            few = f"one estimate from all {size} images of each set; a spread needs more than {SUBSET_SIZE}"
+            few = f"one estimate from all images; a spread needs more than {SUBSET_SIZE}"
             return [f"KID in {_space(summary)}: {summary['kid']:.6g} ({few})"]
         of = f"{subsets} subsets of {size}"
         if len(summary["kid_drawn_from"]) == 1:

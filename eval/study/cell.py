@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from robust_models.images import ImageSet, open_images, write_npz
 from robust_models.labels import class_indices, fit_labels
 from robust_models.metrics import Moments
 from robust_models.metrics.inception_score import LEAST_IMAGES, shuffled_splits
+from robust_models.metrics.kernel_resampled import KernelReference, reference_for
 from robust_models.runtime.files import whole_file
 from robust_models.runtime.seeds import ORDER, generator
 
@@ -51,11 +53,15 @@ class Refinement:
     precision: Precision
 
 
-def run_cell(images: ImageSet, refinement: Refinement, scorer: Scorer, place: Place, *, keep: bool) -> dict[str, Any]:
+def run_cell(
+    images: ImageSet, refinement: Refinement, scorers: Sequence[Scorer], place: Place, *, keep: bool
+) -> dict[str, Any]:
     """Refines and scores, writes place.arrays (features, examples_u8) and gives num_images and scores.
 
-    keep: leave the refined set and its manifest in place.folder, where a killed run's refining goes on in any case.
+    scores are by the first of the scorers; of the others there are features_2, features_3, ... keep: leave the refined
+    set and its manifest in place.folder, where a killed run's refining goes on in any case.
     """
+    scorer, *others = scorers
     scores: dict[str, float] = {"distance": 0.0}
     refined, targets = images, _labels(images, scorer.judge)
     if refinement.checkpoint is not None:
@@ -67,6 +73,7 @@ def run_cell(images: ImageSet, refinement: Refinement, scorer: Scorer, place: Pl
         scores["target_agreement"] = float(np.mean([row["on_target_after"] for row in rows]))
         targets = _judged_as(rows, refinement.checkpoint, scorer.judge)
     collected = _collect(refined, scorer)
+    more = {f"features_{i}": _rows(refined, other) for i, other in enumerate(others, 2)}
     scores |= _quality(collected, scorer)
     assert collected.rows is not None
     if targets is not None:
@@ -75,7 +82,7 @@ def run_cell(images: ImageSet, refinement: Refinement, scorer: Scorer, place: Pl
         scores["judge_agreement"] = float((logits.argmax(1).cpu() == targets).double().mean())
     with whole_file(place.arrays) as partial, partial.open("wb") as file:
         examples = refined.read(0, min(EXAMPLES, len(refined)))
-        np.savez(file, features=collected.rows.numpy(), examples_u8=examples.numpy())
+        np.savez(file, features=collected.rows.numpy(), **more, examples_u8=examples.numpy())  # type: ignore[arg-type]
     if not keep:
         shutil.rmtree(place.folder, ignore_errors=True)
     return {"num_images": len(images), "scores": scores}
@@ -117,8 +124,15 @@ def _collect(images: ImageSet, scorer: Scorer) -> Collected:
     return found
 
 
+def _rows(images: ImageSet, scorer: Scorer) -> np.ndarray:
+    found = collect(images, scorer.judge.features, ("rows",), batch_size=scorer.batch_size)
+    assert found is not None
+    assert found.rows is not None
+    return found.rows.numpy()
+
+
 def _quality(collected: Collected, scorer: Scorer) -> dict[str, float]:
-    """frechet, inception_score, precision and recall, as far as they can be measured."""
+    """frechet, kid (where it is the one to go by), inception_score, precision and recall, as far as they can be had."""
     assert collected.rows is not None
     enough = scorer.rows is not None and min(len(scorer.rows), len(collected.rows)) > PrecisionRecall.neighbours
     metrics: list[MetricName] = ["fid", *(["is"] if collected.score else []), *(["prc"] if enough else [])]
@@ -129,7 +143,12 @@ def _quality(collected: Collected, scorer: Scorer) -> dict[str, float]:
         scorer.judge.features,
         Options(),
     )
-    return {name: found[name] for name in ("frechet", "inception_score", "precision", "recall") if name in found}
+    if scorer.rows is not None:
+        against = reference_for(scorer.rows, len(collected.rows))
+        if isinstance(against, KernelReference):
+            found["kid"] = against.distance(collected.rows)
+    shown = ("frechet", "kid", "inception_score", "precision", "recall")
+    return {name: found[name] for name in shown if name in found}
 
 
 def _labels(images: ImageSet, judge: Judge) -> Tensor | None:

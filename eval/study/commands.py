@@ -20,12 +20,15 @@ def refinement(
     images: Path,
     judge: FeatureExtractor,
     reference: Path,
+    *,
+    by_kernel: bool = False,
 ) -> str:
     """Makes a cell's images and their distance and score again."""
     judged = images if checkpoint is None else Path("refined.npz")
-    metrics = "fid" if judge.num_classes is None else "fid,is"
+    metrics = ",".join(["fid", *(["kid"] if by_kernel else []), *([] if judge.num_classes is None else ["is"])])
     measured = {"images": judged, "reference": reference, "features": judge.name, "metrics": metrics}
-    network = {"weights": config.weights, "protocol": config.protocol}
+    inception = judge.name.startswith("inception")
+    network = {"weights": config.weights, "protocol": config.protocol} if inception else {}
     quality = _shell("bigroc eval quality", {**measured, **network})
     if checkpoint is None:
         return quality

@@ -18,6 +18,7 @@ from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import check_ball
 
 BUNDLED = "bundled:"
+AUTO = "auto"
 AXES = tuple(name for name in Axes.__dataclass_fields__)
 BY_EITHER_NAME = ConfigDict(extra="forbid", populate_by_name=True)  # a resolved config is valid again
 Seed = Annotated[int, Field(ge=0)]
@@ -104,10 +105,15 @@ class AxisFlags:
 class JudgeFlags:
     """Judge: what scores the images, and what they are compared with."""
 
-    judge: str = Field(description="features that score, as eval quality has them: classifier:NAME_OR_FILE, inception")
-    reference: Path = Field(description="real images, or their stored statistics in the judge's features")
+    judge: str = Field(
+        description="feature spaces that score, as eval quality has them, with commas: the first leads, the others are "
+        "second opinions; auto: inception-768 and efficientnet-lite0-128 as far as they are at hand (ImageNet "
+        "classifiers: no judges of ImageNet classifiers' work), else the bundled CIFAR-10 classifier"
+    )
+    reference: Path = Field(description="real images, or their stored statistics in the first judge's features")
     reference_images: Path | None = Field(
-        default=None, description="real images that precision and recall compare with"
+        default=None,
+        description="real images that KID, precision and recall compare with (null: reference, where it is images)",
     )
     weights: str | None = Field(
         default=None,

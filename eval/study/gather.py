@@ -6,9 +6,9 @@ from typing import Any
 
 from eval.study import commands
 from eval.study.config import StudyConfig
-from eval.study.inputs import Checkpoint, open_inputs
+from eval.study.inputs import Checkpoint, Judge, Reference, open_inputs
 from eval.study.plan import Job, Study
-from eval.study.results import Accuracy, Axes, CellResult, ClassifierResult, Provenance, Results
+from eval.study.results import Accuracy, Axes, CellResult, ClassifierResult, JudgedBy, Provenance, Results
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.device import pick_device
 
@@ -22,14 +22,17 @@ def load_results(out: Path, config: StudyConfig, command: str = "") -> Results:
 def collect_results(study: Study, command: str) -> Results:
     """What is done so far, and what failed."""
     cells = [_cell(study, axes) for axes in study.cells]
-    config, features = study.config, study.inputs.judge.features
+    config = study.config
+    lead, *others = (_judged_by(study, judge) for judge in study.inputs.judges)
     return Results(
         title=config.title,
         question=config.question,
         vary=config.vary,
-        judge=config.judge,
-        reference=study.reference,
-        reference_words=f"{_reference(study)}, Frechet distance in the {features.dim} features of {config.judge}",
+        judge=lead.judge,
+        reference=lead.reference,
+        reference_words=lead.reference_words,
+        real=lead.real,
+        others=tuple(others),
         classifiers=tuple(_classifier(study, spec.name) for spec in config.classifiers),
         cells=tuple(cell for cell in cells if cell is not None),
         command=command,
@@ -37,8 +40,23 @@ def collect_results(study: Study, command: str) -> Results:
     )
 
 
-def _reference(study: Study) -> str:
-    reference = study.inputs.reference
+def _judged_by(study: Study, judge: Judge) -> JudgedBy:
+    name = judge.features.name
+    words = f"{_reference(judge.reference)}, Frechet distance in the {judge.features.dim} features of {name}"
+    if _by_kernel(study, judge):
+        assert judge.real is not None
+        n = len(judge.real.set)
+        words = f"{n:,} images of {judge.real.set.path.name}, KID in the {judge.features.dim} features of {name}"
+    return JudgedBy(name, study.reference(judge), words, study.real_rows(judge))
+
+
+def _by_kernel(study: Study, judge: Judge) -> bool:
+    """Whether some image set or the real images are fewer than the features."""
+    sizes = [images.limit or len(images.set) for images in study.inputs.images.values()]
+    return judge.real is not None and min(*sizes, len(judge.real.set)) < judge.features.dim
+
+
+def _reference(reference: Reference) -> str:
     n = len(reference.images) if reference.images is not None else reference.stored and reference.stored.n
     return f"{n:,} images of {reference.path.name}" if n else f"{reference.path.name} (of an unknown number of images)"
 
@@ -54,17 +72,22 @@ def _cell(study: Study, axes: Axes) -> CellResult | None:
         return CellResult(axes, error=error) if error else None
     inputs, checkpoint = study.inputs, study.checkpoint(axes.classifier) if axes.classifier else None
     images = study.images(axes)
+    lead, *others = inputs.judges
+    by_kernel = "kid" in found["scores"] and lead.real is not None
+    reference = lead.real.set.path if by_kernel and lead.real is not None else study.reference(lead)
     command = commands.refinement(
-        study.config, axes, checkpoint, study.precision, images.path, inputs.judge.features, study.reference
+        study.config, axes, checkpoint, study.precision, images.path, lead.features, reference, by_kernel=by_kernel
     )
     read = {
         "checkpoint": checkpoint and checkpoint.sha256,
         "images": inputs.images[axes.images].sha256,
-        "judge": inputs.judge.features.source.sha256,
-        "reference": inputs.reference.sha256,
-        "reference_images": inputs.reference_images and inputs.reference_images.sha256,
+        "judge": lead.features.source.sha256,
+        **{f"judge {i}": judge.features.source.sha256 for i, judge in enumerate(others, 2)},
+        "reference": lead.reference.sha256,
+        "reference_images": lead.real and lead.real.sha256,
     }
-    settings = {**asdict(axes), "precision": study.precision, "judge": study.config.judge, "path": str(images.path)}
+    judges = ",".join(judge.features.name for judge in inputs.judges)
+    settings = {**asdict(axes), "precision": study.precision, "judge": judges, "path": str(images.path)}
     provenance = _provenance(job, found, command, settings, read)
     return CellResult(axes, found["num_images"], found["scores"], job.place.arrays, provenance)
 

@@ -1,26 +1,32 @@
 """What a study reads: opened, hashed and checked once, before any work."""
 
 import hashlib
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
+from eval.study.config import AUTO, BUNDLED, ClassifierSpec, StudyConfig, located
 from refine.targets import known_targets
 from robust_models.checkpoints.flags import load_classifier
 from robust_models.classifier import Description, RobustClassifier
 from robust_models.datasets import Dataset, open_dataset
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.extractor import check_images, check_stored
-from robust_models.features.involved import check_uninvolved
+from robust_models.features.extractor import check_images, check_stored, split_spaces
+from robust_models.features.involved import check_uninvolved, judges_at_hand
 from robust_models.images import ImageSet, open_images
 from robust_models.images.open import expand
 from robust_models.labels import fit_labels
 from robust_models.metrics import StoredStatistics, read_statistics
 from robust_models.runtime.files import sha256_of
+
+FALLBACK = "classifier:cifar10-standard-small"  # comes with the package; what a standard classifier does may fool it
+MOST_REAL = 10_000  # reference images whose features are kept, one by one
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,19 @@ class Reference:
 
 @dataclass(frozen=True)
 class Judge:
-    """The features that score, and (of a classifier) its classes, by which it recognises what an image shows."""
+    """The features that score, what they compare with, and (of a classifier) its classes."""
 
     features: FeatureExtractor
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None  # by which it recognises what an image shows
+    reference: Reference
+    real: Images | None  # whose features KID, precision and recall compare with
 
 
 @dataclass(frozen=True)
 class Inputs:
     """All that a study reads, opened once."""
 
-    judge: Judge
-    reference: Reference
-    reference_images: Images | None
+    judges: tuple[Judge, ...]  # the first leads
     images: dict[str, Images]
     checkpoints: dict[str, Checkpoint]  # of the classifiers that need no training
     data: Dataset | None
@@ -82,18 +88,17 @@ class Inputs:
 
 def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     """UserError for whatever does not fit: it names the field and the one of its members."""
-    judge = _open_judge(config, device)
-    images = {
-        spec.name: _open_images(spec.path, spec.limit, judge.features, f"images.{spec.name}") for spec in config.images
-    }
     checkpoints = {spec.name: _open_checkpoint(spec) for spec in config.classifiers if spec.ckpt is not None}
-    for checkpoint in checkpoints.values():
-        check_uninvolved(judge.features, checkpoint.spec.name, checkpoint.sha256, checkpoint.description)
+    judges = tuple(_open_judge(name, config, device) for name in _judges(config, checkpoints))
+    for judge in judges:
+        for checkpoint in checkpoints.values():
+            check_uninvolved(judge.features, checkpoint.spec.name, checkpoint.sha256, checkpoint.description)
+    images = {}
+    for spec, judge in itertools.product(config.images, judges):
+        images[spec.name] = _open_images(spec.path, spec.limit, judge.features, f"images.{spec.name}")
     data = _open_data(config)
     inputs = Inputs(
-        judge,
-        _open_reference(config, judge.features),
-        _open_reference_images(config, judge.features),
+        judges,
         images,
         checkpoints,
         data,
@@ -119,14 +124,30 @@ def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -
         raise UserError(f"classifiers.{checkpoint.spec.name}: {error}") from error
 
 
-def _open_judge(config: StudyConfig, device: torch.device) -> Judge:
+def _judges(config: StudyConfig, checkpoints: Mapping[str, Checkpoint]) -> Sequence[str]:
+    """The feature spaces that judge, the first of which leads."""
+    if config.judge != AUTO:
+        return split_spaces(config.judge)
+    described = [checkpoint.description for checkpoint in checkpoints.values()]
+    found = judges_at_hand(described, weights=config.weights) or (FALLBACK,)
+    print(f"judge: {', '.join(found)}", file=sys.stderr)
+    return found
+
+
+def _open_judge(name: str, config: StudyConfig, device: torch.device) -> Judge:
+    inception = {"weights": config.weights, "protocol": config.protocol} if name.startswith("inception") else {}
     try:
-        features = open_features(config.judge, weights=config.weights, protocol=config.protocol, device=device)
+        features = open_features(name, **inception, device=device)  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"judge: {error}") from error
-    kind, _, checkpoint = config.judge.partition(":")
+    kind, _, checkpoint = name.partition(":")
     classes = load_classifier(checkpoint)[0].class_names if kind == "classifier" else None
-    return Judge(features, classes)
+    given = _open_reference_images(config, features)
+    reference = _open_reference(config, features, given)
+    real = given
+    if real is None and reference.images is not None and len(reference.images) <= MOST_REAL:
+        real = Images(reference.images, reference.sha256)
+    return Judge(features, classes, reference, real)
 
 
 def _open_images(path: Path, limit: int | None, judge: FeatureExtractor, field: str) -> Images:
@@ -149,12 +170,15 @@ def _open_checkpoint(spec: ClassifierSpec) -> Checkpoint:
         raise UserError(f"classifiers.{spec.name}: {error}") from error
 
 
-def _open_reference(config: StudyConfig, judge: FeatureExtractor) -> Reference:
+def _open_reference(config: StudyConfig, judge: FeatureExtractor, given: Images | None) -> Reference:
+    """Statistics of another judge's features give way to the reference images."""
     path = located(config.reference, "reference")
     if path.is_file() and (stored := read_statistics(path)) is not None:
         try:
             check_stored(stored, judge)
         except UserError as error:
+            if given is not None:
+                return Reference(given.set.path, given.sha256, None, given.set)
             raise UserError(f"reference: {str(error).replace('--features', 'judge')}") from error
         return Reference(path, sha256_of(path), stored, None)
     images = _open_images(path, None, judge, "reference")

@@ -20,7 +20,7 @@ from robust_models.runtime.version import versions
 from train.config import TrainConfig
 from train.state import FREE_TO_CHANGE
 
-FORMAT = 1  # raised whenever the same key would mean other results
+FORMAT = 2  # raised whenever the same key would mean other results
 Depends = dict[str, Any]  # JSON-ready
 _versions = functools.cache(versions)  # asked for every job, again and again
 
@@ -29,13 +29,17 @@ def cell_depends(
     config: StudyConfig, inputs: Inputs, axes: Axes, checkpoint: Checkpoint | None, device: torch.device
 ) -> Depends:
     """All that the result of a cell depends on; checkpoint: None where its images stay as they are."""
-    reference_images = inputs.reference_images
     depends = {
         "format": FORMAT,
         "images": drawn(inputs.images[axes.images], axes.seed),
-        "judge": _features(inputs.judge.features),
-        "reference": inputs.reference.sha256,
-        "reference_images": reference_images and reference_images.sha256,
+        "judges": [
+            {
+                **_features(judge.features),
+                "reference": judge.reference.sha256,
+                "real": judge.real and judge.real.sha256,
+            }
+            for judge in inputs.judges
+        ],
         "device": device.type,
         "versions": _versions(),
     }

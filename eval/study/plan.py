@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.quality.collect import collect
+from eval.quality.collect import Collected, collect
 from eval.study.cell import Refinement, Scorer, draw, run_cell
 from eval.study.classifier import run_classifier
 from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
 from eval.study.grid import Share, grid, in_words
-from eval.study.inputs import Checkpoint, Inputs
+from eval.study.inputs import Checkpoint, Inputs, Judge
 from eval.study.keys import (
     Depends,
     cell_depends,
@@ -27,8 +27,9 @@ from eval.study.results import Axes
 from eval.study.store import Place, key_of
 from robust_models.classifier import Precision
 from robust_models.errors import UserError
+from robust_models.features import FeatureExtractor
 from robust_models.images import ImageSet
-from robust_models.metrics import Moments, read_statistics, write_statistics
+from robust_models.metrics import FrechetStatistics, Moments, read_statistics, write_statistics
 from robust_models.runtime.config import overlaid, read_recipe, resolve
 from robust_models.runtime.device import decide_precision
 from robust_models.runtime.files import whole_file
@@ -100,21 +101,28 @@ class Study:
 
     @cached_property
     def references(self) -> list[Job]:
-        """Of real images: their statistics, and the features that precision and recall compare with."""
-        jobs = []
-        if self.inputs.reference.images is not None:
-            jobs.append(self._reference_job(self.inputs.reference.images, self.inputs.reference.sha256, "frechet"))
-        if self.inputs.reference_images is not None:
-            jobs.append(
-                self._reference_job(self.inputs.reference_images.set, self.inputs.reference_images.sha256, "rows")
-            )
-        return jobs
+        """Of each judge's real images: their statistics, and their features one by one."""
+        found = [self._reference_jobs(judge) for judge in self.inputs.judges]
+        return [job for pair in found for job in reversed(pair) if job is not None]  # statistics follow from features
 
-    @property
-    def reference(self) -> Path:
-        """The stored statistics, once they stand."""
-        stored = self.inputs.reference.stored
-        return self.inputs.reference.path if stored is not None else self.references[0].place.arrays
+    def reference(self, judge: Judge) -> Path:
+        """A judge's stored statistics, once they stand."""
+        statistics, _ = self._reference_jobs(judge)
+        return judge.reference.path if statistics is None else statistics.place.arrays
+
+    def real_rows(self, judge: Judge) -> Path | None:
+        """A judge's features of real images (an .npz), once they stand; None where there are none."""
+        _, rows = self._reference_jobs(judge)
+        return None if rows is None else rows.place.arrays
+
+    def _reference_jobs(self, judge: Judge) -> tuple[Job | None, Job | None]:
+        """(statistics, features one by one) of the real images; None for what is stored already, or cannot be had."""
+        reference, real = judge.reference, judge.real
+        statistics = None
+        if reference.images is not None:
+            statistics = self._reference_job(judge, reference.images, reference.sha256, "frechet")
+        rows = None if real is None else self._reference_job(judge, real.set, real.sha256, "rows")
+        return statistics, rows
 
     @property
     def data(self) -> str | None:
@@ -131,18 +139,22 @@ class Study:
         return self._drawn[file]
 
     @cached_property
-    def _scorer(self) -> Scorer:
-        reference: Moments | None = self.inputs.reference.stored or read_statistics(self.reference)
+    def _scorers(self) -> tuple[Scorer, ...]:
+        """One for each judge."""
+        return tuple(self._scorer(judge) for judge in self.inputs.judges)
+
+    def _scorer(self, judge: Judge) -> Scorer:
+        reference: Moments | None = judge.reference.stored or read_statistics(self.reference(judge))
         assert reference is not None
-        rows = None
-        if self.inputs.reference_images is not None:
-            with np.load(self.references[-1].place.arrays) as arrays:
+        rows, path = None, self.real_rows(judge)
+        if path is not None:
+            with np.load(path) as arrays:
                 rows = torch.from_numpy(arrays["features"])
-        return Scorer(self.inputs.judge, reference, rows, self.device, self.config.batch_size)
+        return Scorer(judge, reference, rows, self.device, self.config.batch_size)
 
     def _run_cell(self, axes: Axes, checkpoint: Checkpoint | None, place: Place) -> dict[str, Any]:
         refinement = Refinement(axes, checkpoint, self.precision)
-        return run_cell(self.images(axes), refinement, self._scorer, place, keep=self.config.keep_images)
+        return run_cell(self.images(axes), refinement, self._scorers, place, keep=self.config.keep_images)
 
     def _training(self, spec: ClassifierSpec) -> Job:
         anywhere = train_config(spec, self.config.out, str(self.device))
@@ -151,15 +163,16 @@ class Study:
         config = replace(anywhere, out=job.place.folder)
         return replace(job, work=lambda place: run_training(config))
 
-    def _reference_job(self, images: ImageSet, sha256: str, part: str) -> Job:
-        depends = reference_depends(sha256, self.inputs.judge.features, part, self.device)
-        work = partial(self._run_reference, images, part)
-        return self._job("references", f"{part} of {images.path.name}", depends, work)
+    def _reference_job(self, judge: Judge, images: ImageSet, sha256: str, part: str) -> Job:
+        depends = reference_depends(sha256, judge.features, part, self.device)
+        work = partial(self._run_reference, judge.features, images, part)
+        return self._job("references", f"{part} of {images.path.name} in {judge.features.name}", depends, work)
 
-    def _run_reference(self, images: ImageSet, part: str, place: Place) -> dict[str, Any]:
-        features = self.inputs.judge.features
+    def _run_reference(self, features: FeatureExtractor, images: ImageSet, part: str, place: Place) -> dict[str, Any]:
+        rows = self._known_rows(features, images) if part == "frechet" else None
         parts = ("frechet",) if part == "frechet" else ("rows",)
-        found = collect(images, features, parts, batch_size=self.config.batch_size)
+        found = Collected(FrechetStatistics.of(rows)) if rows is not None else None
+        found = found or collect(images, features, parts, batch_size=self.config.batch_size)
         assert found is not None
         if found.frechet is not None:
             write_statistics(
@@ -174,6 +187,15 @@ class Study:
             with whole_file(place.arrays) as partial_file, partial_file.open("wb") as file:
                 np.savez(file, features=found.rows.numpy())
         return {"num_images": len(images)}
+
+    def _known_rows(self, features: FeatureExtractor, images: ImageSet) -> np.ndarray | None:
+        """The features of the images one by one, where a job has left them; None where not."""
+        judge = next(judge for judge in self.inputs.judges if judge.features is features)
+        path = self.real_rows(judge)
+        if path is None or judge.real is None or judge.real.set.path != images.path or not path.exists():
+            return None
+        with np.load(path) as arrays:
+            return arrays["features"]
 
     def _job(self, kind: str, label: str, depends: Depends, work: Callable[[Place], dict[str, Any]]) -> Job:
         return Job(Place(self.config.out, kind, key_of({"kind": kind, **depends})), label, depends, work)

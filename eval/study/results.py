@@ -70,17 +70,29 @@ class ClassifierResult:
 class CellResult:
     """One cell: scores of the image set after refinement, or as it came (raw). `error` is the one line of a failed one.
 
-    scores hold, where they could be measured: frechet, inception_score (of the judge's predictions), precision, recall,
-    judge_agreement (share of images that the judge puts in their target class), target_agreement (share that the
-    refining classifier does), distance (mean norm of the change, pixels in [0,1]).
+    scores hold, where they could be measured: frechet, kid (where images are fewer than features), inception_score (of
+    the judge's predictions), precision, recall, judge_agreement (share of images that the judge puts in their target
+    class), target_agreement (share that the refining classifier does), distance (mean norm of the change, pixels in
+    [0,1]).
     """
 
     axes: Axes
     num_images: int = 0
     scores: dict[str, float] = field(default_factory=dict)
-    arrays: Path | None = None  # .npz: features [N,D] float32 of the judge, examples_u8 [K,3,H,W] (the set's first K)
+    # .npz: features [N,D] float32 of the judge, features_2 ... of the others, examples_u8 [K,3,H,W] (the set's first K)
+    arrays: Path | None = None
     provenance: Provenance | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """A judge, and what it compares with."""
+
+    judge: str
+    reference: Path
+    reference_words: str
+    real: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,3 +109,5 @@ class Results:
     cells: tuple[CellResult, ...]  # raw ones first, then in the grid's order
     command: str
     missing: int = 0
+    real: Path | None = None  # .npz: the judge's features [M,D] of real images, for KID
+    others: tuple[JudgedBy, ...] = ()  # the other judges

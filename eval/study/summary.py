@@ -8,6 +8,7 @@ from eval.study.results import Axes, CellResult, Results
 
 BEST = 3  # cells of each image set
 _SHOWN = {  # score: its head in the table
+    "kid": "KID",
     "frechet": "Frechet",
     "inception_score": "IS",
     "precision": "precision",
@@ -28,14 +29,19 @@ def failures(results: Results, classifiers: Collection[str], cells: Collection[A
 
 
 def best_cells(results: Results) -> list[dict[str, Any]]:
-    """Of each image set as it came and the refined cells of smallest Frechet distance, ready for JSON."""
+    """Of each image set as it came and the refined cells of smallest distance, ready for JSON."""
     rows = []
     for images in dict.fromkeys(cell.axes.images for cell in results.cells):
         done = [cell for cell in results.cells if cell.axes.images == images and not cell.error]
         raw = [cell for cell in done if cell.axes.is_raw]
-        refined = sorted((cell for cell in done if not cell.axes.is_raw), key=lambda cell: cell.scores["frechet"])
+        refined = sorted((cell for cell in done if not cell.axes.is_raw), key=_distance)
         rows += [_row(cell) for cell in [*raw, *refined[:BEST]]]
     return rows
+
+
+def _distance(cell: CellResult) -> float:
+    """By which cells are ordered: the KID where it is the one to go by."""
+    return cell.scores.get("kid", cell.scores["frechet"])
 
 
 def format_study(summary: dict[str, Any]) -> str:

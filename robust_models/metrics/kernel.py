@@ -21,8 +21,8 @@ def kernel_distance(
 
     The kernel is (x.y / D + 1)^3 (arXiv:1801.01401); subsets hold subset_size images, or as many as the smaller set
     has. They are drawn as torch-fidelity draws them. Sums in float64: the distance is a small difference of large
-    means. Where both sets are no larger than a subset, every subset would be all of them: one estimate, whose standard
-    deviation is NaN. UserError below two images or for other dimensions.
+    means. Where both sets are no larger than a subset, there is one estimate from all images, whose standard deviation
+    is NaN. UserError below two images or for other dimensions.
     """
     n, m = len(features), len(reference)
     size = min(subset_size, n, m)
@@ -30,7 +30,7 @@ def kernel_distance(
         raise UserError(f"a kernel distance needs at least 2 images in each set, got {n} and {m}")
     if features.shape[1] != reference.shape[1]:
         raise UserError(f"{features.shape[1]} features cannot be compared with {reference.shape[1]}")
-    if n == m == size:
+    if max(n, m) <= subset_size:
         return _squared_mmd(features.double(), reference.double()), float("nan")
     rng = np.random.RandomState(SEED)
     found = np.empty(subsets)
@@ -42,10 +42,12 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Of x and y [n,D]: mean kernel within each, pairs of an image with itself left out, less twice that across."""
-    n = len(x)
-    within = sum(kernel.sum() - kernel.diagonal().sum() for kernel in (cubic_kernel(x, x), cubic_kernel(y, y)))
-    return float(within / (n * (n - 1)) - 2 * cubic_kernel(x, y).mean())
+    """Of x [n,D] and y [m,D]: mean kernel within each, an image with itself left out, less twice that across."""
+    within = 0.0
+    for rows in (x, y):
+        kernel = cubic_kernel(rows, rows)
+        within += float((kernel.sum() - kernel.diagonal().sum()) / (len(rows) * (len(rows) - 1)))
+    return within - 2 * float(cubic_kernel(x, y).mean())
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether cells differ: Frechet distances with intervals, and paired differences over the same resampled images."""
+"""Whether cells differ: distances with intervals, and paired differences over the same resampled images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robust_models.errors import UserError
-from robust_models.metrics import FrechetReference, Resampler
+from robust_models.metrics.kernel_resampled import SetReference, measure_of, resampler_for
 from robust_models.metrics.resampled import LEAST_IMAGES, bootstrap_counts
 
 RESAMPLES = 400  # of differences
@@ -43,33 +43,39 @@ class Difference(Estimate):
         """Whether 0 lies outside the interval."""
         return self.is_lower or self.is_higher
 
+    @property
+    def way(self) -> str:
+        """ "lower", "higher" or, where it is not significant, "same"."""
+        return "lower" if self.is_lower else "higher" if self.is_higher else "same"
+
 
 class Comparison:
-    """Frechet distances to one reference of several versions of the same images, each version under a name.
+    """Distances (Frechet or KID) to one reference of several versions of the same images, each under a name.
 
     Resample r holds the same images of every version: what makes an image easy or hard is in both distances and leaves
     their difference. Image i must be row i of each. A resample holds fewer different images than the set, which lifts
     both distances alike: the mean excess of the differences over the difference itself is taken off. A single distance
-    has the interval of Resampler.interval: what pairs of images add does not cancel there, and a bootstrap would count
+    has its resampler's interval: what pairs of images add does not cancel there, and a bootstrap would count
     it three times. Both are about other sets of N images; they say nothing of infinitely many images.
     """
 
     def __init__(
         self,
         versions: Iterable[tuple[str, np.ndarray]],
-        reference: FrechetReference,
+        reference: SetReference,
         *,
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> None:
         """Versions are (name, features [N,D]), read one at a time. UserError where N or D is not the same for all."""
         self.n = 0  # images
+        self.measure = measure_of(reference)
         self._values: dict[str, float] = {}
         self._intervals: dict[str, tuple[float, float] | None] = {}
         self._resampled: dict[str, np.ndarray] = {}  # [resamples]
         counts: list[np.ndarray] = []  # of each resample
         for name, features in versions:
-            resampler = Resampler(features, reference)
+            resampler = resampler_for(features, reference)
             if not self._values:
                 self.n = resampler.n
                 counts = list(bootstrap_counts(np.random.default_rng(seed), self.n, resamples))

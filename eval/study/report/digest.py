@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from eval.robust.stages import binomial_interval
 from eval.study.report.compare import RESAMPLES, Comparison, Difference, Estimate
 from eval.study.report.words import cell_words, varied
-from eval.study.results import Accuracy, CellResult, ClassifierResult, Results
+from eval.study.results import Accuracy, CellResult, ClassifierResult, JudgedBy, Results
 from robust_models.errors import UserError
 from robust_models.metrics import FrechetReference, read_statistics
+from robust_models.metrics.kernel_resampled import KernelReference, SetReference, reference_for
 
 BEST, TIED = "best", "tied"
+MEASURES = {"frechet": "Fréchet distance", "kid": "KID"}
 _SHARES = ("judge_agreement", "target_agreement")  # of the set's images: binomial
 
 
@@ -25,9 +28,16 @@ class Row:
     cell: CellResult
     anchor: str  # of its details on the page
     label: str
-    distance: Estimate | None = None  # Frechet
+    distance: Estimate | None = None  # by the first judge
     from_raw: Difference | None = None  # its distance less that of the raw images
+    opinions: tuple[Difference | None, ...] = ()  # the same by each of the other judges
     mark: str = ""  # BEST: significantly lower than all others of the set; TIED: as low, within the intervals
+
+    @property
+    def contested(self) -> bool:
+        """Whether another judge sees another change of the raw images: its direction, or that there is any."""
+        ways = {opinion.way for opinion in (self.from_raw, *self.opinions) if opinion is not None}
+        return self.from_raw is not None and len(ways) > 1
 
     def score(self, name: str) -> Estimate | None:
         """A finite score, with an interval where it is a share of images."""
@@ -46,6 +56,11 @@ class SetDigest:
     anchor: str
     rows: tuple[Row, ...]
     comparison: Comparison
+
+    @property
+    def measure(self) -> str:
+        """What its distances are, in words."""
+        return MEASURES[self.comparison.measure]
 
     @cached_property
     def scored(self) -> tuple[Row, ...]:
@@ -88,6 +103,11 @@ class Digest:
     sets: tuple[SetDigest, ...]
     resamples: int
 
+    @property
+    def measure(self) -> str:
+        """What all distances are, in words."""
+        return self.sets[0].measure if self.sets else MEASURES["frechet"]
+
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """Of every cell, in the order of the results."""
@@ -122,35 +142,56 @@ class Digest:
 
 def digested(results: Results, *, resamples: int = RESAMPLES) -> Digest:
     """Reads the cells' features and compares them. UserError for a reference or features that do not fit."""
-    stored = read_statistics(results.reference)
-    if stored is None:
-        raise UserError(f"reference: {results.reference} holds no statistics (mu, sigma); give an .npz of them")
-    reference = FrechetReference(stored)
+    lead = JudgedBy(results.judge, results.reference, results.reference_words, results.real)
+    references = [_reference(judge, results) for judge in (lead, *results.others)]
     axes = varied(results.cells)
     names = dict.fromkeys(cell.axes.images for cell in results.cells)
-    sets = [_set(results, name, f"images-{i}", axes, reference, resamples) for i, name in enumerate(names, 1)]
+    sets = [_set(results, name, f"images-{i}", axes, references, resamples) for i, name in enumerate(names, 1)]
     return Digest(results, axes, tuple(sets), resamples)
 
 
+def _reference(judge: JudgedBy, results: Results) -> SetReference:
+    """What the judge compares with, by kernel distance where the smallest set has fewer images than features."""
+    if judge.real is not None and judge.real.exists():
+        with np.load(judge.real, allow_pickle=False) as arrays:
+            rows = torch.from_numpy(arrays["features"])
+        n = min((cell.num_images for cell in results.cells if cell.num_images), default=0)
+        reference = reference_for(rows, n)
+        if isinstance(reference, KernelReference):
+            return reference
+    stored = read_statistics(judge.reference)
+    if stored is None:
+        raise UserError(f"reference: {judge.reference} holds no statistics (mu, sigma); give an .npz of them")
+    return FrechetReference(stored)
+
+
 def _set(
-    results: Results, name: str, anchor: str, axes: Sequence[str], reference: FrechetReference, resamples: int
+    results: Results, name: str, anchor: str, axes: Sequence[str], references: Sequence[SetReference], resamples: int
 ) -> SetDigest:
     cells = [(anchor, cell) for anchor, cell in _numbered(results) if cell.axes.images == name]
-    comparison = Comparison(_features(cells), reference, resamples=resamples)
+    comparison, *others = (
+        Comparison(_features(cells, "features" if i == 1 else f"features_{i}"), reference, resamples=resamples)
+        for i, reference in enumerate(references, 1)
+    )
     raw = next((anchor for anchor, cell in cells if cell.axes.is_raw and anchor in comparison), None)
     marks = _marks(comparison)
     rows = []
     for cell_anchor, cell in cells:
-        distance, from_raw = None, None
+        distance, opinions = None, [None] * len(references)
         if cell_anchor in comparison:
             distance = comparison.distance(cell_anchor)
-            if raw is not None and raw != cell_anchor:
-                from_raw = comparison.difference(cell_anchor, raw)
-        elif cell.error is None and math.isfinite(cell.scores.get("frechet", math.nan)):
-            distance = Estimate(cell.scores["frechet"], None)
-        label = cell_words(cell.axes, axes)
-        rows.append(Row(cell, cell_anchor, label, distance, from_raw, marks.get(cell_anchor, "")))
+            opinions = [_from_raw(one, cell_anchor, raw) for one in (comparison, *others)]
+        elif cell.error is None and math.isfinite(cell.scores.get(comparison.measure, math.nan)):
+            distance = Estimate(cell.scores[comparison.measure], None)
+        label, mark = cell_words(cell.axes, axes), marks.get(cell_anchor, "")
+        rows.append(Row(cell, cell_anchor, label, distance, opinions[0], tuple(opinions[1:]), mark))
     return SetDigest(name, anchor, tuple(rows), comparison)
+
+
+def _from_raw(comparison: Comparison, anchor: str, raw: str | None) -> Difference | None:
+    if raw is None or raw == anchor or raw not in comparison or anchor not in comparison:
+        return None
+    return comparison.difference(anchor, raw)
 
 
 def _marks(comparison: Comparison) -> dict[str, str]:
@@ -167,11 +208,11 @@ def _numbered(results: Results) -> Iterator[tuple[str, CellResult]]:
     return ((f"cell-{number}", cell) for number, cell in enumerate(results.cells, 1))
 
 
-def _features(cells: Sequence[tuple[str, CellResult]]) -> Iterator[tuple[str, np.ndarray]]:
+def _features(cells: Sequence[tuple[str, CellResult]], name: str) -> Iterator[tuple[str, np.ndarray]]:
     for anchor, cell in cells:
         if cell.error is None and cell.arrays is not None:
             with np.load(cell.arrays, allow_pickle=False) as arrays:
-                yield anchor, arrays["features"]
+                yield anchor, arrays[name]
 
 
 def _distance(row: Row) -> float:

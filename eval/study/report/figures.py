@@ -11,8 +11,6 @@ from eval.study.report.plots import Scale, Score, Series, against_axis, against_
 from eval.study.report.words import cell_words, eps_words, norm_words
 from eval.study.results import Accuracy
 
-DISTANCE = Score("Fréchet distance", lambda row: row.distance, arrow="↓")
-CHANGE = Score("Fréchet distance less raw", lambda row: row.from_raw, arrow="↓", from_raw=True)
 OTHER_SCORES = (
     Score("inception score by the judge", lambda row: row.score("inception_score")),
     Score("precision", lambda row: row.score("precision")),
@@ -20,6 +18,14 @@ OTHER_SCORES = (
     Score("judge agrees, %", lambda row: row.score("judge_agreement"), factor=100),
 )
 _AXIS_LABELS = {"eps": "eps (pixels in [0,1])", "steps": "steps", "seed": "seed"}
+
+
+def _distance(digest: Digest) -> Score:
+    return Score(digest.measure, lambda row: row.distance, arrow="↓")
+
+
+def _change(digest: Digest) -> Score:
+    return Score(f"{digest.measure} less raw", lambda row: row.from_raw, arrow="↓", from_raw=True)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def _against_axis(digest: Digest, axis: str) -> Figure:
         scale = Scale.of(axis, _AXIS_LABELS.get(axis, axis), rows)
         title = one.name if norm is None else f"{one.name}, {norm_words(norm)}"
         series = _series(digest, rows, without=axis)
-        for score in (DISTANCE, CHANGE):
+        for score in (_distance(digest), _change(digest)):
             if any(score.of(row) for row in rows):
                 drawing = against_axis(one, series, scale, score, f"{axis}-{len(panels)}")
                 panels.append(Panel(title + (", paired" if score.from_raw else ""), drawing))
@@ -75,7 +81,7 @@ def _against_axis(digest: Digest, axis: str) -> Figure:
         f"Lower is better. Grey: the raw images{start}. Bars: 95 % intervals of the distance; where paired, of its "
         "difference from that of the same images raw. A point leads to its cell."
     )
-    return Figure(f"Fréchet distance against {axis}", caption, tuple(panels), _legend(digest, axis))
+    return Figure(f"{digest.measure} against {axis}", caption, tuple(panels), _legend(digest, axis))
 
 
 def _facets(digest: Digest, axis: str) -> Iterable[tuple[SetDigest, str | None]]:
@@ -101,7 +107,7 @@ def _against_robustness(digest: Digest) -> Figure | None:
             if rows and accuracy is not None:
                 best.append((Series(name, style(i), rows), accuracy))
         if best:
-            score = CHANGE if any(row.from_raw for row in one.refined) else DISTANCE
+            score = (_change if any(row.from_raw for row in one.refined) else _distance)(digest)
             drawing = against_robustness(one, best, score, label, f"robustness-{len(panels)}")
             panels.append(Panel(one.name, drawing))
     legend = [(swatch(style(i)), name) for i, name in enumerate(digest.classifiers)]
@@ -109,7 +115,7 @@ def _against_robustness(digest: Digest) -> Figure | None:
         "Large: each classifier's cell of the lowest distance, with 95 % intervals; small: its other cells. "
         "The radius is the one at which the classifiers differ most. Grey: the raw images."
     )
-    return Figure("Fréchet distance against robust accuracy", caption, tuple(panels), tuple(legend))
+    return Figure(f"{digest.measure} against robust accuracy", caption, tuple(panels), tuple(legend))
 
 
 def _most_spread_radius(digest: Digest) -> tuple[str, float] | None:

@@ -7,7 +7,8 @@ from eval.study.report.words import MINUS, NONE
 _RULES = "".join(f"\\providecommand{{\\{rule}}}{{\\hline}}\n" for rule in ("toprule", "midrule", "bottomrule"))
 _NOTE = (
     "% Brackets: 95 % intervals. Star: significantly lower than all others of its images; approx: no\n"
-    "% significant difference from the lowest. Bold difference: significant.\n"
+    "% significant difference from the lowest. Bold difference: significant; with an unequal sign, another\n"
+    "% judge sees another change.\n"
 )
 _MARKS = {BEST: r"$^{\star}$", TIED: r"$^{\approx}$", "": ""}
 _ESCAPED = {
@@ -58,7 +59,7 @@ def latex(text: str) -> str:
 def _number(entry: Entry, mark: str) -> str:
     value = latex(entry.value)
     bold = mark == BEST or entry.sign != ""
-    value = (rf"\textbf{{{value}}}" if bold else value) + _MARKS[mark]
+    value = (rf"\textbf{{{value}}}" if bold else value) + _MARKS[mark] + (r"$^{\neq}$" if entry.contested else "")
     return f"{value} {latex(entry.interval)}".rstrip()
 
 

@@ -78,7 +78,10 @@ def settings(digest: Digest) -> list[tuple[str, str]]:
     constants = [axis for axis in AXES if axis not in digest.axes]
     found = [
         ("Images", "; ".join(f"{one.name}, {_num_images(one.rows)}" for one in digest.sets)),
-        ("Judge", results.judge),
+        (
+            "Judge" if not results.others else "Judges",
+            "; ".join([results.judge, *(one.judge for one in results.others)]),
+        ),
         ("Reference", results.reference_words),
         ("Refinement", ", ".join(_constant(refined[0], axis) for axis in constants) if refined else ""),
         ("Machine", "; ".join(sorted({provenance.machine for provenance in _provenances(digest)}))),

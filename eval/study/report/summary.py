@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from eval.study.report.compare import Difference, Estimate
 from eval.study.report.digest import BEST, Digest, Row, SetDigest
-from eval.study.report.words import counted, listed, number_words, places
+from eval.study.report.words import counted, judge_words, listed, number_words, places
 
+WAYS = {"lower": "significantly lower than raw", "same": "no significant difference", "higher": "significantly higher"}
 STANDARD = "none"  # the threat model of a classifier that was not trained to withstand anything
 
 
@@ -28,7 +29,7 @@ def _sentences(digest: Digest, one: SetDigest) -> list[str]:
     if best is None:
         return ["No refined cell has a distance."]
     compared = [*_by_classifier(digest, one), *_robust_or_standard(digest, one)]
-    return [_effect(one, best), *_alike(one, best), *compared, *_fooled(digest, one)]
+    return [_effect(one, best), *_alike(one, best), *compared, *_contested(digest, one), *_fooled(digest, one)]
 
 
 def _effect(one: SetDigest, best: Row) -> str:
@@ -36,20 +37,20 @@ def _effect(one: SetDigest, best: Row) -> str:
     decimals = places(row.distance for row in one.scored)
     lowest = f"{number_words(best.distance, decimals)} with {best.label}"
     if one.raw is None:
-        return f"The lowest Fréchet distance is {lowest}; the raw images' is not known."
+        return f"The lowest {one.measure} is {lowest}; the raw images' is not known."
     raw = number_words(one.raw.distance, decimals)
     change = best.from_raw
     if change is None:
-        return f"The lowest Fréchet distance is {lowest}, that of the raw images {raw}; not compared."
+        return f"The lowest {one.measure} is {lowest}, that of the raw images {raw}; not compared."
     if change.is_lower:
-        return f"Refinement lowers the Fréchet distance from {raw} to {lowest}, by {_size(change)}."
+        return f"Refinement lowers the {one.measure} from {raw} to {lowest}, by {_size(change)}."
     if change.is_higher:
         return (
-            f"No refinement lowers the Fréchet distance of the raw images, {raw}; the lowest after it is "
+            f"No refinement lowers the {one.measure} of the raw images, {raw}; the lowest after it is "
             f"{lowest}, higher by {_size(change)}."
         )
     return (
-        f"No refinement lowers the Fréchet distance of the raw images, {raw}, significantly; the lowest after it is "
+        f"No refinement lowers the {one.measure} of the raw images, {raw}, significantly; the lowest after it is "
         f"{lowest}, a difference of {number_words(change, places([change]), signed=True)}."
     )
 
@@ -68,7 +69,7 @@ def _by_classifier(digest: Digest, one: SetDigest) -> list[str]:
     for name in digest.classifiers:
         row = one.best([name])
         if row is not None and row.from_raw is not None:
-            found[_direction(row.from_raw)].append(name)
+            found[row.from_raw.way].append(name)
     if sum(map(len, found.values())) < 2:
         return []
     parts = [
@@ -103,6 +104,23 @@ def _robust_or_standard(digest: Digest, one: SetDigest) -> list[str]:
     return [f"{pair[0]} ends at a distance {way} by {_size(difference)} than {pair[1]}."]
 
 
+def _contested(digest: Digest, one: SetDigest) -> list[str]:
+    """Where another judge sees another change of the raw images."""
+    found = []
+    for i, judge in enumerate(digest.results.others):
+        seen: dict[tuple[str, str], list[str]] = {}
+        for row in one.refined:
+            opinion = row.opinions[i]
+            if row.from_raw is not None and opinion is not None and opinion.way != row.from_raw.way:
+                seen.setdefault((row.from_raw.way, opinion.way), []).append(row.label)
+        found += [
+            f"The judges disagree on {listed(labels)}: {WAYS[first]} by {judge_words(digest.results.judge)}, "
+            f"{WAYS[second]} by {judge_words(judge.judge)}."
+            for (first, second), labels in seen.items()
+        ]
+    return found
+
+
 def _fooled(digest: Digest, one: SetDigest) -> list[str]:
     """Where a judge that is a classifier may see what is not there."""
     standard = [row for row in digest.results.classifiers if row.threat_model == STANDARD]
@@ -112,10 +130,6 @@ def _fooled(digest: Digest, one: SetDigest) -> list[str]:
         f"The judge, {digest.results.judge}, is a classifier too: changes made with a standard classifier may fool it "
         "without improving the images; look at them, or measure with inception or dinov2."
     ]
-
-
-def _direction(difference: Difference) -> str:
-    return "lower" if difference.is_lower else "higher" if difference.is_higher else "same"
 
 
 def _size(difference: Difference) -> str:

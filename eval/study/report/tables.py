@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eval.study.report.compare import Difference, Estimate
-from eval.study.report.digest import BEST, TIED, Digest, Row, accuracy_at, radii
+from eval.study.report.digest import BEST, MEASURES, TIED, Digest, Row, accuracy_at, radii
 from eval.study.report.summary import standing, summary
-from eval.study.report.words import axis_words, eps_words, interval_words, norm_words, places, value_words
+from eval.study.report.words import axis_words, eps_words, interval_words, judge_words, norm_words, places, value_words
 from eval.study.results import ClassifierResult
 
 MARKS = {BEST: "★", TIED: "≈", "": ""}
@@ -33,6 +33,7 @@ class Entry:
     value: str
     interval: str = ""
     sign: str = ""
+    contested: bool = False  # another judge sees another change
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,14 @@ class Table:
 
 def cells_table(digest: Digest, rows: Sequence[Row]) -> Table:
     """Of these cells; a failed one has no entries. Decimals fit the whole study, so that tables can be compared."""
+    less_raw = _entries(digest, rows, lambda row: row.from_raw, signed=True)
     columns: list[tuple[str, list[Entry]]] = [
-        ("Fréchet distance\N{NO-BREAK SPACE}↓", _entries(digest, rows, lambda row: row.distance)),
-        ("Less raw", _entries(digest, rows, lambda row: row.from_raw, signed=True)),
+        (f"{digest.measure}\N{NO-BREAK SPACE}↓", _entries(digest, rows, lambda row: row.distance)),
+        ("Less raw", [replace(entry, contested=row.contested) for entry, row in zip(less_raw, rows, strict=True)]),
     ]
+    for i, judge in enumerate(digest.results.others):
+        opinions = _entries(digest, rows, lambda row, i=i: row.opinions[i] if row.opinions else None, signed=True)
+        columns.append((f"Less raw by {judge_words(judge.judge)}", opinions))
     for name, (heading, factor) in _SCORES.items():
         if any(row.score(name) for row in digest.rows):
             columns.append((heading, _entries(digest, rows, lambda row, name=name: row.score(name), factor=factor)))
@@ -77,7 +82,7 @@ def classifiers_table(digest: Digest) -> Table:
 
 def csv_text(digest: Digest) -> str:
     """One line per cell: its axes, scores, intervals, mark, what it came from, and the one line of a failed one."""
-    records = [_record(row) for row in digest.rows]
+    records = [_record(digest, row) for row in digest.rows]
     columns = list(dict.fromkeys(name for record in records for name in record))
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -95,6 +100,7 @@ def json_text(digest: Digest) -> str:
         "standing": standing(digest),
         "summary": summary(digest),
         "judge": results.judge,
+        "other_judges": [judge.judge for judge in results.others],
         "reference": results.reference_words,
         "command": results.command,
         "vary": results.vary,
@@ -102,20 +108,25 @@ def json_text(digest: Digest) -> str:
         "resamples": digest.resamples,
         "classifiers": [_without_panel(one) for one in results.classifiers],
         "cells": [
-            _record(row) | {"provenance": asdict(row.cell.provenance) if row.cell.provenance else None}
+            _record(digest, row) | {"provenance": asdict(row.cell.provenance) if row.cell.provenance else None}
             for row in digest.rows
         ],
     }
     return json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
-def _record(row: Row) -> dict[str, Any]:
+def _record(digest: Digest, row: Row) -> dict[str, Any]:
     """A cell, flat."""
     cell, provenance = row.cell, row.cell.provenance
     record: dict[str, Any] = {"cell": row.anchor, **asdict(cell.axes), "num_images": cell.num_images}
-    record |= _flat("frechet", row.distance) | _flat("less_raw", row.from_raw) | {"mark": row.mark}
+    measure = "kid" if digest.measure == MEASURES["kid"] else "frechet"
+    record |= _flat(measure, row.distance) | _flat("less_raw", row.from_raw) | {"mark": row.mark}
+    for i, opinion in enumerate(row.opinions, 2):
+        record |= _flat(f"less_raw_{i}", opinion)
+    if row.opinions:
+        record["contested"] = row.contested
     for name in cell.scores:
-        if name != "frechet":
+        if name != measure:
             record |= _flat(name, row.score(name))
     if provenance is not None:
         inputs = {f"sha256_{name}": digest for name, digest in provenance.inputs.items()}

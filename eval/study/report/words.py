@@ -46,6 +46,11 @@ def cell_words(axes: Axes, names: Sequence[str]) -> str:
     return ", ".join([str(axes.classifier), *(_with_value(axes, name) for name in names)])
 
 
+def judge_words(judge: str) -> str:
+    """A judge's name; of a classifier's file, the file's."""
+    return judge.rpartition("/")[2]
+
+
 def listed(words: Sequence[str], most: int = 4) -> str:
     """ "a, b and c"; "a, b, c and 5 more" beyond `most`."""
     if len(words) > most:
