@@ -24,7 +24,9 @@ from robust_models.metrics import (
     kernel_distance,
     precision_recall,
 )
+from robust_models.metrics.density_coverage import density_coverage
 from robust_models.metrics.inception_score import blocks, shuffled_splits
+from robust_models.metrics.vendi import vendi_score
 from robust_models.runtime.files import sha256_of
 from tests.inception import write_random_weights
 
@@ -283,3 +285,20 @@ def test_the_command_is_torch_fidelitys(weights, tmp_path, capsys):
     assert found["inception_score_std"] == pytest.approx(expected["inception_score_std"], rel=1e-5)
     assert found["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
     assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
+
+
+def test_density_and_coverage_are_the_authors():
+    theirs = oracle("prdc")
+    a, b = (features(n, 24, seed) for n, seed in ((150, 7), (170, 8)))
+    expected = theirs.compute_prdc(real_features=1.1 * b, fake_features=a, nearest_k=5)
+    assert 0 < expected["coverage"] < 1
+    found = density_coverage(torch.from_numpy(a), torch.from_numpy(1.1 * b))
+    assert found == (pytest.approx(expected["density"]), pytest.approx(expected["coverage"]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own import
+@pytest.mark.parametrize(("n", "dim"), [(80, 12), (12, 80)])
+def test_the_vendi_score_is_the_authors(n, dim):
+    theirs = oracle("vendi_score.vendi")
+    rows = features(n, dim, 9)
+    assert vendi_score(torch.from_numpy(rows)) == pytest.approx(theirs.score_X(rows, normalize=True), rel=1e-5)

@@ -25,34 +25,34 @@ def _covered(points: Tensor, manifold: Tensor, k: int) -> float:
     """The share of points [N,D] that lie in at least one ball about a row of manifold [M,D]."""
     if len(manifold) <= k:
         raise ValueError(f"a manifold needs more than {k} points, got {len(manifold)}")
-    radii = torch.cat([_squared_radii(rows, manifold, k) for rows in manifold.split(ROWS)])
+    radii = torch.cat([squared_radii(rows, manifold, k) for rows in manifold.split(ROWS)])
     return sum(int(_inside(rows, manifold, radii).sum()) for rows in points.split(ROWS)) / len(points)
 
 
-def _squared_radii(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
+def squared_radii(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
     """Squared distance of each of the manifold's rows [n,D] to its k-th neighbour, itself (at 0) not counted; [n]."""
-    near = _squared(rows, manifold)[0].topk(min(k + 1 + SPARE, len(manifold)), dim=1, largest=False).indices
-    exact = _exact(rows[:, None], manifold[near])
+    near = squared_distances(rows, manifold)[0].topk(min(k + 1 + SPARE, len(manifold)), dim=1, largest=False).indices
+    exact = exact_squared(rows[:, None], manifold[near])
     return exact.kthvalue(k + 1, dim=1).values
 
 
 def _inside(rows: Tensor, manifold: Tensor, radii: Tensor) -> Tensor:
     """Whether each of rows [n,D] lies in a ball; what rounding leaves open is computed again from the differences."""
-    squared, rounding = _squared(rows, manifold)
+    squared, rounding = squared_distances(rows, manifold)
     inside = (squared <= radii - rounding).any(dim=1)
     unclear = ((squared - radii).abs() <= rounding) & ~inside[:, None]
     for row in unclear.any(dim=1).nonzero().flatten().tolist():
         there = unclear[row].nonzero().flatten()
-        inside[row] = bool((_exact(rows[row], manifold[there]) <= radii[there]).any())
+        inside[row] = bool((exact_squared(rows[row], manifold[there]) <= radii[there]).any())
     return inside
 
 
-def _squared(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def squared_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances [n,m] of x [n,D] and y [m,D] by one matrix product, and a bound of their rounding errors."""
     sizes = (x**2).sum(dim=1)[:, None] + (y**2).sum(dim=1)
     return sizes - 2 * x @ y.T, sizes * (4 * x.shape[1] * torch.finfo(torch.float64).eps)
 
 
-def _exact(x: Tensor, y: Tensor) -> Tensor:
+def exact_squared(x: Tensor, y: Tensor) -> Tensor:
     """Squared distances of x to y [...,D], from the differences: 0 for equal rows."""
     return ((y - x) ** 2).sum(dim=-1)
