@@ -3,7 +3,7 @@ import pytest
 
 from eval.study.report.compare import SPLITS, Comparison, Difference
 from robust_models import UserError
-from robust_models.metrics import FrechetReference, FrechetStatistics, Resampler, frechet_distance
+from robust_models.metrics import FrechetReference, FrechetStatistics, Resampler, distance_interval, frechet_distance
 
 N, DIM = 60, 6
 RNG = np.random.default_rng(0)
@@ -34,7 +34,9 @@ def test_distances_and_differences_are_the_plain_ones():
 
 
 def test_an_interval_is_that_of_the_resampler():
-    assert compared(seed=7, raw=BASE).distance("raw").interval == Resampler(BASE, AGAINST).interval(SPLITS, seed=7)
+    assert compared(seed=7, raw=BASE).distance("raw").interval == distance_interval(
+        Resampler(BASE, AGAINST), SPLITS, seed=7
+    )
 
 
 def test_a_paired_interval_is_that_of_whole_distances_of_the_same_resampled_images():

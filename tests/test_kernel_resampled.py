@@ -6,7 +6,7 @@ import torch
 
 from refine.auto_eps import compared
 from robust_models import UserError
-from robust_models.metrics import kernel_distance
+from robust_models.metrics import distance_interval, kernel_distance
 from robust_models.metrics.kernel_resampled import (
     KernelReference,
     KernelResampler,
@@ -64,7 +64,7 @@ def test_an_interval_holds_the_expected_distance_about_as_often_as_it_says():
     truth = np.mean([reference.distance(draw(40, 64, seed) + 0.1) for seed in range(200, 400)])
     held = 0
     for seed in range(60):
-        low, high = KernelResampler(draw(40, 64, seed + 1) + 0.1, reference).interval(60)
+        low, high = distance_interval(KernelResampler(draw(40, 64, seed + 1) + 0.1, reference), 60)
         held += low <= truth <= high
     assert 52 <= held  # 57 are 95 %
 
@@ -74,8 +74,8 @@ def test_what_does_not_fit_is_one_line():
         KernelReference(draw(1, 4, 0))
     with pytest.raises(UserError, match="at least 2 images in each set, got 1"):
         KernelResampler(draw(1, 4, 0), KernelReference(draw(5, 4, 0)))
-    with pytest.raises(UserError, match="an interval of a kernel distance needs at least 4 images, got 3"):
-        KernelResampler(draw(3, 4, 0), KernelReference(draw(5, 4, 0))).interval(50)
+    with pytest.raises(UserError, match="an interval of a distance needs at least 4 images, got 3"):
+        distance_interval(KernelResampler(draw(3, 4, 0), KernelReference(draw(5, 4, 0))), 50)
     with pytest.raises(UserError, match="3 features cannot be compared with 4"):
         KernelResampler(draw(5, 3, 0), KernelReference(draw(5, 4, 0)))
 

@@ -18,6 +18,7 @@ from robust_models.metrics import (
     FrechetReference,
     FrechetStatistics,
     Resampler,
+    distance_interval,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -197,9 +198,9 @@ def test_an_interval_holds_the_distance_and_narrows_with_n():
     widths = []
     for n in (50, 1000):
         rows = rng.standard_normal((n, 4)) + 1
-        low, high = Resampler(rows, reference).interval(100)
+        low, high = distance_interval(Resampler(rows, reference), 100)
         assert low < reference.distance(statistics(torch.from_numpy(rows))) < high
-        assert Resampler(rows, reference).interval(100) == (low, high)  # seeded
+        assert distance_interval(Resampler(rows, reference), 100) == (low, high)  # seeded
         widths.append(high - low)
     assert widths[1] < 0.5 * widths[0]
 

@@ -21,6 +21,7 @@ from robust_models.metrics import (
     FrechetReference,
     FrechetStatistics,
     Resampler,
+    distance_interval,
     frechet_distance,
     kernel_distance,
     precision_recall,
@@ -44,7 +45,9 @@ class FID(Metric):
             assert images.rows is not None
             resampler = Resampler(images.rows, against)
             if options.intervals:
-                found["frechet_interval"] = list(resampler.interval(options.intervals, seed=options.seed))
+                found["frechet_interval"] = _from_zero(
+                    distance_interval(resampler, options.intervals, seed=options.seed)
+                )
             if options.infinite:
                 limit = resampler.extrapolated(seed=options.seed)
                 found["frechet_infinite"] = limit.value
@@ -230,6 +233,11 @@ def described(features: FeatureExtractor) -> dict[str, Any]:
 
 def _space(summary: Summary) -> str:
     return f"{summary['features']} ({summary['dim']}-d, protocol {summary['protocol']})"
+
+
+def _from_zero(interval: tuple[float, float]) -> list[float]:
+    """What of the interval a distance can be, which is never negative."""
+    return [max(0.0, end) for end in interval]
 
 
 def _per_class(images: Side, reference: Side) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From features to numbers: small pure steps over mergeable float64 statistics."""
 
 from robust_models.metrics.frechet import FrechetReference, FrechetStatistics, Moments, frechet_distance
-from robust_models.metrics.half_splits import LEAST_SPLITS, half_split_interval, half_splits
+from robust_models.metrics.half_splits import LEAST_SPLITS, distance_interval, half_split_interval, half_splits
 from robust_models.metrics.inception_score import ScoreStatistics, inception_score
 from robust_models.metrics.kernel import kernel_distance
 from robust_models.metrics.precision_recall import precision_recall
@@ -18,6 +18,7 @@ __all__ = [
     "ScoreStatistics",
     "StoredStatistics",
     "bootstrap_counts",
+    "distance_interval",
     "frechet_distance",
     "half_split_interval",
     "half_splits",

@@ -11,11 +11,43 @@ The intervals are about other sets of N images against the same reference. They 
 nor of other references. Measured coverage: benchmarks/coverage.py.
 """
 
+from typing import Protocol
+
 import numpy as np
 from scipy import stats
 
+from robust_models.errors import UserError
+
 TAIL = 0.025
+LEAST_IMAGES = 4  # each half of them has a covariance
 LEAST_SPLITS = 50  # below, the spread is a guess
+
+
+class Distances(Protocol):
+    """Distances to one reference of sets that are made of the same n images; Resampler is such."""
+
+    n: int
+
+    def distance(self, counts: np.ndarray) -> float:
+        """Of the set in which image i occurs counts[i] times, int [n]."""
+        ...
+
+    def influence(self) -> np.ndarray:
+        """What each image adds to n times the distance, to first order and up to a constant; [n]."""
+        ...
+
+
+def distance_interval(distances: Distances, splits: int, *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the expected distance of other sets of n images to the reference. UserError below 4 images."""
+    n = distances.n
+    if n < LEAST_IMAGES:
+        raise UserError(f"an interval of a distance needs at least {LEAST_IMAGES} images, got {n}")
+    halves = half_splits(n, splits, seed=seed)
+    first, second = (
+        np.array([distances.distance(half.astype(np.int64)) for half in side]) for side in (halves, ~halves)
+    )
+    whole = distances.distance(np.ones(n, dtype=np.int64))
+    return half_split_interval(whole, first, second, influence=distances.influence())
 
 
 def half_splits(n: int, splits: int, *, seed: int = 0) -> np.ndarray:

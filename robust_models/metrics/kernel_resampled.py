@@ -3,31 +3,15 @@
 A Frechet distance then compares covariances that are singular; the kernel distance is unbiased at any N.
 """
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.metrics.frechet import FrechetReference, FrechetStatistics
-from robust_models.metrics.half_splits import half_split_interval, half_splits
+from robust_models.metrics.half_splits import Distances
 from robust_models.metrics.kernel import cubic_kernel
-from robust_models.metrics.resampled import LEAST_IMAGES, Resampler
-
-
-class Distances(Protocol):
-    """Distances to one reference of sets made of n images; Resampler and KernelResampler are such."""
-
-    n: int
-
-    def distance(self, counts: np.ndarray) -> float:
-        """Of the set in which image i occurs counts[i] times, int [N]."""
-        ...
-
-    def interval(self, splits: int, *, seed: int = 0) -> tuple[float, float]:
-        """95 % interval of the expected distance of other sets of as many images; UserError below four."""
-        ...
+from robust_models.metrics.resampled import Resampler
 
 
 class KernelReference:
@@ -71,19 +55,9 @@ class KernelResampler:
         pairs = n**2 - float(weights @ weights)
         return float(weights @ self._pairs @ weights / pairs + self._reference - 2 * (weights @ self._across) / n)
 
-    def interval(self, splits: int, *, seed: int = 0) -> tuple[float, float]:
-        """95 % interval of the expected distance of other sets of as many images to this reference: see half_splits.
-
-        UserError below four images.
-        """
-        if self.n < LEAST_IMAGES:
-            raise UserError(f"an interval of a kernel distance needs at least {LEAST_IMAGES} images, got {self.n}")
-        halves = np.array(
-            [[self.distance(half), self.distance(~half)] for half in half_splits(self.n, splits, seed=seed)]
-        )
-        influence = 2 * (self._pairs.sum(axis=1) / (self.n - 1) - self._across)
-        whole = self.distance(np.ones(self.n, dtype=np.int64))
-        return half_split_interval(whole, halves[:, 0], halves[:, 1], influence=influence)
+    def influence(self) -> np.ndarray:
+        """What each image adds to n times the distance, to first order and up to a constant; [n]."""
+        return 2 * (self._pairs.sum(axis=1) / (self.n - 1) - self._across)
 
 
 SetReference = FrechetReference | KernelReference

@@ -1,4 +1,4 @@
-"""What a Frechet distance would be with other images: an interval, resampled sets, and the limit of infinitely many."""
+"""What a Frechet distance would be with other images: resampled sets, and the limit of infinitely many."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.metrics.frechet import SMALL, FrechetReference, roots
-from robust_models.metrics.half_splits import half_split_interval, half_splits
 
-LEAST_IMAGES = 4  # of an interval: each half of them has a covariance
 POINTS = 15  # subset sizes of the extrapolation, as in its paper
 FEWER_POINTS = 5  # of each jackknife's
 GROUPS = 10  # of the jackknife
@@ -49,20 +47,7 @@ class Resampler:
         root = roots(projected @ projected.T if few else projected.T @ projected)
         return max(0.0, float(gap @ gap + trace + self._reference.trace - 2 * root))
 
-    def interval(self, splits: int, *, seed: int = 0) -> tuple[float, float]:
-        """95 % interval of the expected distance of other sets of as many images to this reference: see half_splits.
-
-        UserError below four images.
-        """
-        if self.n < LEAST_IMAGES:
-            raise UserError(f"an interval of a Frechet distance needs at least {LEAST_IMAGES} images, got {self.n}")
-        first = half_splits(self.n, splits, seed=seed)
-        whole = self.distance(np.ones(self.n, dtype=np.int64))
-        halves = np.array([[self.distance(half), self.distance(~half)] for half in first])
-        low, high = half_split_interval(whole, halves[:, 0], halves[:, 1], influence=self._influence())
-        return max(0.0, low), max(0.0, high)
-
-    def _influence(self) -> np.ndarray:
+    def influence(self) -> np.ndarray:
         """What each image adds to N times the distance, to first order and up to a constant; [N].
 
         The derivative of the distance along the image's weight: with the mean's gap g, and the centred features c and

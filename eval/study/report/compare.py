@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from robust_models.errors import UserError
+from robust_models.metrics.half_splits import LEAST_IMAGES, distance_interval
 from robust_models.metrics.kernel_resampled import SetReference, measure_of, resampler_for
-from robust_models.metrics.resampled import LEAST_IMAGES, bootstrap_counts
+from robust_models.metrics.resampled import bootstrap_counts
 
 RESAMPLES = 400  # of differences
 SPLITS = 100  # of single distances
@@ -55,7 +56,7 @@ class Comparison:
     Resample r holds the same images of every version: what makes an image easy or hard is in both distances and leaves
     their difference. Image i must be row i of each. A resample holds fewer different images than the set, which lifts
     both distances alike: the mean excess of the differences over the difference itself is taken off. A single distance
-    has its resampler's interval: what pairs of images add does not cancel there, and a bootstrap would count
+    has the interval of distance_interval: what pairs of images add does not cancel there, and a bootstrap would count
     it three times. Both are about other sets of N images; they say nothing of infinitely many images.
     """
 
@@ -71,7 +72,7 @@ class Comparison:
         self.n = 0  # images
         self.measure = measure_of(reference)
         self._values: dict[str, float] = {}
-        self._intervals: dict[str, tuple[float, float] | None] = {}
+        self._intervals: dict[str, tuple[float, float]] = {}
         self._resampled: dict[str, np.ndarray] = {}  # [resamples]
         counts: list[np.ndarray] = []  # of each resample
         for name, features in versions:
@@ -85,8 +86,10 @@ class Comparison:
                     "cells can be compared on the same images only"
                 )
             self._values[name] = resampler.distance(np.ones(self.n, dtype=np.int64))
-            few = self.n < LEAST_IMAGES
-            self._intervals[name] = None if few else resampler.interval(SPLITS, seed=seed)
+            if self.n >= LEAST_IMAGES:
+                low, high = distance_interval(resampler, SPLITS, seed=seed)
+                lowest = 0.0 if self.measure == "frechet" else -np.inf  # a kernel distance may be negative
+                self._intervals[name] = max(lowest, low), max(lowest, high)
             self._resampled[name] = np.array([resampler.distance(drawn) for drawn in counts])
 
     def __contains__(self, name: str) -> bool:
@@ -99,7 +102,7 @@ class Comparison:
 
     def distance(self, name: str) -> Estimate:
         """That of one version, with its 95 % interval."""
-        return Estimate(self._values[name], self._intervals[name])
+        return Estimate(self._values[name], self._intervals.get(name))
 
     def difference(self, name: str, other: str) -> Difference:
         """The distance of `name` less that of `other`, with a bootstrap's interval over pairs of images."""
