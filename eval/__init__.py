@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from eval.gradients.alignment import GradientAlignment, gradient_alignment
     from eval.quality.run import image_quality
     from eval.robust.accuracy import RobustAccuracy, robust_accuracy
+    from eval.robust.calibration import expected_calibration_error, fit_temperature
+    from eval.robust.detection import auroc
     from eval.robust.seeded_pgd import SeededPGD
     from eval.robust.stages import Robustness, binomial_interval, measure_robustness
     from robust_models.features import FeatureExtractor, open_features
@@ -21,7 +23,10 @@ __all__ = [
     "RobustAccuracy",
     "Robustness",
     "SeededPGD",
+    "auroc",
     "binomial_interval",
+    "expected_calibration_error",
+    "fit_temperature",
     "frechet_distance",
     "gradient_alignment",
     "image_quality",
@@ -37,6 +42,8 @@ __getattr__ = lazy_names(
         "eval.gradients.alignment": ("GradientAlignment", "gradient_alignment"),
         "eval.quality.run": ("image_quality",),
         "eval.robust.accuracy": ("RobustAccuracy", "robust_accuracy"),
+        "eval.robust.calibration": ("expected_calibration_error", "fit_temperature"),
+        "eval.robust.detection": ("auroc",),
         "eval.robust.seeded_pgd": ("SeededPGD",),
         "eval.robust.stages": ("Robustness", "binomial_interval", "measure_robustness"),
         "robust_models.features": ("FeatureExtractor", "open_features"),
