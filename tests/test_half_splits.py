@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from robust_models import UserError
@@ -11,10 +12,15 @@ from robust_models.metrics import (
     FrechetReference,
     FrechetStatistics,
     Resampler,
+    ScoreStatistics,
     distance_interval,
     half_split_interval,
     half_splits,
+    inception_score,
 )
+from robust_models.metrics.inception_score import shuffled_splits
+from robust_models.metrics.kernel import kernel_interval
+from robust_models.metrics.kernel_resampled import KernelReference, KernelResampler
 
 
 def test_half_splits_are_halves_and_seeded():
@@ -85,3 +91,28 @@ def test_the_influence_of_an_image_is_the_derivative_by_its_weight(n, dim):
 def test_three_images_have_no_halves_with_a_covariance():
     with pytest.raises(UserError, match="an interval of a distance needs at least 4 images, got 3"):
         distance_interval(Resampler(np.eye(3), against_normal(3)), 50)
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 50), (31, 20)])
+def test_the_kernel_distances_interval_is_that_of_its_halves(n, m):
+    x, y = (torch.from_numpy(np.random.default_rng(seed).standard_normal((size, 5))) for seed, size in ((4, n), (5, m)))
+    reference = KernelReference(y)
+    whole = reference.distance(x)
+    expected = distance_interval(KernelResampler(x, reference), 60, seed=2)
+    assert kernel_interval(whole, x, y, 60, seed=2) == pytest.approx(expected)
+    shifted = kernel_interval(whole + 1, x, y, 60, seed=2)
+    assert shifted == pytest.approx((expected[0] + 1, expected[1] + 1))
+
+
+def test_an_inception_scores_interval_is_students_over_its_splits():
+    rng = np.random.default_rng(6)
+    logits = torch.from_numpy(3 * rng.standard_normal((200, 10)))
+    statistics = ScoreStatistics.of(shuffled_splits(200), 10)
+    statistics.update(logits, 0)
+    scores = [inception_score(logits[shuffled_splits(200) == split]) for split in range(10)]
+    assert statistics.interval() == pytest.approx(
+        scipy.stats.t.interval(0.95, 9, np.mean(scores), scipy.stats.sem(scores))
+    )
+    one = ScoreStatistics.of(np.zeros(200, dtype=np.int64), 10)
+    one.update(logits, 0)
+    assert one.interval() is None

@@ -24,13 +24,13 @@ def density_coverage(features: Tensor, reference: Tensor, *, k: int = 5) -> tupl
     radii = torch.cat([squared_radii(rows, reference, k) for rows in reference.split(ROWS)])
     balls, met = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     for rows in features.split(ROWS):
-        inside = _inside_each(rows, reference, radii)
+        inside = inside_each(rows, reference, radii)
         balls += int(inside.sum())
         met |= inside.any(dim=0)
     return balls / (k * len(features)), float(met.double().mean())
 
 
-def _inside_each(rows: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
+def inside_each(rows: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     """Whether each of rows [n,D] lies in each ball, [n,M]; what rounding leaves open is computed from differences."""
     found, rounding = squared_distances(rows, centres)
     inside = found <= radii

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
+
+from robust_models.metrics.half_splits import TAIL
 
 SEED = 2020  # torch-fidelity's shuffle
 SPLITS = 10  # torch-fidelity's
@@ -70,8 +73,23 @@ class ScoreStatistics:
 
     def score(self) -> tuple[float, float]:
         """(mean, standard deviation with ddof 0) of the splits' scores."""
+        scores = self._scores()
+        return float(scores.mean()), float(scores.std())
+
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the expected score of as many images as a split has, Student's t over the splits' scores.
+
+        None for a single split.
+        """
+        scores = self._scores()
+        if len(scores) < 2:
+            return None
+        reach = stats.t.ppf(1 - TAIL, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5
+        return max(1.0, float(scores.mean() - reach)), float(scores.mean() + reach)
+
+    def _scores(self) -> np.ndarray:
+        """Of each split."""
         kept = self.n > 0  # fewer images than splits
         marginal = self.probs[kept] / self.n[kept, None]
         entropy = -np.where(marginal > 0, marginal * np.log(marginal.clip(min=np.finfo(float).tiny)), 0).sum(axis=1)
-        scores = np.exp(self.negentropy[kept] / self.n[kept] + entropy)
-        return float(scores.mean()), float(scores.std())
+        return np.exp(self.negentropy[kept] / self.n[kept] + entropy)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
+from robust_models.metrics.half_splits import LEAST_IMAGES, half_split_interval, half_splits
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
+ROWS = 1024  # of the kernel matrix at a time
 SEED = 2020  # torch-fidelity's
 
 
@@ -39,6 +41,40 @@ def kernel_distance(
         y = reference[torch.from_numpy(rng.choice(m, size, replace=False)).to(reference.device)]
         found[i] = _squared_mmd(x.double(), y.double())
     return float(found.mean()), float(found.std())
+
+
+def kernel_interval(
+    score: float, features: Tensor, reference: Tensor, splits: int, *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval about `score` of the expected kernel distance of other sets [N,D] to this reference [M,D].
+
+    From half splits of the features, which see the kernel matrix once, ROWS of it at a time (see half_splits.py). The
+    reference's own pairs are the same for every set. UserError below four images.
+    """
+    n = len(features)
+    if n < LEAST_IMAGES:
+        raise UserError(f"an interval of a distance needs at least {LEAST_IMAGES} images, got {n}")
+    x, y = features.double(), reference.double()
+    first = torch.from_numpy(half_splits(n, splits, seed=seed)).to(x.device, x.dtype).T
+    sizes = first.sum(dim=0)
+    pairs_first, to_all, across = torch.zeros_like(sizes), [], []  # sums over pairs of the first half; over all, [N]
+    for at in range(0, n, ROWS):
+        rows = x[at : at + ROWS]
+        kernel = cubic_kernel(rows, x)
+        kernel[torch.arange(len(rows)), at + torch.arange(len(rows))] = 0  # no pair of an image with itself
+        pairs_first += (first[at : at + ROWS] * (kernel @ first)).sum(dim=0)
+        to_all.append(kernel.sum(dim=1))
+        across.append(
+            torch.cat([cubic_kernel(rows, part).sum(dim=1, keepdim=True) for part in y.split(ROWS)], 1).sum(1)
+        )
+    pairs, real = torch.cat(to_all), torch.cat(across) / len(y)
+    pairs_second = pairs.sum() - 2 * pairs @ first + pairs_first
+    halves = [
+        (sums / (size * (size - 1)) - 2 * (real @ half) / size).cpu().numpy()
+        for sums, size, half in ((pairs_first, sizes, first), (pairs_second, n - sizes, 1 - first))
+    ]
+    influence = 2 * (pairs / (n - 1) - real)
+    return half_split_interval(score, halves[0], halves[1], influence=influence.cpu().numpy())
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:

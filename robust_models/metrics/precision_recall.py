@@ -18,15 +18,16 @@ def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3) -> tupl
     """
     centre = reference.double().mean(dim=0)  # distances do not change, their rounding does
     features, reference = features.double() - centre, reference.double() - centre
-    return _covered(features, reference, k), _covered(reference, features, k)
+    real, met = inside_manifold(features, reference, k), inside_manifold(reference, features, k)
+    return float(real.double().mean()), float(met.double().mean())
 
 
-def _covered(points: Tensor, manifold: Tensor, k: int) -> float:
-    """The share of points [N,D] that lie in at least one ball about a row of manifold [M,D]."""
+def inside_manifold(points: Tensor, manifold: Tensor, k: int) -> Tensor:
+    """Which of points [N,D] lie in at least one ball about a row of manifold [M,D]; bool [N]."""
     if len(manifold) <= k:
         raise ValueError(f"a manifold needs more than {k} points, got {len(manifold)}")
     radii = torch.cat([squared_radii(rows, manifold, k) for rows in manifold.split(ROWS)])
-    return sum(int(_inside(rows, manifold, radii).sum()) for rows in points.split(ROWS)) / len(points)
+    return torch.cat([_inside(rows, manifold, radii) for rows in points.split(ROWS)])
 
 
 def squared_radii(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
