@@ -38,7 +38,7 @@ def test_the_interval_of_a_mean_is_the_textbooks():
     first, second = (np.array([x[half == side].mean() for half in every]) for side in (True, False))
     low, high = half_split_interval(x.mean(), first, second)
     assert (high + low) / 2 == pytest.approx(x.mean())
-    assert (high - low) / 2 == pytest.approx(1.959964 * x.std(ddof=1) / 8**0.5)
+    assert (high - low) / 2 == pytest.approx(scipy.stats.t.ppf(0.975, len(every)) * x.std(ddof=1) / 8**0.5)
 
 
 def test_terms_of_pairs_are_counted_once():
@@ -74,7 +74,7 @@ def test_intervals_cover_the_distance_at_this_number_of_images(dim, shift):
     assert 0.88 <= np.mean([low <= truth <= high for low, high in found]) <= 1
     widths = np.mean([high - low for low, high in found])
     spread = np.std([drawn().distance(whole) for _ in range(300)])
-    assert widths < 1.35 * 2 * 1.96 * spread  # a bootstrap's are up to 1.7 times
+    assert widths < 1.45 * 2 * 1.96 * spread  # a bootstrap's are 1.7 to 3 times
 
 
 @pytest.mark.parametrize(("n", "dim"), [(60, 5), (12, 30)])

@@ -75,13 +75,14 @@ def half_split_interval(
     if odd == 0:
         return score, score
     growth = 2 * float(np.cov(difference**2, mean)[0, 1]) / odd  # of the variance with the score
-    freedom = np.inf
+    freedom = float(len(first))  # `odd` is a mean of as many squares
     if influence is not None:
         centred = influence - influence.mean()
         second_moment, third, fourth = ((centred**power).mean() for power in (2, 3, 4))
         if second_moment > 0:
             growth += float(third / second_moment) / len(influence)
-            freedom = max(1.0, 2 * len(influence) / max(float(fourth / second_moment**2) - 1, 1e-9))
+            of_images = 2 * len(influence) / max(float(fourth / second_moment**2) - 1, 1e-9)
+            freedom = max(1.0, 1 / (1 / freedom + 1 / of_images))
     quantile = float(stats.t.ppf(1 - TAIL, freedom))
     middle, reach = score + quantile**2 * growth / 4, quantile * variance**0.5
     return min(score, middle - reach), max(score, middle + reach)
