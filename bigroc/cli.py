@@ -81,6 +81,7 @@ COMMANDS = {
     "models": LazyCommand("Inspect, convert and list checkpoints.", "robust_models.cli:MODELS"),
     "study": LazyCommand("A grid of classifiers and refinements, with its report.", "eval.study.cli:STUDY"),
     "survey": LazyCommand("Ask people which of two images looks more real.", "eval.survey.cli:SURVEY"),
+    "studio": LazyCommand("A local page on which you change images live.", "refine.studio.cli:STUDIO"),
     "recipes": LazyCommand("The recipes of --config: what each does, costs and scores.", "bigroc.recipes:RECIPES"),
     "completion": LazyCommand("Print the script that completes words in bash or zsh.", "bigroc.completion:COMPLETION"),
 }

@@ -21,6 +21,7 @@ EXAMPLES = """\
   bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3 --targets balanced
   torchrun --nproc-per-node 8 --no-python bigroc refine --ckpt CHECKPOINT.pt --input shards/ --out refined/ --eps 1.5
   bigroc refine --task generate --help
+  python -m refine studio                                      (a page; the same as bigroc studio)
 The same command run again continues where it stopped. OUT.manifest.jsonl says what became of each image.
 """
 
@@ -131,9 +132,13 @@ def _targets(mode: str) -> str:
 
 @dataclass(frozen=True)
 class RefineCommand(Command):
-    """Refines or, with --task NAME, runs one of refine/synthesis, which has flags of its own."""
+    """Refines or, with --task NAME, runs one of refine/synthesis, which has flags of its own; `studio`: the page."""
 
     def __call__(self, argv: Sequence[str]) -> int:
+        if argv[:1] == ["studio"]:
+            from refine.studio.cli import STUDIO
+
+            return STUDIO(argv[1:])
         task, rest = _split_task(_named_input(argv))
         return super().__call__(rest) if task == "refine" else find_task(task)(rest)
 

@@ -91,7 +91,7 @@ def _refine_and_publish(
             targets = passes.whole_set_targets(mode, prior)
         if config.eps == "auto":
             eps = _chosen_eps(config, search, passes.refiner_of(0), targets, work, ranks)
-            passes = replace(passes, refiner=replace(refiner, attack=_attack(config, eps)))
+            passes = replace(passes, refiner=replace(refiner, attack=attack_of(config, eps)))
         rate = passes.refine(targets, class_names, label_source(mode))
         if ranks.is_first:
             means = assemble(work, images, passes.shards, precision)
@@ -217,11 +217,12 @@ def _rows_in_order(work: WorkFolder, images: ImageGroups, shards: Shards) -> Ite
 def _batch_refiner(config: RefineConfig, classifiers: Sequence[RobustClassifier]) -> BatchRefiner:
     device, image_size = classifiers[0].mean.device, max(classifier.image_size for classifier in classifiers)
     block = block_size(device, image_size, config.batch_size)
-    attack = _attack(config, 0.0 if config.eps == "auto" else config.eps)
+    attack = attack_of(config, 0.0 if config.eps == "auto" else config.eps)
     return BatchRefiner(together(classifiers), attack, device, block, "uint8", config.uncertain)
 
 
-def _attack(config: RefineConfig, eps: float) -> PGD:
+def attack_of(config: RefineConfig, eps: float) -> PGD:
+    """The steps that the config describes, with this eps."""
     return bigroc(
         eps,
         steps=config.steps,
@@ -243,8 +244,8 @@ def _chosen_eps(
 ) -> float:
     """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
     if search is not None and not work.has(EPS):
-        found = as_plain(search.choose(refiner, partial(_attack, config), targets))
-        verdicts = search.verdicts(replace(refiner, attack=_attack(config, found["eps"])), targets)
+        found = as_plain(search.choose(refiner, partial(attack_of, config), targets))
+        verdicts = search.verdicts(replace(refiner, attack=attack_of(config, found["eps"])), targets)
         is_gain = is_sure_gain(verdicts)
         taken = found["eps"] if is_gain or config.auto_accept == "best" else 0.0
         first, *others = (asdict(verdict) for verdict in verdicts)

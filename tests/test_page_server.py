@@ -29,6 +29,8 @@ class _Echo(PageHandler):
         return {"/echo": MOST, "/gone": MOST}.get(path)
 
     def post(self, path: str, body: bytes) -> None:
+        if body == b"break":
+            raise KeyError("a mistake of ours")
         if path == "/echo":
             return self.reply(body, "text/plain")
         until = time.monotonic() + 5
@@ -104,6 +106,23 @@ def test_a_length_that_is_no_small_number_is_refused(server, length):
 def test_more_than_the_limit_is_refused_before_it_is_read(server):
     assert post(server, b"x" * MOST)[0] == 200
     assert post(server, b"x" * (MOST + 1)) == (413, b'{"error": "at most 1000 bytes"}')
+
+
+def test_a_mistake_of_ours_is_an_answer_too(server, capsys):
+    assert post(server, b"break") == (500, b'{"error": "an error of the echo\'s own; its terminal says more"}')
+    assert "KeyError: 'a mistake of ours'" in capsys.readouterr().err
+    assert post(server, b"x")[0] == 200
+
+
+def test_more_than_fits_into_memory_is_refused(server, monkeypatch):
+    monkeypatch.setattr(page_server, "_MOST_IN_MEMORY", 150)
+    with closing(begun(server, 100)) as slow:
+        time.sleep(0.1)
+        assert post(server, b"x" * 100)[0] == 503
+        assert post(server, b"x" * 50)[0] == 200
+        slow.sendall(b"x" * 100)
+        assert slow.recv(1)
+    assert post(server, b"x" * 100)[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/elsewhere", "/../echo", "/%65cho"])

@@ -13,6 +13,8 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -25,6 +27,7 @@ _HOSTS = (LOOPBACK, "localhost")
 _MOST_CONNECTIONS = 256
 _BODY_SECONDS = 30  # for a whole body to arrive
 _READ_AT_ONCE = 1 << 16  # bytes
+_MOST_IN_MEMORY = 256 << 20  # bytes of all bodies that are being read or worked on
 _CLOSED = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -43,6 +46,7 @@ class PageServer(ThreadingHTTPServer):
         self.key = None if host in _HOSTS else key or secrets.token_urlsafe(9)
         self.token = secrets.token_urlsafe(16)
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._in_memory, self._counting = 0, threading.Lock()
         try:
             super().__init__((host, port), handler)
         except OSError as error:
@@ -64,6 +68,18 @@ class PageServer(ThreadingHTTPServer):
             return secrets.compare_digest(given.encode(), self.key.encode())
         name, _, port = host.partition(":")
         return name.lower() in _HOSTS and (port.isdecimal() or not port)
+
+    @contextmanager
+    def room_for(self, length: int) -> Iterator[bool]:
+        """Whether a body of this length fits into memory beside the others, for as long as the block lasts."""
+        with self._counting:
+            fits = self._in_memory + length <= _MOST_IN_MEMORY
+            self._in_memory += length * fits
+        try:
+            yield fits
+        finally:
+            with self._counting:
+                self._in_memory -= length * fits
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the connection, as long as there are not too many of them; else it is closed."""
@@ -96,6 +112,7 @@ class PageHandler(BaseHTTPRequestHandler):
     server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that a silent connection is kept
+    has_begun = False  # whether a reply is under way
 
     def page(self) -> None:
         """Replies with the page."""
@@ -126,6 +143,7 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """What the page asks for, with its token; the body is read whole."""
+        self.has_begun = False
         if not self._is_our_page():
             again = f"the {self.server.name} was started anew; load the page again"
             return self.refuse(HTTPStatus.FORBIDDEN, again)
@@ -138,7 +156,19 @@ class PageHandler(BaseHTTPRequestHandler):
             return self.refuse(HTTPStatus.LENGTH_REQUIRED, "a body of known length is expected")
         if len(length) > 18 or int(length) > most:
             return self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {most} bytes")
-        return self.post(path, self._read(int(length)))
+        with self.server.room_for(int(length)) as fits:
+            if not fits:
+                return self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too much is being sent at once; try again")
+            body = self._read(int(length))
+            try:
+                return self.post(path, body)
+            except (ConnectionError, TimeoutError):
+                raise
+            except Exception:
+                if not self.has_begun:
+                    why = f"an error of the {self.server.name}'s own; its terminal says more"
+                    self.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, why)
+                raise  # handle_error prints it
 
     def _is_our_page(self) -> bool:
         """Whether a request that does something comes from a page of ours: by its Host, its Origin and its token."""
@@ -207,6 +237,7 @@ class PageHandler(BaseHTTPRequestHandler):
     ) -> None:
         """The reply up to its body, which ends, where its length is not known, with the connection."""
         self.close_connection = self.close_connection or length is None
+        self.has_begun = True
         self.send_response(status)
         for name, value in {
             "Content-Type": content_type,

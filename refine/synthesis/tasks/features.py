@@ -75,7 +75,7 @@ def list_features(config: FeaturesConfig) -> Summary:
     classifier = place(folded(config.load(config.ckpt)), device, precision.precision)
     asked = None if config.feature is None else [check_feature(classifier, k) for k in _indices(config.feature)]
     images = open_set(config, config.out)
-    statistics = _count(config, images, Network(classifier))
+    statistics = count_features(config, images, Network(classifier))
     listed = _most_tied(statistics, config.top) if asked is None else asked
     summary: Summary = {
         "out": str(config.out),
@@ -100,7 +100,7 @@ def _indices(text: str) -> list[int]:
 
 
 @torch.no_grad()
-def _count(config: FeaturesConfig, images: ImageSet, network: Network) -> FeatureStatistics:
+def count_features(config: FeaturesConfig, images: ImageSet, network: Network) -> FeatureStatistics:
     """Counts the features of every image, together with its label or, where there is none to take, predicted class."""
     labels = _labels(config, images, network.class_names)
     head = network.model.head

@@ -15,6 +15,7 @@ from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.drawings import open_drawings
 from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
+from robust_models.grids import fitted
 from robust_models.images import to_u8
 from robust_models.labels import class_index
 from robust_models.runtime.config import STRICT
@@ -36,6 +37,11 @@ class SketchConfig(SynthesisConfig):
     target: str = Field(description="the class that the drawing is to become: its name or index")
 
 
+def work_on(config: SketchConfig, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
+    """Drawings of one size x, at the classifier's size, towards their classes y."""
+    return work_towards_class(config, network, fitted(x, network.image_size), None, y)
+
+
 def open_source(config: SketchConfig, network: Network) -> Source:
     """The drawings at the classifier's size, towards the one class."""
     side = network.image_size
@@ -46,7 +52,7 @@ def open_source(config: SketchConfig, network: Network) -> Source:
         return torch.cat([drawings.read(i) for i in rows.tolist()])
 
     def work(rows: Tensor) -> Work:
-        return work_towards_class(config, network, read(rows), None, targets[rows])
+        return work_on(config, network, read(rows), None, targets[rows])
 
     return Source(targets, (side, side), work, lambda rows: to_u8(read(rows)), drawings.names)
 
@@ -58,5 +64,5 @@ TASK = Task(
     defaults=by_size(small=SMALL, large=LARGE),
     open=open_source,
     examples=EXAMPLES,
-    work=work_towards_class,
+    work=work_on,
 )
