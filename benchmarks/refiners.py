@@ -186,27 +186,24 @@ def scaled(values: np.ndarray) -> np.ndarray:
 
 
 def draw(scores: dict[str, dict], gains: dict[str, list[Gain]], path: Path) -> None:
-    """Gain against alignment: a panel for each set, eps and space."""
+    """Gain against alignment: a panel for each set, eps and space, two in a row."""
     from matplotlib.figure import Figure
 
     columns = keys(gains)
-    figure = Figure(figsize=(3.3 * len(columns), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    for k, (panel, (label, eps, space)) in enumerate(zip(panels, columns, strict=True)):
-        for name, of_name in gains.items():
-            low, high = of_name[k].interval
-            x, y = scores[name]["alignment"], of_name[k].gain
-            panel.errorbar(x, y, yerr=[[y - low], [high - y]], fmt="o", color="black", capsize=2, markersize=4)
-            panel.annotate(
-                name.removeprefix("cifar10-").removeprefix("ablation-"),
-                (x, y),
-                (4, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
+    across = min(2, len(columns))
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(4.2 * across, 2.9 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for k, (panel, (images, eps, space)) in enumerate(zip(panels, columns, strict=False)):
+        for marker, name in zip(itertools.cycle("ov^sDPX"), gains, strict=False):
+            gain = gains[name][k]
+            spread = [[gain.gain - gain.interval[0]], [gain.interval[1] - gain.gain]]
+            label = name.removeprefix("cifar10-").removeprefix("ablation-")
+            panel.errorbar(scores[name]["alignment"], gain.gain, yerr=spread, fmt=marker, capsize=2, label=label)
         panel.axhline(0, color="grey", linewidth=0.5)
-        panel.set(title=f"{label}, eps {eps:g}, {space}", xlabel="alignment of gradients", ylabel="fall of 1000 KID")
+        panel.set(title=f"{images}, eps {eps:g}, {space}", xlabel="alignment of gradients", ylabel="fall of 1000 KID")
         panel.title.set_fontsize(8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.savefig(path, dpi=130)
 
 
