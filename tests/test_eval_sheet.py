@@ -216,6 +216,14 @@ def test_a_threat_model_in_another_norm_stands_alone(threats):
     assert balls == [Ball("fourier", 0.5)]
 
 
+def test_an_eps_of_0_is_no_threat_model():
+    balls, origin = find_balls("auto", trained=ThreatModel("linf", 0.0), num_pixels=3072, attack="pgd")
+    assert balls == [Ball("l2", 0.5), Ball("linf", 8 / 255), Ball("l1", 12)]
+    assert origin.startswith("the usual ones")
+    with pytest.raises(UserError, match="states no threat model"):
+        find_balls("own", trained=ThreatModel("linf", 0.0), num_pixels=3072, attack="pgd")
+
+
 def test_balls_of_a_norm_stand_together_and_grow():
     given = [Ball("linf", 0.1), Ball("l2", 2), Ball("linf", 0.05), Ball("l2", 1), Ball("l2", 2)]
     assert in_order(given) == [Ball("linf", 0.05), Ball("linf", 0.1), Ball("l2", 1), Ball("l2", 2)]

@@ -60,11 +60,13 @@ def find_balls(
     """
     if not isinstance(threats, str):
         return in_order(map(_ball, threats)), ""
+    if trained is not None and trained.eps == 0:  # trained without attack
+        trained = None
     if threats == OWN:
         if trained is None:
             raise UserError(f"threats: the checkpoint states no threat model; give --eps, or --threats {AUTO}")
         return [_ball(f"{trained.norm}:{trained.eps}")], "the checkpoint's threat model"
-    if trained is not None and (trained.norm not in USUAL or trained.eps == 0):
+    if trained is not None and trained.norm not in USUAL:
         return [_ball(f"{trained.norm}:{trained.eps}")], "the checkpoint's threat model; no usual radius is like it"
     found = [Ball(norm, eps) for norm, eps in like(trained, num_pixels).items() if norm in _norms_of(attack, trained)]  # type: ignore[arg-type]
     if trained is None:
