@@ -67,8 +67,8 @@ def _refine(config: RefineConfig) -> Summary:
 def _format_summary(summary: Summary) -> str:
     lines = ["already done, with the same settings:"] if summary.get("already_done") else []
     lines += [
-        f"{summary['out']}: {summary['n']} images refined towards {_targets(summary['targets'])}, {summary['norm']} "
-        f"eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s, "
+        f"{summary['out']}: {summary['n']} images{_first_of(summary)} refined towards {_targets(summary['targets'])}, "
+        f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
         f"mean {summary['norm']} distance {summary['distance']:.2f}",
@@ -89,6 +89,10 @@ def _check(config: RefineConfig) -> None:
         from refine.auto_eps import check_judges
 
         check_judges(config.judge)
+
+
+def _first_of(summary: Summary) -> str:
+    return "" if summary["limit"] is None else f" (the first of {summary['input_images']})"
 
 
 def _search(found: Summary) -> list[str]:

@@ -30,6 +30,9 @@ class InputFlags:
     on_error: OnError = Field(
         default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
     )
+    limit: AtLeastOne | None = Field(
+        default=None, description="only the first so many images; the others are not opened (null: all)"
+    )
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -119,33 +119,35 @@ def _from_csv(text: str, where: str, names: Sequence[str], values: Sequence[str]
     return rows
 
 
-def labels_from_file(path: Path | str, names: Sequence[str], class_names: Sequence[str]) -> Tensor:
+def labels_from_file(
+    path: Path | str, names: Sequence[str], class_names: Sequence[str], *, total: int | None = None
+) -> Tensor:
     """The label of each of the images called `names` in a CSV or JSON file, as indices into class_names, int64 [N].
 
     See read_table for the layouts; StyleGAN's dataset.json is one. A label is an index or a class name.
     Names are relative paths, matched with or without suffix; the file may name images that are not in the set. Labels
-    without names belong to the images in order and must be as many.
+    without names belong to the images in order and must be as many, or `total`, of which these are the first.
     """
     path = Path(path)
-    ordered = values_from_file(path, names, field="targets")
+    ordered = values_from_file(path, names, field="targets", total=total)
     # A float is no label: as text it is refused with the class it may have meant.
     labels = [value if isinstance(value, int) else str(value) for value in ordered]
     return torch.tensor(class_indices(labels, class_names, source=f"targets: {path}"))
 
 
-def values_from_file(path: Path, names: Sequence[str], *, field: str) -> list[Value]:
+def values_from_file(path: Path, names: Sequence[str], *, field: str, total: int | None = None) -> list[Value]:
     """The label of each of the images called `names`, as it stands in the file; see labels_from_file.
 
     UserError, beginning with `field`, where the file has not one for each.
     """
     rows = read_table(path, field=field, names=_NAME_COLUMNS, values=_LABEL_COLUMNS)
     if rows[0].name is None:
-        if len(rows) != len(names):
+        if len(rows) not in (len(names), total):
             raise UserError(
                 f"{field}: {path} has {len(rows)} labels without names for {len(names)} images; give one for each, in "
                 f"order, or name the image of each"
             )
-        return [row.value for row in rows]
+        return [row.value for row in rows[: len(names)]]
     return _by_name(rows, names, f"{field}: {path}")
 
 

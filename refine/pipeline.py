@@ -77,7 +77,8 @@ def _refine_and_publish(
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
     refiner = _batch_refiner(config, classifiers)
     mode = config.targets or ("pseudo" if images.labels is None else "given")
-    targets = known_targets(mode, images, classifiers[0])
+    total = None if images.skipped else images.total
+    targets = known_targets(mode, images, classifiers[0], total=total)
     prior = None if config.prior is None else parse_prior(config.prior, class_names)
     search = None
     if config.eps == "auto" and ranks.is_first:
@@ -255,7 +256,7 @@ def _chosen_eps(
 
 
 def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:
-    images = open_image_groups(config.input, on_error=config.on_error)
+    images = open_image_groups(config.input, on_error=config.on_error, limit=config.limit)
     for problem in images.skipped if ranks.is_first else ():
         print(f"skipped: {problem}", file=sys.stderr)
     return images
@@ -269,6 +270,8 @@ def _facts(
         "manifest": str(WorkFolder(config.out).manifest_out),
         "grid": None if config.grid is None else str(config.grid),
         "trajectory": None if config.trajectory is None else str(config.trajectory),
+        "input_images": images.total,
+        "limit": config.limit,
         "skipped": len(images.skipped),
         "checkpoint": config.ckpt,
         "targets": mode,

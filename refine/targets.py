@@ -63,14 +63,19 @@ def label_source(targets: str) -> str:
     return "file" if is_label_file(targets) else targets
 
 
-def known_targets(targets: str, images: Labelled, classifier: RobustClassifier) -> Tensor | None:
-    """Classes [N] int64 that do not depend on the images; None where the classifier is to guess."""
+def known_targets(
+    targets: str, images: Labelled, classifier: RobustClassifier, *, total: int | None = None
+) -> Tensor | None:
+    """Classes [N] int64 that do not depend on the images; None where the classifier is to guess.
+
+    total: how many images there are, where these are the first of them.
+    """
     if targets == "given":
         return given_targets(images, classifier)
     if targets.startswith(ONE_CLASS):
         return one_class(targets.removeprefix(ONE_CLASS), len(images), classifier.class_names)
     if is_label_file(targets):
-        return labels_from_file(Path(targets), images.names, classifier.class_names)
+        return labels_from_file(Path(targets), images.names, classifier.class_names, total=total)
     return None
 
 

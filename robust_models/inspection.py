@@ -62,7 +62,7 @@ def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]
     known = known_by_hash(path) if path.is_file() else None
     accuracy: dict[str, Any] = {}
     if config.data is not None:
-        data = open_dataset(config.data, "test")[: config.limit].in_memory()
+        data = open_dataset(config.data, "test", limit=config.limit).in_memory()
         model, accuracy = _measured(model, data)
     description = model.description
     source = description.recipe.get("source", {})

@@ -73,8 +73,7 @@ def robust_accuracy(
         model = place(load_classifier(str(model))[0], pick_device(device or "auto"), "fp32")
     elif device is not None:
         model = model.to(pick_device(device))
-    x, y = images_and_labels(data, model)
-    x, y = x[:limit], y[:limit]
+    x, y = images_and_labels(data, model, limit)
     seen = together(model)
     with exact_fp32():
         sample = first_logits(seen, x)
@@ -90,16 +89,17 @@ def robust_accuracy(
     return RobustAccuracy(len(y), *shares[0], *shares[1], correct, withstood, plan.settings, warnings)
 
 
-def images_and_labels(data: Labelled, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """x [N,3,H,W] uint8 or float in [0,1], and y [N] int64 as indices into the model's classes."""
+def images_and_labels(data: Labelled, model: nn.Module, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first so many x [N,3,H,W] uint8 or float in [0,1], and y [N] int64 as indices into the model's classes."""
     if isinstance(data, str | PathLike):
-        data = load_dataset(str(data), "test")
+        data = load_dataset(str(data), "test", limit=limit)
     if isinstance(data, Dataset):
+        data = data[:limit]
         if not isinstance(model, RobustClassifier):
             return data.x_u8, data.y
         y = fit_labels(data.y.numpy(), data.class_names, model.class_names, source=data.source)
         return data.x_u8, torch.from_numpy(y)
-    x, y = (torch.as_tensor(part).detach().cpu() for part in data)
+    x, y = (torch.as_tensor(part)[:limit].detach().cpu() for part in data)
     if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0 or not (x.dtype == torch.uint8 or x.is_floating_point()):
         raise UserError(f"data: x is {x.dtype} {list(x.shape)}; expected [N,3,H,W] of uint8 or floats in [0,1]")
     if x.is_floating_point() and not bool(((x >= 0) & (x <= 1)).all()):

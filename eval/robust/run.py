@@ -43,8 +43,8 @@ def run_robust(config: RobustConfig) -> dict[str, Any]:
 def _measured(config: RobustConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     model, checkpoint = load_classifier(config.ckpt, config)
-    data = open_dataset(config.data, "test")
-    x_u8, y = images_and_labels(data[: config.limit].in_memory(), model)
+    data = open_dataset(config.data, "test", limit=config.limit)
+    x_u8, y = images_and_labels(data.in_memory(), model)
     others = None if config.ood is None else open_images(config.ood)
     corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, model.class_names)
     balls, origin = config.balls(model.description, x_u8[0].numel())
@@ -89,7 +89,7 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
         **_worst_case(radii, passed),
         "checkpoint": asdict(checkpoint),
         "data": config.data,
-        "data_n": len(data),
+        "data_n": data.total,
         "image_size": data.image_size,
         "classifier_size": model.image_size,
         **precision.summary(),

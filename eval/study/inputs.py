@@ -196,7 +196,7 @@ def _open_data(config: StudyConfig) -> Dataset | None:
         return None
     source = str(located(config.data, "data")) if config.data.startswith(BUNDLED) else config.data
     try:
-        return open_dataset(source, "test")[: config.robust.limit].in_memory()
+        return open_dataset(source, "test", limit=config.robust.limit).in_memory()
     except UserError as error:
         raise UserError(f"data: {error}") from error
 

@@ -19,7 +19,7 @@ from robust_models.images import ImageSet, check_apart, open_images, to_float
 def open_set(config: InputFlags, out: Path) -> ImageSet:
     """The set at config.input; what was skipped is listed on stderr. UserError where `out` would lie in it."""
     check_apart(out, config.input)
-    images = open_images(config.input, on_error=config.on_error)
+    images = open_images(config.input, on_error=config.on_error, limit=config.limit)
     for problem in images.skipped:
         print(f"skipped: {problem}", file=sys.stderr)
     return images

@@ -11,6 +11,7 @@ from torch import Tensor
 from robust_models.datasets.crops import centre_crop, random_boxes, resized
 from robust_models.datasets.stores import Store
 from robust_models.errors import UserError
+from robust_models.images.image_set import in_fair_order
 
 _READ_AT_ONCE = 1024  # images
 
@@ -23,6 +24,7 @@ class Dataset:
     y: Tensor
     class_names: tuple[str, ...]
     source: str
+    total: int | None = None  # of these the first ones are here; None: all are
 
     def __len__(self) -> int:
         return len(self.y)
@@ -59,6 +61,7 @@ class LazyDataset:
     resize_to: int
     class_names: tuple[str, ...]
     source: str
+    total: int | None = None  # of these the first ones are here; None: all are
 
     def __len__(self) -> int:
         return len(self.index)
@@ -102,7 +105,7 @@ class LazyDataset:
         # In the order of the store, whose neighbours are cheap to read together.
         for places in torch.from_numpy(np.argsort(self.index, kind="stable")).split(_READ_AT_ONCE):
             x_u8[places] = self.read(places)
-        return Dataset(x_u8, self.y, self.class_names, self.source)
+        return Dataset(x_u8, self.y, self.class_names, self.source, self.total)
 
 
 AnyDataset = Dataset | LazyDataset
@@ -122,9 +125,13 @@ def mixed(data: AnyDataset) -> AnyDataset:
 
     Its first images (--limit) and its last ones (held out in training) are then a fair sample; any other order stays.
     """
-    y = data.y
-    in_class_order = bool((y.diff() >= 0).all()) and int(y[0]) != int(y[-1])
-    return data.shuffled(torch.randperm(len(y), generator=torch.Generator().manual_seed(0))) if in_class_order else data
+    order = in_fair_order(data.y.numpy())
+    return data if order is None else data.shuffled(torch.from_numpy(order))
+
+
+def first(data: AnyDataset, limit: int | None) -> AnyDataset:
+    """The first so many images (None: all), which know how many there are."""
+    return replace(data[:limit], total=data.total or len(data))
 
 
 def _memory_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust_models.datasets.beton import open_beton
-from robust_models.datasets.dataset import AnyDataset, Dataset, LazyDataset, mixed, named
+from robust_models.datasets.dataset import AnyDataset, Dataset, LazyDataset, first, mixed, named
 from robust_models.datasets.folders import (
     RESTRICTED_IMAGENET,
     Split,
@@ -22,7 +23,7 @@ from robust_models.datasets.folders import (
 )
 from robust_models.datasets.stores import SetStore, Store
 from robust_models.errors import UserError
-from robust_models.images import IMAGE_SUFFIXES, open_images, to_float, to_u8
+from robust_models.images import IMAGE_SUFFIXES, open_image_groups, to_float, to_u8
 from robust_models.images.arrays import ArrayImages
 from robust_models.images.folder_files import files_below
 from robust_models.images.image_set import ImageSet, OnError
@@ -42,6 +43,7 @@ def open_dataset(
     image_size: int | None = None,
     class_names: Sequence[str] = (),
     on_error: OnError = "fail",
+    limit: int | None = None,
 ) -> AnyDataset:
     """The labelled images that `source` names; CIFAR and arrays in memory, everything else read as it is asked for.
 
@@ -56,29 +58,43 @@ def open_dataset(
     image_size (pixels): images become squares of this size, the shorter side resized and the centre cut; without it,
     they must be squares of one size. class_names replaces the names of the source; a set without names otherwise calls
     its classes "0", "1", ... on_error="skip" leaves out what cannot be read and is met when the set is opened; files of
-    several sizes are opened when they are read. A set in the order of its classes comes shuffled (see `mixed`).
-    UserError for bad input.
+    several sizes are opened when they are read. A set in the order of its classes comes shuffled (see `mixed`). limit:
+    only the first so many images, of which `total` says how many there are; no other image is decoded. UserError for
+    bad input.
     """
-    data = _opened(source, split, image_size, on_error)
-    if class_names:
-        data = named(data, class_names)
-    return mixed(data)
+    data = _listed(source, split, image_size)
+    if data is None:
+        data = _image_set(_place(source, split), split, image_size, on_error, limit)
+    else:
+        data = first(mixed(data), limit)
+    return named(data, class_names) if class_names else data
 
 
 def load_dataset(
-    source: str, split: Split, *, image_size: int | None = None, class_names: Sequence[str] = ()
+    source: str,
+    split: Split,
+    *,
+    image_size: int | None = None,
+    class_names: Sequence[str] = (),
+    limit: int | None = None,
 ) -> Dataset:
     """`open_dataset`, all of it in memory. UserError, too, where the memory does not hold it."""
-    return open_dataset(source, split, image_size=image_size, class_names=class_names).in_memory()
+    return open_dataset(source, split, image_size=image_size, class_names=class_names, limit=limit).in_memory()
 
 
 def open_whole(source: str, split: Split) -> AnyDataset:
     """As `open_dataset`, but of any sizes: a lazy set is then for its `store` alone, which gives images as they are."""
     in_memory = source.partition(":")[0] in _CIFAR
-    return mixed(_opened(source, split, None if in_memory else _FITS_ALL))
+    return open_dataset(source, split, image_size=None if in_memory else _FITS_ALL)
 
 
-def _opened(source: str, split: Split, image_size: int | None, on_error: OnError = "fail") -> AnyDataset:
+def _place(source: str, split: Split) -> Path:
+    path = Path(source)
+    return split_folder(path, split) if path.is_dir() else path
+
+
+def _listed(source: str, split: Split, image_size: int | None) -> AnyDataset | None:
+    """What is known without opening a single image; None where an image set has to be opened first."""
     name, _, place = source.partition(":")
     if name in _CIFAR:
         data = _cifar(name, place or "data", split)
@@ -87,9 +103,7 @@ def _opened(source: str, split: Split, image_size: int | None, on_error: OnError
         return data
     if name in _NAMED_FOLDERS and name != source:
         return _NAMED_FOLDERS[name](Path(place), split, image_size)
-    path = Path(source)
-    if path.is_dir():
-        path = split_folder(path, split)
+    path = _place(source, split)
     if path.suffix.lower() == ".beton":
         store, class_names = open_beton(path)
         size = image_size or store.image_size
@@ -99,7 +113,7 @@ def _opened(source: str, split: Split, image_size: int | None, on_error: OnError
         store, class_names = open_files(path)
         check_several_classes(path, class_names, split)
         return _whole(store, image_size, image_size, class_names, str(path))
-    return _image_set(path, split, image_size, on_error)
+    return None
 
 
 def _cifar(name: str, root: str, split: Split) -> Dataset:
@@ -158,8 +172,9 @@ def _imagenet_sizes(image_size: int | None) -> tuple[int, int]:
     return size, round(size * _IMAGENET_RESIZE / _IMAGENET_SIZE)
 
 
-def _image_set(path: Path, split: Split, image_size: int | None, on_error: OnError) -> AnyDataset:
-    images = open_images(path, split=split, on_error=on_error)
+def _image_set(path: Path, split: Split, image_size: int | None, on_error: OnError, limit: int | None) -> AnyDataset:
+    groups = open_image_groups(path, split=split, on_error=on_error, limit=limit, fair=True)
+    images, order = groups.one_set(), groups.order.argsort()
     for problem in images.skipped:
         print(f"skipped: {problem}", file=sys.stderr)
     if images.labels is None:
@@ -167,7 +182,7 @@ def _image_set(path: Path, split: Split, image_size: int | None, on_error: OnErr
     height, width = images.size
     if height != width and not image_size:
         raise UserError(f"{path}: images are {width}x{height}; classifiers take square images")
-    names = images.class_names or tuple(str(i) for i in range(int(images.labels.max()) + 1))
+    names = images.class_names or tuple(str(i) for i in range(groups.num_classes))
     if images.kind == "folder":
         check_several_classes(path, names, split)
     low, high = int(images.labels.min()), int(images.labels.max())
@@ -175,8 +190,10 @@ def _image_set(path: Path, split: Split, image_size: int | None, on_error: OnErr
         raise UserError(f"{path}: labels run from {low} to {high}; expected 0 to {len(names) - 1}")
     size = image_size or height
     if images.size == (size, size) and isinstance(images, ArrayImages) and len(images) * 3 * size**2 <= _SMALL:
-        return Dataset(_all_u8(images), torch.from_numpy(images.labels), names, str(path))
-    return _whole(SetStore(images.labels, images), size, size, names, str(path))
+        data = Dataset(_all_u8(images), torch.from_numpy(images.labels), names, str(path), groups.total)
+    else:
+        data = replace(_whole(SetStore(images.labels, images), size, size, names, str(path)), total=groups.total)
+    return data.shuffled(order)
 
 
 def _all_u8(images: ImageSet) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.image_set import Add, ImageSet, Numbered, Split
+from robust_models.images.image_set import Add, ImageSet, Numbered, Sample, Split, ranks
 from robust_models.images.pixels import Depth, check_pixels, depth_of
 
 Rows = Callable[[int, int], np.ndarray]  # (start, stop) -> those images as they are stored
@@ -111,10 +111,39 @@ class ArrayImages(ImageSet):
         return (len(self), 3, height, width) if self.channels_first else (len(self), height, width, 3)
 
 
+class Picked(NamedTuple):
+    """The rows of a sample."""
+
+    rows: Rows
+    numbers: np.ndarray  # int64 [n], which ascend
+    places: np.ndarray  # int64 [n], in the order of the sample
+
+    @property
+    def names(self) -> Numbered:
+        """Of the sample's images."""
+        return Numbered(len(self.numbers))
+
+    def labels(self, labels: np.ndarray | None) -> np.ndarray | None:
+        """Those of the sample among the labels of all."""
+        return None if labels is None else labels[self.numbers]
+
+
+def pick(rows: Rows, count: int, labels: np.ndarray | None, sample: Sample) -> Picked:
+    """The sample's rows of an array of `count` images with these labels; no others are read through them."""
+    order, size = sample.order(labels), sample.size(count)
+    numbers = np.arange(size) if order is None or size == count else np.sort(order[:size])
+
+    def picked(start: int, stop: int) -> np.ndarray:
+        runs = np.split(numbers[start:stop], np.flatnonzero(np.diff(numbers[start:stop]) != 1) + 1)
+        return np.concatenate([rows(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+    own_order = int(numbers[-1]) == size - 1
+    return Picked(rows if own_order else picked, numbers, ranks(numbers, order))
+
+
 class Described(NamedTuple):
     """The fields of an ArrayImages that its array decides."""
 
-    names: Numbered
     size: tuple[int, int]
     layout: Layout
     depth: Depth
@@ -141,7 +170,7 @@ def describe(shape: tuple[int, ...], dtype: np.dtype, *, kind: str, source: str)
         kinds = {1: "grey, read as RGB", 3: "channels first", 4: "RGBA, read without alpha"}
         understood = f"{shape[0]:,} images of {width}x{height}, {kinds[layout.channels]}"
         notes = (f"{source} is {dtype} {list(shape)}, understood as {layout}: {understood}",)
-    return Described(Numbered(shape[0]), (height, width), layout, depth, f"{kind}, {dtype.name} {layout}", notes)
+    return Described((height, width), layout, depth, f"{kind}, {dtype.name} {layout}", notes)
 
 
 _IMAGE_NAMES = ("arr_0", "images", "image", "imgs", "data", "samples", "x")

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.codec import decode, decode_alpha, encode
-from robust_models.images.image_set import ImageSet, OnError, difference
+from robust_models.images.image_set import ALL, ImageSet, OnError, Sample, difference, ranks
 from robust_models.images.pixels import Depth
 
 T = TypeVar("T")
 Fetch = Callable[[], bytes]  # an encoded image, not yet read, so that threads read side by side
+Encoded = Callable[[Sequence[int]], Sequence[Fetch]]  # images by their numbers, which ascend
 _THREADS = 8
 _SURVEYED_AT_ONCE = 128  # files
 _CHANGED = "it was changed while in use: leave the input alone and run again"
@@ -91,9 +92,10 @@ class Seen(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What decoding every file once showed."""
+    """What decoding every image of the sample once showed."""
 
-    kept: np.ndarray  # int64, numbers of the readable images
+    kept: np.ndarray  # int64, numbers of the readable images, which ascend
+    places: np.ndarray  # int64, the place of each in the order of the sample
     seen: list[Seen]  # one for each of these; equal ones are one object
     skipped: tuple[str, ...]
 
@@ -111,37 +113,44 @@ class Survey(NamedTuple):
 def survey(
     path: Path,
     names: Sequence[str],
-    encoded: Callable[[int, int], Sequence[Fetch]],
+    encoded: Encoded,
     on_error: OnError,
     *,
     between: str = ": ",  # path and name, in messages
+    labels: np.ndarray | None = None,
+    sample: Sample = ALL,
 ) -> Survey:
-    """Decodes every image once and keeps no pixels.
+    """Decodes every image of the sample once and keeps no pixels.
 
-    UserError, one line, where one cannot be decoded; with on_error="skip", where none can.
+    UserError, one line, where one cannot be decoded; with on_error="skip" the next one comes in for it, and the error
+    is that none can.
     """
-    kept = array("q")
+    order, wanted = sample.order(labels), sample.size(len(names))
+    in_turn = None if wanted == len(names) else order  # of all images, their own order is cheaper to read
+    end = len(names) if on_error == "skip" else wanted
+    kept, start = array("q"), 0
     problems: list[str] = []
     seen: list[Seen] = []
     kinds: dict[Seen, Seen] = {}
-    for i, found in enumerate(_each_seen(f"{path}{between}", names, encoded)):
-        if isinstance(found, str):
-            problems.append(found)
-        else:
-            kept.append(i)
-            seen.append(kinds.setdefault(found, found))
+    while start < end and len(kept) < wanted:
+        stop = min(end, start + min(_SURVEYED_AT_ONCE, wanted - len(kept)))
+        numbers = range(start, stop) if in_turn is None else np.sort(in_turn[start:stop]).tolist()
+        work = partial(_inspected, f"{path}{between}")
+        for i, found in zip(numbers, _in_threads(work, encoded(numbers), [names[i] for i in numbers]), strict=True):
+            if isinstance(found, str):
+                problems.append(found)
+            else:
+                kept.append(i)
+                seen.append(kinds.setdefault(found, found))
+        start = stop
     if not kept or (problems and on_error == "fail"):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}; mend or remove it, or pass --on-error skip")
-    return Survey(np.array(kept, np.int64), seen, tuple(problems))
-
-
-def _each_seen(
-    place: str, names: Sequence[str], encoded: Callable[[int, int], Sequence[Fetch]]
-) -> Iterator[Seen | str]:
-    for start in range(0, len(names), _SURVEYED_AT_ONCE):
-        stop = min(start + _SURVEYED_AT_ONCE, len(names))
-        yield from _in_threads(partial(_inspected, place), encoded(start, stop), names[start:stop])
+    numbers = np.array(kept, np.int64)
+    if in_turn is not None:
+        by_number = numbers.argsort()
+        numbers, seen = numbers[by_number], [seen[i] for i in by_number.tolist()]
+    return Survey(numbers, ranks(numbers, order), seen, tuple(problems))
 
 
 def _inspected(place: str, fetch: Fetch, name: str) -> Seen | str:

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.codec import LISTED_SUFFIXES, WRITTEN_SUFFIXES, can_hold, decode_alpha
-from robust_models.images.encoded import EncodedImages, Fetch, Seen, encode_like, survey
+from robust_models.images.encoded import Encoded, EncodedImages, Fetch, Seen, encode_like, survey
 from robust_models.images.folder_files import FoundFiles, Packed, Stems, read_file, sorted_naturally, stem
-from robust_models.images.image_set import Add, OnError
+from robust_models.images.image_set import Add, OnError, Opened, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class FolderImages(EncodedImages):
 
     def encoded(self, start: int, stop: int) -> Sequence[Fetch]:
         """The files' contents."""
-        return _fetches(self.path, self.files)(start, stop)
+        return _fetches(self.path, self.files)(range(start, stop))
 
     def shown_names(self, start: int, stop: int) -> list[str]:
         """The files' paths."""
@@ -89,31 +89,34 @@ class FileImages(EncodedImages):
         yield add
 
 
-def open_folder(root: Path, found: FoundFiles, on_error: OnError) -> list[tuple[FolderImages, np.ndarray]]:
-    """The images in `found` (of find_files) by size and depth: each set, and its images' numbers among all.
+def open_folder(root: Path, found: FoundFiles, on_error: OnError, sample: Sample) -> list[Opened]:
+    """The images in `found` (of find_files) by size and depth.
 
-    Sets are in the order of their first images. Labels and names are those of the whole folder. Every image is decoded
-    once here. UserError where there is none, or one cannot be decoded (with on_error="skip", it is left out).
+    Sets are in the order of their first images. Labels and names are those of the whole folder. Every image of the
+    sample is decoded once here. UserError where there is none, or one cannot be decoded (with on_error="skip", it is
+    left out).
     """
     check_any(root, found)
-    note, files = found.note(root), Packed(found.files)
-    seen = survey(root, files, _fetches(root, files), on_error, between="/")
-    if seen.skipped:
-        files = Packed(files[i] for i in seen.kept)
+    note, files, total = found.note(root), Packed(found.files), len(found.files)
     class_names, labels = _labels_from_subfolders(files)
+    seen = survey(root, files, _fetches(root, files), on_error, between="/", labels=labels, sample=sample)
+    own_labels = labels
+    if len(seen.kept) < total:
+        files = Packed(files[i] for i in seen.kept)
+        own_labels = None if labels is None else labels[seen.kept]
     # Hashes, not the names again: equal ones would only show that some suffixes must stay.
     stems = np.unique(np.fromiter((hash(stem(file)) for file in files), np.int64, len(files)))
     places: dict[Seen, list[int]] = {}
     for i, kind in enumerate(seen.seen):
         places.setdefault(kind, []).append(i)
-    sets: list[tuple[FolderImages, np.ndarray]] = []
+    sets: list[Opened] = []
     for kind, members in places.items():
         own = files if len(places) == 1 else Packed(files[i] for i in members)
         images = FolderImages(
             root,
             Stems(own) if len(stems) == len(files) else own,
             kind.size,
-            None if labels is None else labels[members],
+            None if own_labels is None else own_labels[members],
             class_names,
             seen.skipped,
             depth=kind.depth,
@@ -121,7 +124,7 @@ def open_folder(root: Path, found: FoundFiles, on_error: OnError) -> list[tuple[
             notes=() if note is None else (note,),
             files=own,
         )
-        sets.append((images, np.array(members, np.int64)))
+        sets.append(Opened(images, seen.places[members], total, labels))
     return sets
 
 
@@ -134,7 +137,7 @@ def check_any(root: Path, found: FoundFiles) -> None:
 
 def open_file(path: Path) -> FileImages:
     """One image file. UserError where it cannot be decoded."""
-    seen = survey(path.parent, [path.name], lambda start, stop: [partial(read_file, path)], "fail", between="/").seen[0]
+    seen = survey(path.parent, [path.name], lambda numbers: [partial(read_file, path)], "fail", between="/").seen[0]
     has_alpha = decode_alpha(read_file(path), str(path)) is not None
     about = f"one image file, {seen.depth}"
     return FileImages(path, [path.stem], seen.size, None, None, (), seen.depth, about, has_alpha=has_alpha)
@@ -149,8 +152,8 @@ def _write(file: Path, png: bytes) -> None:
         raise UserError(f"{file}: the name is too long for a PNG beside others of its name; shorten it") from error
 
 
-def _fetches(root: Path, files: Sequence[str]) -> Callable[[int, int], Sequence[Fetch]]:
-    return lambda start, stop: [partial(read_file, os.path.join(root, file)) for file in files[start:stop]]
+def _fetches(root: Path, files: Sequence[str]) -> Encoded:
+    return lambda numbers: [partial(read_file, os.path.join(root, files[i])) for i in numbers]
 
 
 def _labels_from_subfolders(files: Sequence[str]) -> tuple[tuple[str, ...] | None, np.ndarray | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, overload
+from typing import ClassVar, Literal, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,54 @@ OnError = Literal["fail", "skip"]  # what an undecodable image does: end the run
 Split = Literal["train", "test"]
 Add = Callable[[Tensor], None]  # takes the next images [n,3,H,W] of a set that is being written
 _FILE_SUFFIXES = IMAGE_SUFFIXES | {".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"}  # none is the name of a folder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which images of a set are opened: all, or the first `limit` that are readable; others are not decoded.
+
+    fair: a set that lies in the order of its classes, as folders do, counts as shuffled, always alike: its first images
+    are then of all classes.
+    """
+
+    limit: int | None = None
+    fair: bool = False
+
+    def size(self, count: int) -> int:
+        """How many of `count` images that is."""
+        return count if self.limit is None else min(self.limit, count)
+
+    def order(self, labels: np.ndarray | None) -> np.ndarray | None:
+        """The numbers of all images in the order in which they count, int64; None where that is their own."""
+        return in_fair_order(labels) if self.fair and labels is not None else None
+
+
+ALL = Sample()
+
+
+def in_fair_order(labels: np.ndarray) -> np.ndarray | None:
+    """A shuffle, always the same, of labels [N] that lie in the order of their classes; None where they do not."""
+    if labels[0] == labels[-1] or (np.diff(labels) < 0).any():
+        return None
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
+
+
+def ranks(numbers: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """The place of each of these images, whose numbers ascend, among them as `order` counts them, int64."""
+    if order is None:
+        return np.arange(len(numbers))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place[numbers].argsort().argsort()
+
+
+class Opened(NamedTuple):
+    """A set as it was opened, and how it lies among what is there."""
+
+    images: "ImageSet"
+    places: np.ndarray  # int64 [n]: each image's place in the order of the sample
+    total: int  # how many images there are
+    labels: np.ndarray | None  # int64 [total], of all of them
 
 
 class HasSize(Protocol):
@@ -97,6 +145,8 @@ class ImageGroups:
     path: Path
     sets: tuple[ImageSet, ...]
     places: tuple[np.ndarray, ...]  # int64 [n] each: places[g][i] is the number of image i of sets[g] among all images
+    total: int  # how many lie there: more than these where a limit or on_error="skip" has left some out
+    num_classes: int  # that the labels of all that lie there index, by the highest; 0 where there are none
 
     def __len__(self) -> int:
         return sum(map(len, self.sets))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from robust_models.errors import DECODING_FAILURES, UserError, reason
-from robust_models.images.arrays import ArrayImages, AtOffset, describe, opened_rows, read_header
-from robust_models.images.image_set import Add
+from robust_models.images.arrays import ArrayImages, AtOffset, describe, opened_rows, pick, read_header
+from robust_models.images.image_set import ALL, Add, Opened, Sample
 from robust_models.images.pixels import check_range
 
 
@@ -28,8 +28,11 @@ class NpyImages(ArrayImages):
         return opened_rows(out, self.shape, self.stored.newbyteorder("="), channels_first=self.channels_first)
 
 
-def open_npy(path: Path) -> NpyImages:
-    """Reads the header, and floats once, to know their range. UserError where the file holds no images or is cut."""
+def open_npy(path: Path, sample: Sample = ALL) -> Opened:
+    """Reads the header, and the sample's floats once, to know their range.
+
+    UserError where the file holds no images or is cut.
+    """
     try:
         with path.open("rb") as stream:
             header = read_header(stream)
@@ -42,20 +45,21 @@ def open_npy(path: Path) -> NpyImages:
     expected = offset + math.prod(header.shape) * header.dtype.itemsize
     if (size := path.stat().st_size) < expected:
         raise UserError(f"{path}: cut short: {size:,} of {expected:,} bytes are there; copy or make it anew")
-    rows = AtOffset(path, offset, header.shape, header.dtype)
+    picked = pick(AtOffset(path, offset, header.shape, header.dtype), header.shape[0], None, sample)
     if found.depth == "float32":
         row_bytes = (expected - offset) // header.shape[0]
-        check_range(rows, header.shape[0], row_bytes, source=f"{path}: the array")
-    return NpyImages(
+        check_range(picked.rows, len(picked.numbers), row_bytes, source=f"{path}: the array")
+    images = NpyImages(
         path,
-        found.names,
+        picked.names,
         found.size,
         None,
         None,
         depth=found.depth,
         about=found.about,
         notes=found.notes,
-        rows=rows,
+        rows=picked.rows,
         stored=header.dtype,
         layout=found.layout,
     )
+    return Opened(images, picked.places, header.shape[0], None)

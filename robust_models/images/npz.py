@@ -20,12 +20,13 @@ from robust_models.images.arrays import (
     check_labels,
     choose_arrays,
     describe,
+    pick,
     read_header,
     row_writer,
     write_header,
 )
 from robust_models.images.forward import Forward
-from robust_models.images.image_set import Add, Split
+from robust_models.images.image_set import ALL, Add, Opened, Sample, Split
 from robust_models.images.pixels import check_range, max_bytes, too_large
 from robust_models.runtime.files import whole_file
 
@@ -48,8 +49,9 @@ class NpzImages(ArrayImages):
         return npz_writer(out, self.shape, dtype, labels, class_names, channels_first=self.channels_first)
 
 
-def open_npz(path: Path, split: Split = "train") -> NpzImages:
-    """Every byte of the images is read once here, for its checksum; nothing but labels and names stays in memory.
+def open_npz(path: Path, split: Split = "train", sample: Sample = ALL) -> Opened:
+    """Every byte of the images is read once here, for its checksum, unless a sample of them is opened; nothing but
+    labels and names stays in memory.
 
     Rows of a stored array (numpy.savez) are then read by their place in the file. A compressed one (savez_compressed)
     is streamed: in order it is read once more, and each step backwards starts over. UserError where the archive is
@@ -71,7 +73,8 @@ def open_npz(path: Path, split: Split = "train") -> NpzImages:
             header = read_header(stream)
             skipped = stream.tell()
             found = describe(header.shape, header.dtype, kind="npz", source=f"{path}: {chosen.images}")
-            _read_to_the_end(stream, math.prod(header.shape) * header.dtype.itemsize)
+            if sample.size(header.shape[0]) == header.shape[0]:
+                _read_to_the_end(stream, math.prod(header.shape) * header.dtype.itemsize)
         start = _data_start(path, entry)
     where = f"{path}: {chosen.images}"
     if header.fortran_order:
@@ -82,21 +85,24 @@ def open_npz(path: Path, split: Split = "train") -> NpzImages:
         if stored
         else _streamed(path, entry.filename, header.shape, header.dtype)
     )
+    y = None if labels is None else check_labels(labels, count, source=f"{path}: {chosen.labels}")
+    picked = pick(rows, count, y, sample)
     if found.depth == "float32":
-        check_range(rows, count, _row_bytes(header.shape, header.dtype), source=where)
-    return NpzImages(
+        check_range(picked.rows, len(picked.numbers), _row_bytes(header.shape, header.dtype), source=where)
+    images = NpzImages(
         path,
-        found.names,
+        picked.names,
         found.size,
-        None if labels is None else check_labels(labels, count, source=f"{path}: {chosen.labels}"),
+        picked.labels(y),
         class_names,
         depth=found.depth,
         about=found.about if stored else f"{found.about}, compressed",
         notes=chosen.notes + found.notes,
-        rows=rows,
+        rows=picked.rows,
         stored=header.dtype,
         layout=found.layout,
     )
+    return Opened(images, picked.places, count, y)
 
 
 def _small_array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from robust_models.errors import DECODING_FAILURES, UserError
 from robust_models.images.codec import IMAGE_SUFFIXES
 from robust_models.images.folder import open_file, open_folder
 from robust_models.images.folder_files import check_regular, files_below, find_files, sorted_naturally
-from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Split
+from robust_models.images.image_set import ImageGroups, ImageSet, OnError, Opened, Sample, Split
 from robust_models.images.npy import open_npy
 from robust_models.images.npz import open_npz
 from robust_models.images.parquet import open_parquet
@@ -28,7 +28,9 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 
-def open_images(path: Path | str, *, on_error: OnError = "fail", split: Split = "train") -> ImageSet:
+def open_images(
+    path: Path | str, *, on_error: OnError = "fail", split: Split = "train", limit: int | None = None
+) -> ImageSet:
     """The image set at `path`, which may be
 
     - a folder of image files, whose class subfolders (if every image is in one) give the labels; links are followed,
@@ -46,15 +48,23 @@ def open_images(path: Path | str, *, on_error: OnError = "fail", split: Split = 
     used: files are decoded, checksums and float ranges read, once, here, so that a broken image, mixed sizes or floats
     outside [0,1] raise UserError at once (or, with on_error="skip", an undecodable file is listed in `skipped`). Sizes
     are checked from headers: at most max_pixels() for an image, max_bytes() for what must be in memory at once.
+    limit: only the first so many images; the others are not decoded, and so not checked.
 
     Depth stays: 8 bits, 16 bits (PNG and arrays), floats in [0,1] (arrays). Files are read upright, as EXIF says. Grey
     images become RGB. Alpha takes no part and is kept: a refined file is written with the alpha channel of its source;
     arrays are written without it.
     """
-    return open_image_groups(path, on_error=on_error, split=split).one_set()
+    return open_image_groups(path, on_error=on_error, split=split, limit=limit).one_set()
 
 
-def open_image_groups(path: Path | str, *, on_error: OnError = "fail", split: Split = "train") -> ImageGroups:
+def open_image_groups(
+    path: Path | str,
+    *,
+    on_error: OnError = "fail",
+    split: Split = "train",
+    limit: int | None = None,
+    fair: bool = False,
+) -> ImageGroups:
     """As `open_images`, but a folder of image files may hold images of any sizes and depths: one set for each.
 
         groups = open_image_groups("photos")
@@ -65,62 +75,68 @@ def open_image_groups(path: Path | str, *, on_error: OnError = "fail", split: Sp
 
     puts every image back in its own size, under its own name. A path of another kind is one set, as open_images
     gives it. What was passed over, and how an array was understood, is in `notes` and printed once to stderr.
+
+    fair: the first images, and `order`, are those of the set shuffled (always alike) where it lies in the order of its
+    classes.
     """
     path = Path(path)
-    sets = _opened(path, on_error, split)
-    print_once(sets[0][0].notes)
-    return ImageGroups(path, tuple(images for images, _ in sets), tuple(places for _, places in sets))
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: {limit} images of {path}; give 1 or more")
+    sets = _opened(path, on_error, split, Sample(limit, fair))
+    print_once(sets[0].images.notes)
+    _, _, total, labels = sets[0]
+    num_classes = 0 if labels is None else int(labels.max()) + 1
+    return ImageGroups(
+        path, tuple(one.images for one in sets), tuple(one.places for one in sets), total=total, num_classes=num_classes
+    )
 
 
-def _opened(path: Path, on_error: OnError, split: Split) -> list[tuple[ImageSet, np.ndarray]]:
+def _opened(path: Path, on_error: OnError, split: Split, sample: Sample) -> list[Opened]:
     if "\0" in str(path):
         raise UserError(f"{path}: a path cannot hold a null byte")
     if path.is_dir():
-        return _open_folder(path, on_error)
+        return _open_folder(path, on_error, sample)
     if path.exists():
-        images = _open_file(path, on_error, split)
-    elif _is_pattern(path):
-        images = open_tar(path, expand(path), on_error)
-    else:
-        raise UserError(f"{path}: no such file or folder; give {KNOWN}")
-    return [(images, np.arange(len(images)))]
+        return [_open_file(path, on_error, split, sample)]
+    if _is_pattern(path):
+        return [open_tar(path, expand(path), on_error, sample)]
+    raise UserError(f"{path}: no such file or folder; give {KNOWN}")
 
 
-def _open_folder(root: Path, on_error: OnError) -> list[tuple[ImageSet, np.ndarray]]:
+def _open_folder(root: Path, on_error: OnError, sample: Sample) -> list[Opened]:
     found = find_files(root, IMAGE_SUFFIXES | _HOLDERS)
     holders = [file for file in found.files if Path(file).suffix.lower() in _HOLDERS]
     kinds = {Path(file).suffix.lower() for file in holders}
     if not kinds:
-        return [*open_folder(root, found, on_error)]
+        return open_folder(root, found, on_error, sample)
     if len(kinds) > 1 or len(holders) < len(found.files):
         raise UserError(f"{root}: holds {', '.join(sorted(kinds))} files among others; give a folder of one kind")
     if kinds == {".arrow"}:
         raise UserError(f"{root}: Arrow files, as save_to_disk makes them; write parquet: dataset.to_parquet(FILE)")
     files = [root / file for file in holders]
-    images = open_tar(root, files, on_error) if kinds == {".tar"} else open_parquet(root, files, on_error)
-    return [(images, np.arange(len(images)))]
+    return [(open_tar if kinds == {".tar"} else open_parquet)(root, files, on_error, sample)]
 
 
-def _open_file(path: Path, on_error: OnError, split: Split) -> ImageSet:
+def _open_file(path: Path, on_error: OnError, split: Split, sample: Sample) -> Opened:
     if not path.is_file():
         check_regular(path)
     with path.open("rb") as file:
         head = file.read(512)
     suffix = path.suffix.lower()
     if head.startswith(b"\x93NUMPY"):
-        return open_npy(path)
+        return open_npy(path, sample)
     if head.startswith(b"PAR1") or suffix == ".parquet":
-        return open_parquet(path, [path], on_error)
+        return open_parquet(path, [path], on_error, sample)
     if suffix in (".pt", ".pth") or _is_torch_zip(path, head):
-        return open_pt(path, split)
+        return open_pt(path, split, sample)
     if head.startswith(b"PK") or suffix == ".npz":
-        return open_npz(path, split)
+        return open_npz(path, split, sample)
     if head[257:262] == b"ustar" or suffix == ".tar":
-        return open_tar(path, [path], on_error)
+        return open_tar(path, [path], on_error, sample)
     if suffix == ".npy":
-        return open_npy(path)
+        return open_npy(path, sample)
     if suffix in IMAGE_SUFFIXES:
-        return open_file(path)
+        return Opened(open_file(path), np.arange(1), 1, None)
     raise UserError(f"{path}: of no known kind; give {KNOWN}")
 
 

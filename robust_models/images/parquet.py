@@ -17,7 +17,7 @@ from torch import Tensor
 from robust_models.errors import UserError
 from robust_models.images.encoded import EncodedImages, Fetch, encode_all, feeding, survey
 from robust_models.images.forward import Forward
-from robust_models.images.image_set import Add, Numbered, OnError
+from robust_models.images.image_set import ALL, Add, Numbered, OnError, Opened, Sample
 from robust_models.images.parquet_schema import Columns, find_columns, opened_file, readable
 from robust_models.images.pixels import max_bytes, too_large
 
@@ -56,8 +56,8 @@ class ParquetImages(EncodedImages):
             yield add
 
 
-def open_parquet(path: Path, files: Sequence[Path], on_error: OnError) -> ParquetImages:
-    """The set in `files`, which `path` names; every image is decoded once here, and none kept."""
+def open_parquet(path: Path, files: Sequence[Path], on_error: OnError, sample: Sample = ALL) -> Opened:
+    """The set in `files`, which `path` names; every image of the sample is decoded once here, and none kept."""
     files = tuple(files)
     columns = find_columns(files)
     groups = _row_groups(files)
@@ -69,9 +69,11 @@ def open_parquet(path: Path, files: Sequence[Path], on_error: OnError) -> Parque
         landing=lambda row: int(firsts[np.searchsorted(firsts, row, "right") - 1]),
         begin=lambda row: _encoded_from(files, columns, *groups[np.searchsorted(firsts, row), 1:3].tolist()),
     )
-    found = survey(path, Numbered(count), lambda i, j: _fetches(path, stream, np.arange(i, j)), on_error)
+    encoded = partial(_each_fetched, path, stream)
+    found = survey(path, Numbered(count), encoded, on_error, labels=labels, sample=sample)
     seen = found.one_kind(path, Numbered(count))
-    return ParquetImages(
+    files = files[: int(groups[np.searchsorted(firsts, found.kept[-1], "right") - 1, 1]) + 1]
+    images = ParquetImages(
         path,
         Numbered(len(found.kept)),
         seen.size,
@@ -85,6 +87,7 @@ def open_parquet(path: Path, files: Sequence[Path], on_error: OnError) -> Parque
         rows=found.kept,
         stream=stream,
     )
+    return Opened(images, found.places, count, labels)
 
 
 def _row_groups(files: Sequence[Path]) -> np.ndarray:
@@ -136,6 +139,12 @@ def _fetches(path: Path, stream: Forward[bytes | None], rows: np.ndarray) -> Seq
     first, last = int(rows[0]), int(rows[-1])
     encoded = stream(first, last + 1)
     return [partial(_present, encoded[row - first], path, row) for row in rows.tolist()]
+
+
+def _each_fetched(path: Path, stream: Forward[bytes | None], rows: Sequence[int]) -> list[Fetch]:
+    """As _fetches, of rows that may lie far apart: what lies between them is not held in memory."""
+    runs = np.split(np.array(rows), np.flatnonzero(np.diff(rows) != 1) + 1)
+    return [fetch for run in runs for fetch in _fetches(path, stream, run)]
 
 
 def _present(encoded: bytes | None, path: Path, row: int) -> bytes:

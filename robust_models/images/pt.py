@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.arrays import ArrayImages, check_labels, choose_arrays, describe
-from robust_models.images.image_set import Add, Split
+from robust_models.images.arrays import ArrayImages, check_labels, choose_arrays, describe, pick
+from robust_models.images.image_set import ALL, Add, Opened, Sample, Split
 from robust_models.images.pixels import check_range, max_bytes, too_large
 from robust_models.images.pt_reader import Place, read_places
 from robust_models.images.pt_writer import Placeholder, pt_writer
@@ -39,7 +39,7 @@ class PtImages(ArrayImages):
         return pt_writer(out, content, channels_first=self.channels_first)
 
 
-def open_pt(path: Path, split: Split = "train") -> PtImages:
+def open_pt(path: Path, split: Split = "train", sample: Sample = ALL) -> Opened:
     """Pixels are read by their place in the file; only the format of torch before 1.6, no zip, is read whole.
 
     UserError where there is no tensor of images, or the file is broken or hostile.
@@ -62,24 +62,27 @@ def open_pt(path: Path, split: Split = "train") -> PtImages:
     labels = content[chosen.labels] if chosen and chosen.labels else None
     class_names = content.get("class_names") if isinstance(content, dict) else None
     found = describe(images.shape, images.dtype, kind="pt", source=f"{path}: the tensor")
-    rows, count = images.rows(), images.shape[0]
+    count = images.shape[0]
+    y = None if labels is None else check_labels(_as_array(labels, path), count, source=f"{path}: labels")
+    picked = pick(images.rows(), count, y, sample)
     if found.depth == "float32":
         row_bytes = math.prod(images.shape[1:]) * images.dtype.itemsize
-        check_range(rows, count, row_bytes, source=f"{path}: the tensor")
-    return PtImages(
+        check_range(picked.rows, len(picked.numbers), row_bytes, source=f"{path}: the tensor")
+    opened = PtImages(
         path,
-        found.names,
+        picked.names,
         found.size,
-        None if labels is None else check_labels(_as_array(labels, path), count, source=f"{path}: labels"),
+        picked.labels(y),
         tuple(map(str, class_names)) if isinstance(class_names, list | tuple) else None,
         depth=found.depth,
         about=found.about,
         notes=(chosen.notes if chosen else ()) + found.notes,
-        rows=rows,
+        rows=picked.rows,
         stored=images.dtype,
         layout=found.layout,
         bare=bare,
     )
+    return Opened(opened, picked.places, count, y)
 
 
 def _as_array(labels: Any, path: Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 import tarfile
 from array import array
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.encoded import EncodedImages, Fetch, feeding, survey
+from robust_models.images.encoded import Encoded, EncodedImages, Fetch, feeding, survey
 from robust_models.images.folder_files import Packed
-from robust_models.images.image_set import Add, OnError
+from robust_models.images.image_set import ALL, Add, OnError, Opened, Sample
 from robust_models.images.tar_members import check_size, extension, forget_members, opened, samples
 
 
@@ -36,7 +36,7 @@ class TarImages(EncodedImages):
         return self.shards == (self.path,)
 
     def encoded(self, start: int, stop: int) -> Sequence[Fetch]:
-        return _fetches(self.shards, self.places)(start, stop)
+        return _fetches(self.shards, self.places)(range(start, stop))
 
     @contextmanager
     def writer(self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None) -> Iterator[Add]:
@@ -53,8 +53,8 @@ class TarImages(EncodedImages):
             yield add
 
 
-def open_tar(path: Path, shards: Sequence[Path], on_error: OnError) -> TarImages:
-    """The set in `shards`, which `path` names. One pass over their headers and labels, one that decodes every image."""
+def open_tar(path: Path, shards: Sequence[Path], on_error: OnError, only: Sample = ALL) -> Opened:
+    """The set in `shards`, which `path` names. One pass over headers and labels, one that decodes the sample."""
     shards = tuple(shards)
     names, members, places, labels = Packed(), Packed(), array("q"), array("q")
     unlabelled = Packed()
@@ -82,27 +82,28 @@ def open_tar(path: Path, shards: Sequence[Path], on_error: OnError) -> TarImages
             f"{path}: {len(names)} images but {len(labels)} labels: sample {unlabelled[0]} has neither .cls nor a "
             "label in .json"
         )
-    table = np.array(places, np.int64).reshape(-1, 3)
-    found = survey(path, members, _fetches(shards, table), on_error)
-    labels_found = np.array(labels, np.int64)[found.kept] if labels else None
-    seen = found.one_kind(path, members)
-    return TarImages(
+    table, y = np.array(places, np.int64).reshape(-1, 3), np.array(labels, np.int64) if labels else None
+    found = survey(path, members, _fetches(shards, table), on_error, labels=y, sample=only)
+    seen, table = found.one_kind(path, members), table[found.kept]
+    shards = shards[: int(table[-1, 0]) + 1]  # behind the last image there are none of a sample
+    images = TarImages(
         path,
-        Packed(names[i] for i in found.kept) if found.skipped else names,
+        Packed(names[i] for i in found.kept) if len(found.kept) < len(names) else names,
         seen.size,
-        labels_found,
+        None if y is None else y[found.kept],
         None,
         found.skipped,
         depth=seen.depth,
         about=f"{len(shards)} tar shard{'s' if len(shards) > 1 else ''}, {seen.depth}",
         shards=shards,
-        places=table[found.kept],
+        places=table,
     )
+    return Opened(images, found.places, len(names), y)
 
 
-def _fetches(shards: Sequence[Path], places: np.ndarray) -> Callable[[int, int], Sequence[Fetch]]:
-    return lambda start, stop: [
-        partial(_read_part, shards[shard], offset, size) for shard, offset, size in places[start:stop].tolist()
+def _fetches(shards: Sequence[Path], places: np.ndarray) -> Encoded:
+    return lambda numbers: [
+        partial(_read_part, shards[shard], offset, size) for shard, offset, size in places[numbers].tolist()
     ]
 
 
