@@ -77,6 +77,11 @@ def _format_summary(summary: Summary) -> str:
         lines.append(f"{summary['untouched']} uncertain images left alone")
     if summary["skipped"]:
         lines.append(f"{summary['skipped']} unreadable images skipped")
+    if summary["lossy"]:
+        lines.append(
+            f"{summary['lossy']} of them are JPEG files, like their sources: quality 95, full colour resolution, not "
+            "without loss (--save-as png is)"
+        )
     if "eps_search" in summary:
         lines += _search(summary["eps_search"])
     lines += [f"{name}: {summary[name]}" for name in ("manifest", "grid", "trajectory") if summary[name]]

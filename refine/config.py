@@ -15,6 +15,7 @@ from robust_models.attacks import Center, Keep
 from robust_models.checkpoints import find
 from robust_models.classifier import Precision
 from robust_models.images import ImageGroups
+from robust_models.images.image_set import SaveAs
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import STRICT, AtLeastOne, Number, as_plain
 from robust_models.runtime.files import sha256_of
@@ -90,6 +91,11 @@ class OutputFlags:
     """Output: where the refined set goes, and how it is kept."""
 
     out: Path = Field(description="where the refined set goes, of the same kind as the input")
+    save_as: SaveAs = Field(
+        default="source",
+        description="the files of a refined folder: source: each in its own format, JPEG with quality 95, which has "
+        "losses; png: all without loss",
+    )
     shard_size: AtLeastOne = Field(default=4096, description="images per shard, the unit that a resumed run keeps")
     overwrite: bool = Field(
         default=False, description="replace what stands at --out, and another run's unfinished work"

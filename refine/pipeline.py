@@ -30,8 +30,10 @@ from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_sour
 from refine.work_folder import Row, Shards, WorkFolder, as_line
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
+from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images import ImageGroups, check_apart, check_groups_out, open_image_groups, write_image_groups
+from robust_models.images.image_set import SaveAs
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import exclusive, whole_file
@@ -53,6 +55,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
             check_pictures_out(config)
         images = _open(config, ranks)
         check_groups_out(config.out, images)
+        _check_save_as(config, images)
         device = ranks.device(config.device)
         classifiers = [folded(config.load(name)) for name in config.ckpts]
         precision = decide_precision(config.precision, device, attack_loop(classifiers))
@@ -95,7 +98,7 @@ def _refine_and_publish(
             passes = replace(passes, refiner=replace(refiner, attack=attack_of(config, eps)))
         rate = passes.refine(targets, class_names, label_source(mode))
         if ranks.is_first:
-            means = assemble(work, images, passes.shards, precision)
+            means = assemble(work, images, passes.shards, precision, config.save_as)
             save_pictures(config, passes.refiner, images, work, passes.shards)
             summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
             summary["assumptions"] = {
@@ -192,19 +195,27 @@ class Passes:
         return {"size": list(size), "seen_at": [[side, side] for side in self.seen_at]}
 
 
-def assemble(work: WorkFolder, images: ImageGroups, shards: Shards, precision: PrecisionDecision) -> dict[str, Any]:
-    """Builds the set, of the same kind as `images`, and the manifest inside the work folder; gives N and the means."""
-    with write_image_groups(work.assembled, like=images, labels=images.labels, class_names=images.class_names) as adds:
+def assemble(
+    work: WorkFolder, images: ImageGroups, shards: Shards, precision: PrecisionDecision, save_as: SaveAs
+) -> dict[str, Any]:
+    """Builds the set, of the same kind as `images`, and the manifest inside the work folder.
+
+    Gives N, the means, and how many images were written with loss.
+    """
+    out, names = work.assembled, images.class_names
+    with write_image_groups(out, like=images, labels=images.labels, class_names=names, save_as=save_as) as adds:
         for k in range(len(shards)):
             add, pixels = adds[images.set_of(shards.part(k).start)], work.pixels(k)
             for start in range(0, len(pixels), _AT_ONCE):
                 add(torch.from_numpy(pixels[start : start + _AT_ONCE].copy()))
-    means = Means()
+    means, lossy = Means(), 0
     with whole_file(work.manifest) as partial, partial.open("w", encoding="utf-8") as manifest:
-        for row in _rows_in_order(work, images, shards):
+        for place, row in enumerate(_rows_in_order(work, images, shards)):
             means.add(row)
-            manifest.write(as_line(row | {"precision": precision.precision}))
-    return means.summary()
+            loss = {"lossy": True} if images.is_lossy(out, place) else {}
+            lossy += bool(loss)
+            manifest.write(as_line(row | {"precision": precision.precision} | loss))
+    return means.summary() | {"lossy": lossy}
 
 
 def _rows_in_order(work: WorkFolder, images: ImageGroups, shards: Shards) -> Iterator[Row]:
@@ -260,6 +271,14 @@ def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:
     for problem in images.skipped if ranks.is_first else ():
         print(f"skipped: {problem}", file=sys.stderr)
     return images
+
+
+def _check_save_as(config: RefineConfig, images: ImageGroups) -> None:
+    if config.save_as == "png" and (images.sets[0].kind != "folder" or config.out.suffix.lower() == ".npz"):
+        raise UserError(
+            f"save_as: png is for folders of image files, but {config.input} is {images.about} and {config.out} is to "
+            "be written; leave --save-as out"
+        )
 
 
 def _facts(

@@ -33,17 +33,21 @@ _FORMATS = {
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 LISTED_SUFFIXES = ", ".join(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # for messages
-WRITTEN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+WRITTEN_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pnm",
+)  # fmt: skip
+LOSSY_SUFFIXES = _FORMATS["JPEG"]  # of those
 
 _OPTIONS = {
     "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"lossless": True},
+    "WEBP": {"lossless": True, "exact": True},  # exact: the colour of transparent pixels too
     "TIFF": {"compression": "tiff_adobe_deflate"},
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BITS_AT, _COLOUR_AT = 24, 25  # bytes of IHDR
 _GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # colour types
 _UP = 2  # row filter
+_LONGEST_SIDE = dict.fromkeys(_FORMATS["JPEG"], 65500) | {".webp": 16383}  # pixels
 _TIFF_BITS_PER_SAMPLE = 258
 _ORIENTATION = ExifTags.Base.Orientation
 _LARGE = 1 << 22  # pixels; larger images are decoded one at a time, whatever the number of threads
@@ -86,9 +90,11 @@ def encode(pixels: np.ndarray, alpha: np.ndarray | None = None, suffix: str = ".
     return stream.getvalue()
 
 
-def can_hold(suffix: str, *, deep: bool, alpha: bool) -> bool:
-    """Whether an image file with this suffix, one of WRITTEN_SUFFIXES, can hold 16 bits, and alpha."""
-    return suffix == ".png" or not (deep or (alpha and suffix not in (".webp", ".tif", ".tiff")))
+def can_hold(suffix: str, size: tuple[int, int], *, deep: bool, alpha: bool) -> bool:
+    """Whether an image file with this suffix, one of WRITTEN_SUFFIXES, can hold so many pixels, 16 bits, and alpha."""
+    if deep or (alpha and suffix not in (".webp", ".tif", ".tiff")):
+        return suffix == ".png"
+    return max(size) <= _LONGEST_SIDE.get(suffix, max(size))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.codec import decode, decode_alpha, encode
+from robust_models.images.codec import can_hold, decode, decode_alpha, encode
 from robust_models.images.image_set import ALL, ImageSet, OnError, Sample, difference, ranks
 from robust_models.images.pixels import Depth
 
@@ -29,7 +29,7 @@ _CHANGED = "it was changed while in use: leave the input alone and run again"
 
 @dataclass(frozen=True)
 class EncodedImages(ImageSet):
-    """Images as PNG, JPEG, ...: a refined one is a PNG of the same depth and with the alpha channel of its source."""
+    """Images as PNG, JPEG, ...: a refined one has the depth and the alpha channel of its source."""
 
     @abstractmethod
     def encoded(self, start: int, stop: int) -> Sequence[Fetch]:
@@ -57,13 +57,32 @@ def encode_all(x: Tensor | np.ndarray, sources: Sequence[Fetch]) -> list[bytes]:
     return _in_threads(encode_like, pixels, sources)
 
 
+def encode_each(x: Tensor, sources: Sequence[Fetch], suffixes: Sequence[str]) -> list[tuple[str, bytes]]:
+    """[n,3,H,W] uint8 or uint16 as image files with these suffixes, or .png where that alone can hold the image.
+
+    The suffix, and the file's content, with the alpha channel that the source has.
+    """
+    return _in_threads(_encode_as, x.cpu().numpy().transpose(0, 2, 3, 1), sources, suffixes)
+
+
+def _encode_as(pixels: np.ndarray, source: Fetch, suffix: str) -> tuple[str, bytes]:
+    alpha = _alpha_of(source, pixels)
+    fits = can_hold(suffix, pixels.shape[:2], deep=pixels.dtype == np.uint16, alpha=alpha is not None)
+    suffix = suffix if fits else ".png"
+    return suffix, encode(pixels, alpha, suffix)
+
+
 def encode_like(pixels: np.ndarray, source: Fetch, suffix: str = ".png") -> bytes:
     """[H,W,3] as an image file with the alpha channel of its source. UserError where the source was changed."""
+    return encode(pixels, _alpha_of(source, pixels), suffix)
+
+
+def _alpha_of(source: Fetch, pixels: np.ndarray) -> np.ndarray | None:
     alpha = decode_alpha(source(), "the source")
     if alpha is not None and (alpha.shape, alpha.dtype) != (pixels.shape[:2], pixels.dtype):
         height, width = alpha.shape
         raise UserError(f"the source of a refined image is now {width}x{height} {alpha.dtype}; {_CHANGED}")
-    return encode(pixels, alpha, suffix)
+    return alpha
 
 
 def _fetch_pixels(size: tuple[int, int], depth: Depth, fetch: Fetch, name: str) -> np.ndarray:

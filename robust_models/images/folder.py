@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.codec import LISTED_SUFFIXES, WRITTEN_SUFFIXES, can_hold, decode_alpha
-from robust_models.images.encoded import Encoded, EncodedImages, Fetch, Seen, encode_like, survey
+from robust_models.images.codec import LISTED_SUFFIXES, LOSSY_SUFFIXES, WRITTEN_SUFFIXES, can_hold, decode_alpha
+from robust_models.images.encoded import Encoded, EncodedImages, Fetch, Seen, encode_each, encode_like, survey
 from robust_models.images.folder_files import FoundFiles, Packed, Stems, read_file, sorted_naturally, stem
-from robust_models.images.image_set import Add, OnError, Opened, Sample
+from robust_models.images.image_set import Add, OnError, Opened, Sample, SaveAs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class FolderImages(EncodedImages):
     """The image files below a folder, or those of one size among them."""
 
     files: Sequence[str]  # relative to the folder
+    save_as: SaveAs = "source"  # a refined copy
 
     kind = "folder"
     suffixes = ()
@@ -41,18 +42,39 @@ class FolderImages(EncodedImages):
 
     @contextmanager
     def writer(self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None) -> Iterator[Add]:
-        """PNG files of the same relative names; so class subfolders remain, which are the labels."""
+        """Files of the same relative names, which keep class subfolders and so the labels, each in its own format.
+
+        Where that is not written here or cannot hold the image, and with save_as="png", PNG.
+        """
         written = 0
 
         def add(x: Tensor) -> None:
             nonlocal written
-            for name, png in zip(self.names[written : written + len(x)], self.as_png(written, x), strict=True):
-                file = out / f"{name}.png"
+            stop = written + len(x)
+            suffixes = [self._suffix(i) for i in range(written, stop)]
+            files = encode_each(x, self.encoded(written, stop), suffixes)
+            for i, (suffix, content) in enumerate(files, written):
+                file = out / self._saved_name(i, suffix)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _write(file, png)
-            written += len(x)
+                _write(file, content)
+            written = stop
 
         yield add
+
+    def is_lossy(self, out: Path, i: int) -> bool:
+        return self._suffix(i) in LOSSY_SUFFIXES and (out / self.files[i]).is_file()
+
+    def _suffix(self, i: int) -> str:
+        own = os.path.splitext(self.files[i])[1].lower()
+        return own if own in WRITTEN_SUFFIXES and self.save_as == "source" else ".png"
+
+    def _saved_name(self, i: int, suffix: str) -> str:
+        if os.path.splitext(self.files[i])[1].lower() == suffix:
+            return self.files[i]
+        name = f"{self.names[i]}{suffix}"
+        while os.path.lexists(self.path / name):  # that of another image
+            name += suffix
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +92,12 @@ class FileImages(EncodedImages):
 
     def holds(self, suffix: str) -> bool:
         """Whether a file with this suffix can hold the image with its 16 bits and its alpha channel."""
-        return suffix in self.suffixes and can_hold(suffix, deep=self.depth == "uint16", alpha=self.has_alpha)
+        return suffix in self.suffixes and can_hold(
+            suffix, self.size, deep=self.depth == "uint16", alpha=self.has_alpha
+        )
+
+    def is_lossy(self, out: Path, i: int) -> bool:
+        return out.suffix.lower() in LOSSY_SUFFIXES
 
     def writer(
         self, out: Path, labels: np.ndarray | None, class_names: Sequence[str] | None
@@ -143,13 +170,13 @@ def open_file(path: Path) -> FileImages:
     return FileImages(path, [path.stem], seen.size, None, None, (), seen.depth, about, has_alpha=has_alpha)
 
 
-def _write(file: Path, png: bytes) -> None:
+def _write(file: Path, content: bytes) -> None:
     try:
-        file.write_bytes(png)
+        file.write_bytes(content)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise UserError(f"{file}: the name is too long for a PNG beside others of its name; shorten it") from error
+        raise UserError(f"{file}: the name is too long once .png is behind it; shorten it") from error
 
 
 def _fetches(root: Path, files: Sequence[str]) -> Encoded:

@@ -20,6 +20,7 @@ from robust_models.images.pixels import Depth
 
 OnError = Literal["fail", "skip"]  # what an undecodable image does: end the run, or be left out and listed
 Split = Literal["train", "test"]
+SaveAs = Literal["source", "png"]  # the files of a refined folder: each in its source's format, or without loss
 Add = Callable[[Tensor], None]  # takes the next images [n,3,H,W] of a set that is being written
 _FILE_SUFFIXES = IMAGE_SUFFIXES | {".npz", ".npy", ".pt", ".pth", ".tar", ".parquet"}  # none is the name of a folder
 
@@ -118,6 +119,10 @@ class ImageSet(ABC):
         """Whether a file ending in `suffix` (in small letters) can hold the refined copy of this set."""
         return self.in_one_file and suffix in self.suffixes
 
+    def is_lossy(self, out: Path, i: int) -> bool:
+        """Whether image i of the refined copy at `out` was written with loss."""
+        return False
+
     def file_name(self, i: int) -> str:
         """What messages call image i."""
         return self.names[i]
@@ -209,6 +214,15 @@ class ImageGroups:
         """Rows start to stop-1, which must be of one set, [n,3,H,W] in its depth."""
         images, first = self.at(start)
         return images.read(first, first + stop - start)
+
+    def is_lossy(self, out: Path, place: int) -> bool:
+        """Whether the image at this place of the refined copies at `out` was written with loss."""
+        images, i = self.at(int(self._rows[place]))
+        return images.is_lossy(out, i)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self.order.argsort()
 
     @property
     def about(self) -> str:

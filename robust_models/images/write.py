@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images.folder import FileImages
-from robust_models.images.image_set import Add, ImageGroups, ImageSet, check_groups_out, check_out, kind_of
+from robust_models.images.folder import FileImages, FolderImages
+from robust_models.images.image_set import Add, ImageGroups, ImageSet, SaveAs, check_groups_out, check_out, kind_of
 from robust_models.images.npz import NpzImages, npz_writer
 from robust_models.images.pixels import DTYPES
 from robust_models.runtime.files import whole_file, whole_folder
@@ -17,14 +18,21 @@ from robust_models.runtime.files import whole_file, whole_folder
 
 @contextmanager
 def write_images(
-    out: Path, *, like: ImageSet, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None
+    out: Path,
+    *,
+    like: ImageSet,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    save_as: SaveAs = "source",
 ) -> Iterator[Add]:
     """Gives `add(x [n,3,H,W])`, to be called batch by batch until len(like) images are there; then the set stands at
     `out`, of the kind, names, layout and depth of `like` (an `.npz` wherever `out` ends so). On an error nothing is
     left there, and what stood there before stands unchanged.
 
     x has the type that `like.read` gives; `from_float(x, like.depth)` makes it. labels [N] and class_names go into npz
-    and pt; folders, tar shards and parquet files keep those of their source; an npy has none.
+    and pt; folders, tar shards and parquet files keep those of their source; an npy has none. Files of a folder are in
+    the format of their source, of which JPEG (here of quality 95, with full colour resolution) has losses;
+    save_as="png" has none. Tar shards and parquet files hold PNG.
     UserError: `out` names another kind; other than len(like) labels or images; x of another size or type.
     """
     to_npz = out.suffix.lower() == ".npz"
@@ -41,14 +49,19 @@ def write_images(
         elif isinstance(like, FileImages):
             writer = like.writer_of(out.suffix.lower(), partial)
         else:
-            writer = like.writer(partial, labels, class_names)
+            writer = _saved_as(save_as, like).writer(partial, labels, class_names)
         with writer as add, _checked(add, like) as checked:
             yield checked
 
 
 @contextmanager
 def write_image_groups(
-    out: Path, *, like: ImageGroups, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None
+    out: Path,
+    *,
+    like: ImageGroups,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    save_as: SaveAs = "source",
 ) -> Iterator[list[Add]]:
     """Gives one `add(x [n,3,H,W])` for each of like.sets, to be called in any order until all images are there; then
     they stand at `out`: every image in its own size, depth and name (class subfolders included), as write_images does.
@@ -57,7 +70,7 @@ def write_image_groups(
     several sizes are to become one file. On an error nothing is left at `out`.
     """
     if len(like.sets) == 1:
-        with write_images(out, like=like.sets[0], labels=labels, class_names=class_names) as add:
+        with write_images(out, like=like.sets[0], labels=labels, class_names=class_names, save_as=save_as) as add:
             yield [add]
         return
     check_groups_out(out, like)
@@ -66,9 +79,13 @@ def write_image_groups(
     with whole_folder(out) as partial, ExitStack() as writers:
         adds: list[Add] = []
         for images in like.sets:
-            add = writers.enter_context(images.writer(partial, None, None))
+            add = writers.enter_context(_saved_as(save_as, images).writer(partial, None, None))
             adds.append(writers.enter_context(_checked(add, images)))
         yield adds
+
+
+def _saved_as(save_as: SaveAs, like: ImageSet) -> ImageSet:
+    return replace(like, save_as=save_as) if isinstance(like, FolderImages) else like
 
 
 @contextmanager
