@@ -381,3 +381,46 @@ def test_a_step_on_a_resnet50_at_224_pixels(tmp_path):
         moved = synthesize(network, Work(x, torch.tensor([7]), towards_class), Ball(8, 1, 1))
     assert moved.shape == x.shape
     assert float((moved - x).norm()) == pytest.approx(1.0, abs=0.05)
+
+
+OF_IMAGES = {  # the tasks that take images, with what else each needs
+    "inpaint": ["--hole", "4", "--steps", "1"],
+    "superres": ["--factor", "2", "--steps", "1"],
+    "translate": ["--target-class", CLASSES[0], "--steps", "1"],
+    "sketch": ["--target", CLASSES[0], "--steps", "1"],
+    "paint": ["--feature", "1", "--rectangle", "0,0,4,4", "--steps", "1"],
+    "invert": ["--steps", "1"],
+    "features": ["--out", "OUT.png"],
+    "seeds": ["--data", "INPUT", "--out", "OUT.npz"],
+}
+ANY_SIZE = {"sketch"}  # which fits each drawing to the classifier
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kinds", ["sizes", "depths"])
+def test_images_of_several_sizes_are_taken_or_refused_in_one_line_before_any_work(
+    tmp_path, checkpoint, capsys, task, kinds
+):
+    if task not in OF_IMAGES:
+        assert {"input", "data"}.isdisjoint(find_task(task).schema.__dataclass_fields__)
+        return
+    for i, name in enumerate(CLASSES[:2]):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        size = (16 + 4 * i, 16) if kinds == "sizes" else (16, 16)
+        image = Image.new("RGB", size, (9, 99, 199))
+        if kinds == "depths" and i:
+            image = Image.fromarray(np.full((16, 16), 999, np.uint16))
+        image.save(tmp_path / "in" / name / "a.png")
+    words = ["--task", task, *OF_IMAGES[task]]
+    words += [] if task == "seeds" else ["--ckpt", str(checkpoint), "--input", "INPUT"]
+    words += [] if "--out" in words else ["--out", "OUT"]
+    words = [word.replace("INPUT", str(tmp_path / "in")).replace("OUT", str(tmp_path / "out")) for word in words]
+    status, _, error = run(*words, capsys=capsys)
+    if task in ANY_SIZE:
+        assert status == 0, error
+        return
+    first, second = (f"{name}/a.png" for name in CLASSES[:2])
+    found = f"{first} is 16x16, {second} is 20x16" if kinds == "sizes" else f"{first} is uint8, {second} is uint16"
+    assert (status, error.count("\n")) == (2, 0)
+    assert f"mixed {kinds}: {found}; " in error
+    assert not list(tmp_path.glob("out*"))
