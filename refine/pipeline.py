@@ -202,6 +202,7 @@ def assemble(
 
     Gives N, the means, and how many images were written with loss.
     """
+    work.drop_assembled()
     out, names = work.assembled, images.class_names
     with write_image_groups(out, like=images, labels=images.labels, class_names=names, save_as=save_as) as adds:
         for k in range(len(shards)):

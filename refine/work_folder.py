@@ -197,6 +197,11 @@ class WorkFolder:
         """What the JSON file of this name holds."""
         return json.loads((self.path / name).read_text())
 
+    def drop_assembled(self) -> None:
+        """Removes what a run that was killed behind its assembly had put together."""
+        if self.assembled.is_dir():
+            shutil.rmtree(self.assembled)
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Marks the run as assembled."""
         self.write_json(self.record.name, record_of(self.assembled, self._read_state()["settings"], summary))

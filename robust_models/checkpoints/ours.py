@@ -15,7 +15,7 @@ from robust_models.architectures.libraries import LIBRARIES
 from robust_models.checkpoints.programs.program import Program
 from robust_models.classifier import Description, Normalizer, RobustClassifier
 from robust_models.errors import UserError
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import check_replaces, whole_file
 from robust_models.threat import ThreatModel
 
 FORMAT_VERSION = 1
@@ -149,13 +149,25 @@ def _check(description: Description) -> None:
 
 
 def save(model: RobustClassifier, path: Path | str) -> None:
-    """Writes network tensors and description to `path` (safetensors), whole or not at all. UserError for a program."""
+    """Writes network tensors and description to `path` (safetensors), whole or not at all.
+
+    UserError for a program, and where a file stands at `path` that is no checkpoint of this project.
+    """
     if isinstance(model.network, Program):
         raise UserError(f"save: {model.description.arch} is code, not only tensors; keep the file it came from")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     described = json.dumps({"version": FORMAT_VERSION, **asdict(model.description)})
+    check_replaces(Path(path), _is_ours, "checkpoint of this project")
     with whole_file(Path(path)) as partial:
         partial.write_bytes(reproducible_bytes(state, {"bigroc": described, "format": "pt"}))
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "bigroc" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def reproducible_bytes(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

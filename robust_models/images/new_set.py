@@ -17,8 +17,9 @@ from robust_models.images import Add
 from robust_models.images.arrays import opened_rows
 from robust_models.images.codec import IMAGE_SUFFIXES, encode
 from robust_models.images.npz import npz_writer
+from robust_models.images.open import is_image_file_or_set
 from robust_models.images.pt_writer import Placeholder, pt_writer
-from robust_models.runtime.files import whole_file, whole_folder
+from robust_models.runtime.files import check_replaces, whole_file, whole_folder
 
 _U8 = np.dtype(np.uint8)
 
@@ -47,8 +48,10 @@ class NewSet:
 def write_new_set(out: Path, new: NewSet) -> Iterator[Add]:
     """Gives `add(x_u8 [n,3,H,W])`, to be called until all N images are there; then the set stands at `out`.
 
-    robust_models.open_images reads it, with its labels (an .npy has none). On an error nothing is left there.
+    robust_models.open_images reads it, with its labels (an .npy has none). On an error nothing is left there. UserError
+    where a folder stands there that is not empty, or a file that is no image set.
     """
+    check_replaces(out, is_image_file_or_set, "image set")
     writer = _WRITERS.get(out.suffix.lower(), _folder)
     with (whole_folder if writer is _folder else whole_file)(out) as partial, writer(partial, new) as add:
         yield add

@@ -91,6 +91,15 @@ def open_image_groups(
     )
 
 
+def is_image_file_or_set(path: Path) -> bool:
+    """Whether one image of it, at least, can be read."""
+    try:
+        _opened(path, "skip", "train", Sample(1))
+    except UserError:
+        return False
+    return True
+
+
 def _opened(path: Path, on_error: OnError, split: Split, sample: Sample) -> list[Opened]:
     if "\0" in str(path):
         raise UserError(f"{path}: a path cannot hold a null byte")

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from robust_models.errors import UserError
 from robust_models.images.folder import FileImages, FolderImages
-from robust_models.images.image_set import Add, ImageGroups, ImageSet, SaveAs, check_groups_out, check_out, kind_of
+from robust_models.images.image_set import (
+    Add,
+    ImageGroups,
+    ImageSet,
+    SaveAs,
+    check_apart,
+    check_groups_out,
+    check_out,
+    kind_of,
+)
 from robust_models.images.npz import NpzImages, npz_writer
+from robust_models.images.open import is_image_file_or_set
 from robust_models.images.pixels import DTYPES
-from robust_models.runtime.files import whole_file, whole_folder
+from robust_models.runtime.files import check_replaces, whole_file, whole_folder
 
 
 @contextmanager
@@ -33,8 +43,10 @@ def write_images(
     and pt; folders, tar shards and parquet files keep those of their source; an npy has none. Files of a folder are in
     the format of their source, of which JPEG (here of quality 95, with full colour resolution) has losses;
     save_as="png" has none. Tar shards and parquet files hold PNG.
-    UserError: `out` names another kind; other than len(like) labels or images; x of another size or type.
+    UserError: `out` names another kind; other than len(like) labels or images; x of another size or type; at `out`
+    stands the source, a folder that is not empty, or a file that is no image set.
     """
+    check_apart(out, like.path)
     to_npz = out.suffix.lower() == ".npz"
     if labels is not None and len(labels) != len(like):
         raise UserError(f"labels: {len(labels)} for {len(like)} images; give one for each")
@@ -43,6 +55,7 @@ def write_images(
     in_one_file = to_npz or like.in_one_file
     if out.is_dir() if in_one_file else out.is_file():
         raise UserError(f"out: {out} is a {'folder' if in_one_file else 'file'}, but {kind_of(like)}")
+    check_replaces(out, is_image_file_or_set, "image set")
     with (whole_file if in_one_file else whole_folder)(out) as partial:
         if to_npz and not isinstance(like, NpzImages):
             writer = npz_writer(partial, (len(like), *like.size, 3), np.dtype(like.depth), labels, class_names)
@@ -74,6 +87,7 @@ def write_image_groups(
             yield [add]
         return
     check_groups_out(out, like)
+    check_apart(out, like.path)
     if out.is_file():
         raise UserError(f"out: {out} is a file, but images of several sizes become a folder; name another place")
     with whole_folder(out) as partial, ExitStack() as writers:

@@ -13,7 +13,7 @@ import torch
 
 from robust_models.errors import UserError
 from robust_models.metrics.frechet import FrechetStatistics
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import check_replaces, whole_file
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,22 @@ def write_statistics(
     sha256: str,
     spatial: FrechetStatistics | None = None,
 ) -> None:
-    """Writes an .npz, whole or not at all."""
+    """Writes an .npz, whole or not at all. UserError where a file stands at `out` that is no such statistics."""
+    check_replaces(out, _is_ours, "statistics file of this project")
     arrays = {"mu": statistics.mean, "sigma": statistics.covariance}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     tags = {"features": features, "protocol": protocol, "sha256": sha256}
     with whole_file(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, n=np.array(statistics.n), **{name: np.array(tag) for name, tag in tags.items()})  # type: ignore[arg-type]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {"mu", "sigma", "n", "sha256"} <= set(arrays.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):  # of an .npy comes a bare array
+        return False
 
 
 def read_statistics(path: Path | str) -> StoredStatistics | None:

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -49,20 +49,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; on success it becomes `path` (replacing it), on error it is removed.
+    """Gives a temporary folder beside `path`; on success it becomes `path`, on error it is removed.
 
-    UserError where there is no room or no permission, and where something other than a folder is there.
+    UserError where there is no room or no permission, and where something other than an empty folder is there: what is
+    in it may be anybody's.
     """
     _check_kind(path, "folder", path.is_dir() and not path.is_symlink())
+    if path.exists() and (found := next(path.iterdir(), None)) is not None:
+        raise UserError(
+            f"{path}: exists and is not empty ({found.name}), and is not replaced; move it away or name another place"
+        )
     _make_parent(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
     try:
         with reporting_no_room(path):
             yield partial
-            if path.exists():
-                shutil.rmtree(path)
-            partial.rename(path)
+            partial.rename(path)  # OSError where files came into it meanwhile: an empty folder alone is replaced
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -185,6 +188,12 @@ def is_no_room(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def check_replaces(path: Path, is_of_kind: Callable[[Path], bool], kind: str) -> None:
+    """UserError where a file stands at `path` that is no `kind`: a file is replaced only by one of its kind."""
+    if path.is_file() and path.stat().st_size and not is_of_kind(path):
+        raise UserError(f"{path}: exists, is no {kind} and is not replaced; name another place")
 
 
 def _check_kind(path: Path, kind: str, is_of_kind: bool) -> None:

@@ -20,11 +20,20 @@ from robust_models.datasets.beton.reader import (
     RAW,
     TABLE,
     VERSION,
+    open_beton,
 )
 from robust_models.errors import UserError
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import check_replaces, whole_file
 
 _PAGE = 8 << 20  # bytes; a sample lies within one page
+
+
+def _is_beton(path: Path) -> bool:
+    try:
+        open_beton(path)
+    except UserError:
+        return False
+    return True
 
 
 def write_beton(
@@ -38,8 +47,10 @@ def write_beton(
     """Writes images uint8 [H,W,3], one for each of labels int64 [N].
 
     They are stored as pixels or, with jpeg_quality (1 to 100), as JPEG.
-    The class names go into a part of the header that FFCV does not use. UserError for an image of more than 8 MiB.
+    The class names go into a part of the header that FFCV does not use. UserError for an image of more than 8 MiB, and
+    where a file stands at `path` that is no .beton.
     """
+    check_replaces(path, _is_beton, ".beton")
     fields = np.zeros(2, FIELD)
     fields["type_id"] = IMAGE_FIELD, INT_FIELD
     for field, name in zip(fields, (b"image", b"label"), strict=True):
