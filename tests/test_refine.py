@@ -105,8 +105,8 @@ def test_folder_in_folder_out_with_classes_matched_by_name(checkpoint, tmp_path,
     status, printed, _ = run(*arguments, capsys=capsys)
     assert status == 0
     assert "given labels" in printed
-    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
-    assert written == ["Bird/a.png", "Bird/b.png", "airplane/a.png", "airplane/deep/c.png"]
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert written == ["Bird/a.png", "Bird/b.jpg", "airplane/a.png", "airplane/deep/c.png"]
     status, again, _ = run(*arguments, capsys=capsys)
     assert status == 0
     assert again == f"already done, with the same settings:\n{printed}"
