@@ -45,7 +45,7 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
     model, checkpoint = load_classifier(config.ckpt, config)
     data = open_dataset(config.data, "test", limit=config.limit)
     x_u8, y = images_and_labels(data.in_memory(), model)
-    others = None if config.ood is None else open_images(config.ood)
+    others = None if config.ood is None else open_images(config.ood, limit=config.limit)
     corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, model.class_names)
     balls, origin = config.balls(model.description, x_u8[0].numel())
     plans = {ball: plan_attack(config.attack, config.budget(ball, len(model.class_names))) for ball in balls}
