@@ -17,7 +17,7 @@ from refine.config import AUTO_NORMS, RefineConfig
 from refine.refine_batch import BatchRefiner
 from refine.selection import halves, spread
 from robust_models.attacks import PGD
-from robust_models.checkpoints import find
+from robust_models.checkpoints.flags import file_of
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
@@ -132,7 +132,7 @@ class EpsSearch:
         reference = open_images(config.reference)
         for judge in judges:
             for name, classifier in zip(config.ckpts, classifiers, strict=True):
-                check_uninvolved(judge, name, sha256_of(find(name)), classifier.description)
+                check_uninvolved(judge, name, sha256_of(file_of(name)), classifier.description)
             for part in (images, reference):
                 check_images(part, judge)
         if min(len(images), len(reference)) < 4:

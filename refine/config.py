@@ -12,7 +12,7 @@ from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
 from refine.method import LOSSES, LossName
 from refine.targets import check_targets
 from robust_models.attacks import Center, Keep
-from robust_models.checkpoints import find
+from robust_models.checkpoints.flags import file_of, split_checkpoints
 from robust_models.classifier import Precision
 from robust_models.images import ImageGroups
 from robust_models.images.image_set import SaveAs
@@ -108,12 +108,15 @@ class RefineConfig(
 ):
     """A refinement of one image set with one or several classifiers."""
 
-    ckpt: str = Field(description="an embedded classifier's name or a checkpoint file, anyone's; several: with commas")
+    ckpt: str = Field(
+        description="an embedded classifier's name or a checkpoint file, anyone's; several: with commas; what a file "
+        "does not state may follow its name: FILE,normalize=cifar10"
+    )
 
     @property
     def ckpts(self) -> list[str]:
-        """The classifiers one by one; a file whose name has a comma is itself."""
-        return [self.ckpt] if Path(self.ckpt).exists() else [name.strip() for name in self.ckpt.split(",")]
+        """The classifiers one by one, each with the settings behind its name."""
+        return split_checkpoints(self.ckpt)
 
     @model_validator(mode="after")
     def _consistent(self) -> "RefineConfig":
@@ -139,7 +142,7 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
     """Every setting that decides the images, JSON-ready, with what the files it names hold."""
     plain = {name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT}
     for i, name in enumerate(config.ckpts):
-        plain["ckpt" if i == 0 else f"ckpt {i + 1}"] = f"{name} (sha256 {sha256_of(find(name))[:16]})"
+        plain["ckpt" if i == 0 else f"ckpt {i + 1}"] = f"{name} (sha256 {sha256_of(file_of(name))[:16]})"
     plain |= {
         "input": str(config.input.resolve()),
         "input files": fingerprint(config.input),

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pydantic.dataclasses import dataclass
 
 from robust_models.checkpoints import embedded_names
+from robust_models.checkpoints.checks import check_inspected
 from robust_models.checkpoints.load import format_assumptions
 from robust_models.checkpoints.published import published
-from robust_models.inspection import ConvertConfig, InspectConfig, run_convert, run_inspect
+from robust_models.inspection import ConvertConfig, InspectConfig, check_convert, run_convert, run_inspect
 from robust_models.runtime.command import Command, OneOf, Summary, run
 from robust_models.runtime.config import STRICT
 
@@ -120,6 +121,7 @@ COMMANDS = {
         format_summary=_format_summary,
         examples=EXAMPLES,
         positionals=("file",),
+        check=check_inspected,
     ),
     "convert": Command(
         name="bigroc models convert",
@@ -129,6 +131,7 @@ COMMANDS = {
         format_summary=_format_summary,
         examples=EXAMPLES,
         positionals=("file", "out"),
+        check=check_convert,
     ),
     "list": Command(
         name="bigroc models list",

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from robust_models.checkpoints import find, save
-from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.checkpoints import save
+from robust_models.checkpoints.checks import check_inspected
+from robust_models.checkpoints.flags import CheckpointFlags, file_of
 from robust_models.checkpoints.published import known_by_hash
 from robust_models.classifier import RobustClassifier
 from robust_models.datasets import Dataset, open_dataset
@@ -47,17 +48,27 @@ def run_inspect(config: InspectConfig) -> dict[str, Any]:
 
 def run_convert(config: ConvertConfig) -> dict[str, Any]:
     """Writes config.out with all that is known of the file in its metadata; gives what `inspect` says of the file."""
-    if config.out.suffix != ".safetensors":
-        raise UserError(f"out: {config.out} does not end in .safetensors, the format of this project's checkpoints")
-    if config.out.exists() and not config.overwrite:
-        raise UserError(f"out: {config.out} exists; choose another name or pass --overwrite")
+    _check_out(config)
     model, seen = _inspected(config)
     save(model, config.out)
     return {**seen, "out": str(config.out)}
 
 
+def check_convert(config: ConvertConfig) -> None:
+    """UserError, as `convert` would raise it, before any file is read."""
+    check_inspected(config)
+    _check_out(config)
+
+
+def _check_out(config: ConvertConfig) -> None:
+    if config.out.suffix != ".safetensors":
+        raise UserError(f"out: {config.out} does not end in .safetensors, the format of this project's checkpoints")
+    if config.out.exists() and not config.overwrite:
+        raise UserError(f"out: {config.out} exists; choose another name or pass --overwrite")
+
+
 def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]:
-    path = find(config.file)
+    path = file_of(config.file)
     model = config.load(config.file, quiet=True).to(pick_device(config.device))
     known = known_by_hash(path) if path.is_file() else None
     accuracy: dict[str, Any] = {}

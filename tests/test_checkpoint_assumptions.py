@@ -8,14 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from bigroc.cli import main as bigroc
 from robust_models import NORMALIZERS, Description, RobustClassifier, load, save
 from robust_models.architectures import build
-from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.checkpoints.flags import CheckpointFlags, split_checkpoints
 from robust_models.checkpoints.load import format_assumptions
 from robust_models.cli import main as models
 from robust_models.datasets import load_dataset
 from robust_models.inspection_by_accuracy import Comparison, choose_by_accuracy, correct_mask
 from robust_models.runtime.distributed import _printed
+from tests.tiny import CLASSES, tiny_pixels
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -205,3 +207,52 @@ def test_a_real_cifar_resnet_is_read_by_accuracy_and_converted_so(exact_test_ima
     assert seen["assumptions"].keys() == {"class_names", "image_size"}
     data = load_dataset(str(exact_test_images), "test")
     assert correct_mask(load(out), data.x_u8, data.y).float().mean() == pytest.approx(seen["clean_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "expected"),
+    [
+        ("a,b", [], ["a", "b"]),
+        ("a, b.pt", [], ["a", "b.pt"]),
+        ("a,b.pt", ["a,b.pt"], ["a,b.pt"]),
+        ("x,a,b.pt,y", ["a,b.pt"], ["x", "a,b.pt", "y"]),
+        ("a.pt,head=h.pt,b.pt", [], ["a.pt,head=h.pt", "b.pt"]),
+        ("a.pt,head=h,1.pt,b.pt", ["h,1.pt"], ["a.pt,head=h,1.pt", "b.pt"]),
+        ("a.pt,normalize=0.5,0.25,b", [], ["a.pt,normalize=0.5,0.25", "b"]),
+        ("a.pt,normalize=.5,.5,.5,.2,.2,.2,image_size=64,b,normalize=cifar10", [],
+         ["a.pt,normalize=.5,.5,.5,.2,.2,.2,image_size=64", "b,normalize=cifar10"]),
+        ("a,,b", [], ["a", "", "b"]),
+        ("x" * 300 + ",b", [], ["x" * 300, "b"]),
+    ],
+)  # fmt: skip
+def test_a_list_of_classifiers_is_split_where_no_file_and_no_setting_has_the_comma(
+    tmp_path, monkeypatch, text, files, expected
+):
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        (tmp_path / file).touch()
+    assert split_checkpoints(text) == expected
+
+
+LISTS = {  # commands that take a classifier with settings behind its name, alone or in a list
+    "refine --input x.npz --out y.npz --eps 1 --steps 1 --ckpt {}": "{0},{1}",
+    "refine --task superres --factor 2 --steps 1 --input x.npz --out z.npz --ckpt {}": "{0}",
+    "eval robust --data x.npz --eps 0 --ckpt {}": "{0}",
+    "eval quality --images x.npz --reference x.npz --cache none --metrics fid --features classifier:{}": "{0}",
+    "models inspect {}": "{0}",
+}
+
+
+@pytest.mark.parametrize("command", LISTS)
+def test_a_comma_in_a_name_and_settings_behind_it_work_in_every_command(
+    tmp_path, monkeypatch, classifier, capsys, command
+):
+    monkeypatch.chdir(tmp_path)
+    pixels, labels = tiny_pixels(6)
+    np.savez("x.npz", arr_0=pixels, arr_1=labels)
+    torch.save(classifier.network.state_dict(), "of 2020,best.pt")
+    names = "of 2020,best.pt,normalize=0.5,0.25,class_names=names.txt,image_size=16"
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    value = LISTS[command].format(names, names.replace("0.25", "0.5"))
+    words = [word.format(value) for word in command.split()]
+    assert bigroc(words) == 0, capsys.readouterr().err

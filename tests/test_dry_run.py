@@ -11,6 +11,8 @@ ROBUST = "eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5"
 QUALITY = "eval quality --images a.npz --reference b.npz"
 STATISTICS = "eval statistics --images a.npz --out b.npz"
 STUDY = "study --config ablation_eps --quick"
+INSPECT = "models inspect cifar10-l2-small"
+CONVERT = "models convert cifar10-l2-small c.safetensors"
 SURVEY = "survey --before a.npz --after b.npz --out answers.db"
 CASES = [
     (REFINE, "--loss foo", "loss: 'foo' is none of ce"),
@@ -49,6 +51,21 @@ CASES = [
     (STUDY, "--norm l3", "norm: 'l3'"),
     (STUDY, "--vary epss", "vary: 'epss'"),
     (SURVEY, "--port 70000", "port:"),
+    *(
+        (command, flags, message)
+        for command in (INSPECT, CONVERT)
+        for flags, message in [
+            ("--arch resnet51", "arch: 'resnet51' is not known"),
+            ("--normalize cifar", "normalize: 'cifar'"),
+            ("--activation rely", "did you mean relu?"),
+            ("--device tpuu", "device: 'tpuu'"),
+            ("--limit 0", "limit:"),
+        ]
+    ),
+    ("models inspect nowhere.pt", "", "ckpt: no file nowhere.pt"),
+    ("models inspect cifar10-l2-smal", "", "did you mean cifar10-l2-small?"),
+    ("models convert nowhere.pt c.safetensors", "", "ckpt: no file nowhere.pt"),
+    ("models convert cifar10-l2-small c.pt", "", "out: c.pt does not end in .safetensors"),
 ]
 
 

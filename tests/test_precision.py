@@ -35,7 +35,9 @@ def test_auto_takes_bf16_only_where_it_pays(hardware, loop, monkeypatch):
     assert decision.precision == ("bf16" if hardware in TAKES_BF16[loop] else "fp32")
     assert decision.reason.startswith("auto: ")
     for choice in ("fp32", "bf16"):  # what is asked for is taken on every machine
-        assert decide_precision(choice, CPU, loop).summary() == {"precision": choice, "precision_reason": "as set"}
+        is_default = (choice, loop) == ("fp32", "measurement")
+        reason = "measurements are exact" if is_default else "as set"
+        assert decide_precision(choice, CPU, loop).summary() == {"precision": choice, "precision_reason": reason}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from refine.config import WITHOUT_EFFECT
 from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
 from refine.targets import check_targets
-from robust_models.checkpoints import find
+from robust_models.checkpoints.flags import file_of
 from robust_models.classifier import Precision
 from robust_models.errors import UserError
 from robust_models.images.open import fingerprint
@@ -104,5 +104,5 @@ def deciding_of_task(task: str, config: ClassifierFlags, device: torch.device, p
         for name, value in plain.items()
         if isinstance(value, str) and Path(value).exists()
     }
-    ckpt = f"{config.ckpt} (sha256 {sha256_of(find(config.ckpt))[:16]})"
+    ckpt = f"{config.ckpt} (sha256 {sha256_of(file_of(config.ckpt))[:16]})"
     return {"task": task, "ckpt": ckpt, **plain, **files, "device": device.type, "precision": precision}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from robust_models.architectures import ACTIVATIONS, build
-from robust_models.checkpoints.flags import split_flags
+from robust_models.checkpoints.flags import file_of, split_flags
 from robust_models.checkpoints.load import embedded_names, find
 from robust_models.checkpoints.published import published
 from robust_models.classifier import Normalizer
@@ -29,6 +29,14 @@ def check_names(config: Any) -> None:
 _FIELDS = ("ckpt", "init", "device")
 
 
+def check_inspected(config: Any) -> None:
+    """UserError, as `models inspect` and `convert` would raise it, for their file and how it is to be read."""
+    check_names(config)
+    check_classifier(config.file, field="file")
+    if not is_published(config.file):
+        file_of(config.file)
+
+
 def check_reading(flags: Any) -> None:
     """UserError for an arch, activation or normalize that there is not, where `flags` has such fields."""
     arch, activation, normalize = (getattr(flags, name, None) for name in ("arch", "activation", "normalize"))
@@ -46,12 +54,17 @@ def check_classifier(checkpoint: str, *, field: str) -> None:
     checkpoint, flags = split_flags(checkpoint)
     check_reading(flags)
     path = Path(checkpoint)
-    if path.suffix or len(path.parts) > 1 or checkpoint in embedded_names() or checkpoint in published():
+    if path.suffix or len(path.parts) > 1 or is_published(checkpoint):
         return
     try:
         find(checkpoint)
     except UserError as error:
         raise UserError(f"{field}: {str(error).removeprefix('ckpt: ')}") from error
+
+
+def is_published(name: str) -> bool:
+    """Whether a classifier that comes with the package, or is fetched where it is missing, is called so."""
+    return name in embedded_names() or name in published()
 
 
 def _check_device(name: str) -> None:

@@ -52,11 +52,17 @@ class CheckpointFlags:
     ) -> RobustClassifier:
         """robust_models.load with these settings; it says on stderr what was assumed, unless quiet.
 
+        The checkpoint may bring settings of its own, which come first: "FILE,normalize=cifar10" (see split_flags).
         section: the one that a command has these flags in, which that line then names them with.
         """
-        settings: dict[str, Any] = {name: getattr(self, name) for name in CheckpointFlags.__dataclass_fields__}
-        settings["class_names"] = self.class_names and _names(self.class_names)
-        model = load(checkpoint, **settings, quiet=True, fresh_head=fresh_head)
+        file, own = split_flags(checkpoint)
+        default = CheckpointFlags()
+        settings: dict[str, Any] = {
+            name: getattr(self if getattr(own, name) == getattr(default, name) else own, name)
+            for name in CheckpointFlags.__dataclass_fields__
+        }
+        settings["class_names"] = settings["class_names"] and _names(settings["class_names"])
+        model = load(file, **settings, quiet=True, fresh_head=fresh_head)
         if not quiet:
             report_assumptions(model.description, checkpoint, section)
         return model
@@ -76,7 +82,7 @@ def load_classifier(checkpoint: str, flags: CheckpointFlags | None = None) -> tu
 
     Also UserError where a training run replaced the file meanwhile: hash and network would not belong together.
     """
-    path = find(checkpoint)
+    path = file_of(checkpoint)
     before = sha256_of(path)
     model = (flags or CheckpointFlags()).load(checkpoint)
     if sha256_of(path) != before:
@@ -85,6 +91,8 @@ def load_classifier(checkpoint: str, flags: CheckpointFlags | None = None) -> tu
 
 
 _FLAGS = TypeAdapter(CheckpointFlags)
+_SETTING = re.compile(f"(?:{'|'.join(CheckpointFlags.__dataclass_fields__)})=")
+_NUMBER = re.compile(r"[-+.\deE]+")
 
 
 def split_flags(text: str) -> tuple[str, CheckpointFlags]:
@@ -94,8 +102,7 @@ def split_flags(text: str) -> tuple[str, CheckpointFlags]:
     """
     if Path(text).exists():
         return text, CheckpointFlags()
-    names = "|".join(CheckpointFlags.__dataclass_fields__)
-    checkpoint, *settings = re.split(rf",(?=(?:{names})=)", text)
+    checkpoint, *settings = re.split(rf",(?={_SETTING.pattern})", text)
     try:
         return checkpoint, _FLAGS.validate_python(dict(setting.split("=", 1) for setting in settings))
     except ValidationError as error:
@@ -103,6 +110,42 @@ def split_flags(text: str) -> tuple[str, CheckpointFlags]:
         raise UserError(
             f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
         ) from error
+
+
+def split_checkpoints(text: str) -> list[str]:
+    """ "a.pt,normalize=cifar10,b.pt" as the classifiers one by one, each with its settings (see split_flags).
+
+    A comma splits only where it is part of no file that is there and of no setting: a file called so is itself, also as
+    the value of a setting; numbers behind normalize= belong to it. Class names with commas go into a file.
+    """
+    words, found = text.split(","), []
+    while words:
+        found.append(_take(words, "").strip())
+        while words and (setting := _SETTING.match(words[0])):
+            found[-1] += f",{_take(words, setting[0])}"
+            while setting[0] == "normalize=" and words and _NUMBER.fullmatch(words[0].strip()):
+                found[-1] += f",{words.pop(0)}"
+    return found
+
+
+def file_of(checkpoint: str) -> Path:
+    """Where the checkpoint lies, whose name may have settings behind it. UserError as robust_models.load."""
+    return find(split_flags(checkpoint)[0])
+
+
+def _take(words: list[str], prefix: str) -> str:
+    """Removes the words that make up the name of a file behind the prefix, or the first word; gives them joined."""
+    joined = (",".join(words[:count]) for count in range(len(words), 0, -1))
+    taken = next((text for text in joined if _is_there(text.removeprefix(prefix))), words[0])
+    del words[: taken.count(",") + 1]
+    return taken
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return bool(name.strip()) and Path(name.strip()).exists()
+    except (OSError, ValueError):  # too long for a name, a null byte
+        return False
 
 
 def _names(text: str) -> list[str]:

@@ -70,6 +70,8 @@ def pick_device(name: str) -> torch.device:
 
 def decide_precision(choice: PrecisionChoice, device: torch.device, loop: Loop) -> PrecisionDecision:
     """The precision of a loop: the one chosen, or for "auto" bf16 where it pays (see _BF16_PAYS)."""
+    if (choice, loop) == ("fp32", "measurement"):  # what it is by default: nobody need have set it
+        return PrecisionDecision("fp32", "measurements are exact")
     if choice != "auto":
         return PrecisionDecision(choice, "as set")
     hardware = bf16_hardware(device)

@@ -15,7 +15,7 @@ from refine.synthesis.class_seeds import SUFFIX, ClassSeeds
 from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
-from robust_models.checkpoints import find
+from robust_models.checkpoints.flags import file_of
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.images import to_u8
@@ -79,7 +79,7 @@ def _classes(text: str | None, class_names: tuple[str, ...]) -> Tensor:
 
 def _open_seeds(config: GenerateConfig, class_names: tuple[str, ...]) -> ClassSeeds:
     """UserError where there are none for the classifier's classes, in its order."""
-    checkpoint = find(config.ckpt)
+    checkpoint = file_of(config.ckpt)
     beside = checkpoint.with_name(checkpoint.stem + SUFFIX)
     path = config.seeds or (beside if beside.exists() else EMBEDDED)
     seeds = ClassSeeds.load(path)
