@@ -16,6 +16,7 @@ ASSUMED = "as assumed"  # a candidate that has no name of its own
 Z_SCORE = 3.3  # of the sign test; one false alarm in a thousand
 
 Field = Literal["normalizer", "arch", "activation"]
+_USUAL = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}  # normalisers, by the number of classes
 _KEYWORDS: dict[Field, str] = {"normalizer": "normalize", "arch": "arch", "activation": "activation"}
 
 
@@ -26,6 +27,7 @@ class Comparison:
     field: Field
     correct: Mapping[str, Tensor]  # candidate -> bool [N]
     assumed: str  # the candidate that was taken before any image was seen
+    usual: str | None = None  # the candidate of most classifiers with as many classes
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -45,8 +47,8 @@ class Comparison:
 
     @property
     def chosen(self) -> str:
-        """The assumed candidate unless it is significantly worse than the best, then the best."""
-        return self.assumed if self.assumed in self.ties else self.best
+        """The assumed candidate, or else the usual one, unless it is significantly worse than the best; then that."""
+        return next((name for name in (self.assumed, self.usual) if name in self.ties), self.best)
 
     @property
     def is_decisive(self) -> bool:
@@ -64,7 +66,8 @@ def choose_by_accuracy(model: RobustClassifier, x_u8: Tensor, y: Tensor) -> tupl
     """The model with the candidates that classify x_u8 [N,3,H,W] as y [N], and how all candidates did.
 
     Only what was assumed is tried: the usual normalisers, architectures with the same tensors, activations. A candidate
-    that is significantly worse than another (paired sign test) is never taken; among equals the assumed one stays.
+    that is significantly worse than another (paired sign test) is never taken; among equals the assumed one stays, or
+    the normaliser comes that is usual for so many classes.
     """
     comparisons: list[Comparison] = []
     for field in _KEYWORDS:
@@ -96,7 +99,8 @@ def _compare(
     models = {name: _as_described(model, description) for name, description in candidates.items()}
     models[assumed] = model
     correct = {name: correct_mask(each, x_u8, y) for name, each in models.items()}
-    comparison = Comparison(field, correct, assumed)
+    usual = _USUAL.get(len(model.class_names)) if field == "normalizer" else None
+    comparison = Comparison(field, correct, assumed, usual)
     chosen = models[comparison.chosen]
     if len(comparison.ties) == len(correct) - 1:  # nothing is excluded: it remains an assumption
         return model, comparison

@@ -18,6 +18,7 @@ from robust_models.features import FeatureExtractor
 from robust_models.features.extractor import check_images, check_stored
 from robust_models.images import Add, to_float, to_u8
 from robust_models.images.arrays import describe
+from robust_models.images.image_set import Numbered
 from robust_models.images.pixels import check_range
 from robust_models.metrics import StoredStatistics, read_statistics
 
@@ -118,7 +119,7 @@ def _in_memory(given: np.ndarray | Tensor | ImageSet, field: str) -> ImageSet:
         check_range(lambda start, stop: array[start:stop], len(array), array[0].nbytes, source=field)
     return MemoryImages(
         path=Path(field),
-        names=found.names,
+        names=Numbered(len(array)),
         size=found.size,
         labels=None,
         class_names=None,
