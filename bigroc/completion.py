@@ -5,13 +5,15 @@ shtab writes it once from the parsers, so that completing starts no Python: what
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from bigroc.recipes import recipes
 from refine.cli import tasks
+from refine.config import GUESSES
+from refine.targets import ONE_CLASS
 from robust_models import embedded_names
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, OneLineParser, Summary
@@ -22,7 +24,7 @@ EXAMPLES = """\
   bigroc completion zsh > ~/.zfunc/_bigroc       (with fpath+=~/.zfunc before compinit in ~/.zshrc)
 """
 Shell = Literal["bash", "zsh"]
-CLASSIFIERS = ("ckpt", "init", "judge", "file")  # fields that take an embedded classifier's name, or a file
+CLASSIFIERS = ("ckpt", "init", "file")  # fields that take an embedded classifier's name, or a file
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,6 +32,29 @@ class CompletionConfig:
     """Which shell."""
 
     shell: Shell = Field(description="the shell that is to read the script")
+
+
+def open_values() -> dict[str, Sequence[str]]:
+    """The known words of fields that take others too, such as files: by the field's last name."""
+    from eval.quality.metric import MetricName
+    from eval.robust.attacks.catalogue import PLAIN
+    from robust_models.architectures import ACTIVATIONS
+    from robust_models.architectures.registry import EXAMPLES as ARCHITECTURES
+    from robust_models.classifier import NORMALIZERS
+    from robust_models.features.extractor import feature_spaces
+
+    spaces = [*feature_spaces(), *(f"classifier:{name}" for name in embedded_names())]
+    return {
+        **dict.fromkeys(CLASSIFIERS, embedded_names()),
+        "metrics": get_args(MetricName),
+        "features": spaces,
+        "judge": [*spaces, *embedded_names()],
+        "attack": PLAIN,
+        "arch": ARCHITECTURES,
+        "activation": tuple(ACTIVATIONS),
+        "normalize": tuple(NORMALIZERS),
+        "targets": ("given", *GUESSES, ONE_CLASS),
+    }
 
 
 def script(shell: Shell) -> str:
@@ -76,27 +101,28 @@ def _add_missing(parser: argparse.ArgumentParser, other: argparse.ArgumentParser
 
 
 def _offer_values(action: argparse.Action, leaf: Leaf | None, command: str) -> None:
-    """What the Tab key offers as the action's value: words, files, or both."""
+    """What the Tab key offers as the action's value: words, files, or both; behind a comma, the words again."""
     word = command.split()[1]
     last = action.dest.rsplit(".", 1)[-1]
     if action.dest == "config" or (word, last) == ("recipes", "name"):
         names = [recipe.name for recipe in recipes() if word in (recipe.command, "recipes")]
         _words_or_files(action, f"{word}_recipes", names)
-    elif last in CLASSIFIERS:
-        _words_or_files(action, "classifiers", embedded_names())
     elif action.dest == "task":
         action.choices = tasks()
     elif leaf is not None and leaf.takes_path:
         action.complete = "file"  # type: ignore[attr-defined]  # shtab's word for any path
     elif leaf is not None and leaf.choices:
         action.choices = leaf.choices
+    elif leaf is not None and (words := open_values().get(last)):
+        _words_or_files(action, last, words)
 
 
 def _words_or_files(action: argparse.Action, name: str, words: Sequence[str]) -> None:
     function, listed = f"_bigroc_{name}_or_file", " ".join(words)
+    in_list = 'local p=""; [[ "$1" == *,* ]] && p="${1%,*},"'
     body = {
-        "bash": f'compgen -W "{listed}" -- "$1"; compgen -f -- "$1"',
-        "zsh": f"_alternative 'names:name:({listed})' 'files:file:_files'",
+        "bash": f'{in_list}; compgen -P "$p" -W "{listed}" -- "${{1##*,}}"; compgen -f -- "$1"',
+        "zsh": f"compset -P '*,'; _alternative 'names:name:({listed})' 'files:file:_files'",
     }
     preamble = {shell: f"{function}() {{ {text}; }}" for shell, text in body.items()}
     action.complete = dict.fromkeys(body, function) | {"preamble": preamble}  # type: ignore[attr-defined]  # for shtab

@@ -10,7 +10,9 @@ import time
 import pytest
 
 import bigroc.cli
+from bigroc.completion import open_values
 from robust_models import embedded_names
+from robust_models.runtime.config import leaves
 
 pytest.importorskip("shtab")  # a dependency that older environments have not
 
@@ -34,6 +36,19 @@ LINES = [  # what is typed, and one of the words that the Tab key offers
     ("bigroc train --attack.norm unc", "unconstrained"),
     ("bigroc completion zs", "zsh"),
     ("bigroc refine --input some_im", "some_images"),
+    ("bigroc eval quality --metrics ki", "kid"),
+    ("bigroc eval quality --metrics fid,ki", "fid,kid"),
+    ("bigroc eval quality --features incept", "inception"),
+    ("bigroc eval quality --features some_im", "some_images"),
+    ("bigroc eval robust --attack autoat", "autoattack"),
+    ("bigroc eval robust --ckpt cifar10-l2", "cifar10-l2-small"),
+    ("bigroc refine --ckpt cifar10-l2-small,cifar10-standard", "cifar10-l2-small,cifar10-standard-small"),
+    ("bigroc refine --targets bal", "balanced"),
+    ("bigroc refine --judge dino", "dinov2"),
+    ("bigroc models inspect x.pt --normalize cifar100", "cifar100"),
+    ("bigroc train --activation sil", "silu"),
+    ("bigroc train --arch preact_resnet18", "preact_resnet18"),
+    ("bigroc models convert cifar10-l2", "cifar10-l2-small"),
 ]
 
 
@@ -71,6 +86,30 @@ def test_bash_lists_all_there_is(scripts):
     assert offered_by_bash(scripts, "bigroc ''") == list(bigroc.cli.COMMANDS)
     assert set(embedded_names()) <= set(offered_by_bash(scripts, "bigroc models inspect ci"))
     assert not offered_by_bash(scripts, "bigroc trainn --attack.no")
+
+
+@pytest.mark.parametrize("field", open_values())
+def test_every_known_word_of_an_open_field_is_offered_where_the_field_is(scripts, field):
+    """Every flag called so, in every command, by each of the words."""
+    words, found = open_values()[field], 0
+    for command in (command for command in every_command() if not getattr(command, "commands", None)):
+        for leaf in leaves(command.schema):
+            if leaf.name.rsplit(".", 1)[-1] == field and not leaf.choices and leaf.name not in command.positionals:
+                offered = offered_by_bash(scripts, f"{command.name} {leaf.flag} ''")
+                assert leaf.takes_path or set(words) <= set(offered), (command.name, leaf.flag)
+                found += 1
+    assert found or field == "file"
+
+
+def every_command():
+    """All commands of the front door, those below others too."""
+    waiting = [bigroc.cli.front_door()]
+    while waiting:
+        command = waiting.pop()
+        command = command.load() if hasattr(command, "load") else command
+        waiting += getattr(command, "commands", {}).values()
+        if hasattr(command, "schema"):
+            yield command
 
 
 def completed_by_zsh(folder, lines: list[str]) -> list[str]:
