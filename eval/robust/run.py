@@ -2,8 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from eval.robust.corruptions import CorruptionFiles, open_corruptions
 from eval.robust.detection import detection
 from eval.robust.progress import Progress, StageProgress, StoredProgress
 from eval.robust.sanity import check_sanity
-from eval.robust.stages import Ball, Radius, chain, run_stages
+from eval.robust.stages import Ball, Radius, Stage, chain, run_stages
 from refine.network import together
 from robust_models import ImageSet, RobustClassifier, open_images
 from robust_models.checkpoints.flags import CheckpointFlags, Source, load_classifier
-from robust_models.datasets import open_dataset
+from robust_models.datasets import AnyDataset, open_dataset
 from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
 from robust_models.runtime.files import exclusive, sweep_partials
 
@@ -29,9 +29,8 @@ from robust_models.runtime.files import exclusive, sweep_partials
 def run_robust(config: RobustConfig) -> dict[str, Any]:
     """Clean and robust accuracy (fractions) of a classifier on a data set, with what the config asks for beside them.
 
-    Ready for JSON. UserError for bad input.
-
-    With a state, no other process may write it meanwhile; what was stopped goes on from it.
+    Ready for JSON. With a state, no other process may write it meanwhile; what was stopped goes on from it. UserError
+    for bad input.
     """
     if config.state is None:
         return _measured(config)
@@ -40,57 +39,66 @@ def run_robust(config: RobustConfig) -> dict[str, Any]:
         return _measured(config)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """All that is opened before anything is computed, so that a mistake in it ends the command at once."""
+
+    model: RobustClassifier
+    checkpoint: Source
+    data: AnyDataset
+    x_u8: Tensor
+    y: Tensor
+    others: ImageSet | None
+    corruptions: CorruptionFiles | None
+
+    @classmethod
+    def open(cls, config: RobustConfig) -> "Inputs":
+        """What the config names. UserError for what cannot be opened."""
+        model, checkpoint = load_classifier(config.ckpt, config)
+        data = open_dataset(config.data, "test", limit=config.limit)
+        x_u8, y = images_and_labels(data.in_memory(), model)
+        others = None if config.ood is None else open_images(config.ood, limit=config.limit)
+        corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, model.class_names)
+        return cls(model, checkpoint, data, x_u8, y, others, corruptions)
+
+
 def _measured(config: RobustConfig) -> dict[str, Any]:
     device = pick_device(config.device)
-    model, checkpoint = load_classifier(config.ckpt, config)
-    data = open_dataset(config.data, "test", limit=config.limit)
-    x_u8, y = images_and_labels(data.in_memory(), model)
-    others = None if config.ood is None else open_images(config.ood, limit=config.limit)
-    corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, model.class_names)
+    inputs = Inputs.open(config)
+    model, x_u8, y, corruptions = inputs.model, inputs.x_u8, inputs.y, inputs.corruptions
     balls, origin = config.balls(model.description, x_u8[0].numel())
     plans = {ball: plan_attack(config.attack, config.budget(ball, len(model.class_names))) for ball in balls}
     attacked, radii = chain(plans)
     stages = attacked + ([] if corruptions is None else corruptions.stages(config.limit))
     precision = decide_precision(config.precision, device, "measurement")
-    model = place(model, device, precision.precision)
-    seen = together(model)
-
+    seen = together(place(model, device, precision.precision))
     with exact_fp32():
         warnings = probability_warnings(first_logits(seen, x_u8))
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        progress = _progress(config, model, checkpoint, plans, corruptions, x_u8, y)
-        if config.state is not None and progress.stages:
-            print(f"state: {progress.standing(len(stages))} ({config.state})", file=sys.stderr)
-        try:
-            passed = run_stages(seen, x_u8, y, stages, batch_size=config.batch_size, progress=progress)
-        except (KeyboardInterrupt, SystemExit):
-            where = f"kept in {config.state}; the same command goes on" if config.state else "not kept: give --state"
-            print(f"stopped: {progress.standing(len(stages))}, {where}", file=sys.stderr)
-            raise
+        passed = _run(config, seen, x_u8, y, stages, _progress(config, inputs, plans))
         sanity = _sanity(config, balls, seen, x_u8, y) if config.sanity else {}
-        outputs = _outputs(config, seen, x_u8, y, others)
-    attacks, corrupted = passed[: len(attacked)], passed[len(attacked) :]
-    n, wall_s = len(y), sum(stage.wall_s for stage in attacks)
+        outputs = _outputs(config, seen, inputs)
+    corrupted = {} if corruptions is None else {"corruptions": corruptions.summary(passed[len(attacked) :])}
+    n, wall_s = len(y), sum(stage.wall_s for stage in passed[: len(attacked)])
     clean, clean_interval = accuracy_of(passed[0].survived)
     results = [_result(radius, passed) for radius in radii]
-    norms = list(dict.fromkeys(ball.norm for ball in balls))
     return {
         "n": n,
         "clean_accuracy": clean,
         "clean_interval": list(clean_interval),
         **(results[0] if len(results) == 1 else {"eps": [ball.eps for ball in balls]}),
-        "norm": norms[0] if len(norms) == 1 else norms,
+        "norm": _norms(balls),
         "balls_from": origin,
         "attack": config.attack,
         "restarts": config.restarts,
         "seed": config.seed,
         "results": results,
         **_worst_case(radii, passed),
-        "checkpoint": asdict(checkpoint),
+        "checkpoint": asdict(inputs.checkpoint),
         "data": config.data,
-        "data_n": data.total,
-        "image_size": data.image_size,
+        "data_n": inputs.data.total,
+        "image_size": inputs.data.image_size,
         "classifier_size": model.image_size,
         **precision.summary(),
         "batch_size": config.batch_size,
@@ -99,8 +107,28 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
         "warnings": warnings,
         **sanity,
         **outputs,
-        **({} if corruptions is None else {"corruptions": corruptions.summary(corrupted)}),
+        **corrupted,
     }
+
+
+def _run(
+    config: RobustConfig, model: nn.Module, x_u8: Tensor, y: Tensor, stages: Sequence[Stage], progress: Progress
+) -> list[StageProgress]:
+    """run_stages, which says what stands when it begins and when it is stopped."""
+    if config.state is not None and progress.stages:
+        print(f"state: {progress.standing(len(stages))} ({config.state})", file=sys.stderr)
+    try:
+        return run_stages(model, x_u8, y, stages, batch_size=config.batch_size, progress=progress)
+    except (KeyboardInterrupt, SystemExit):
+        where = f"kept in {config.state}; the same command goes on" if config.state else "not kept: give --state"
+        print(f"stopped: {progress.standing(len(stages))}, {where}", file=sys.stderr)
+        raise
+
+
+def _norms(balls: Iterable[Ball]) -> str | list[str]:
+    """The norm of all of them, or the norms in their order."""
+    norms = list(dict.fromkeys(ball.norm for ball in balls))
+    return norms[0] if len(norms) == 1 else norms
 
 
 def _worst_case(radii: list[Radius], passed: list[StageProgress]) -> dict[str, Any]:
@@ -112,23 +140,20 @@ def _worst_case(radii: list[Radius], passed: list[StageProgress]) -> dict[str, A
     return {"worst_case": {"robust_accuracy": accuracy, "interval": list(interval)}}
 
 
-def _outputs(
-    config: RobustConfig, model: nn.Module, x_u8: Tensor, y: Tensor, others: ImageSet | None
-) -> dict[str, Any]:
+def _outputs(config: RobustConfig, model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """What the clean images' logits say of themselves: calibration, and against other images."""
+    others, found = inputs.others, {}
     if not config.calibration and others is None:
-        return {}
-    logits, found = all_logits(model, x_u8.split(config.batch_size)), {}
+        return found
+    logits = all_logits(model, inputs.x_u8.split(config.batch_size))
     if config.calibration:
-        found["calibration"] = asdict(measure_calibration(logits, y, seed=config.seed))
+        found["calibration"] = asdict(measure_calibration(logits, inputs.y, seed=config.seed))
     if others is not None:
-        count = min(len(others), config.limit or len(others))
-        starts = range(0, count, config.batch_size)
-        batches = (others.read(start, min(start + config.batch_size, count)) for start in starts)
+        batches = (x for _, x in others.batches(config.batch_size))
         areas = detection(logits, all_logits(model, batches, "ood"))
         found["ood"] = {
             "path": str(config.ood),
-            "n": count,
+            "n": len(others),
             "image_size": list(others.size),
             "auroc": {name: area.value for name, area in areas.items()},
             "interval": {name: list(area.interval) for name, area in areas.items()},
@@ -158,33 +183,25 @@ def _result(radius: Radius, passed: list[StageProgress]) -> dict[str, Any]:
 _PGD_SETTINGS = ("steps", "step_size", "random_start")  # where earlier releases had them
 
 
-def _progress(
-    config: RobustConfig,
-    model: RobustClassifier,
-    checkpoint: Source,
-    plans: Mapping[Ball, Plan],
-    corruptions: CorruptionFiles | None,
-    x_u8: Tensor,
-    y: Tensor,
-) -> Progress:
+def _progress(config: RobustConfig, inputs: Inputs, plans: Mapping[Ball, Plan]) -> Progress:
     """Where --state left off; its fingerprint is all that the result depends on, but for the device's rounding."""
     if config.state is None:
         return Progress()
-    largest = list(plans)[-1]
-    norms = list(dict.fromkeys(ball.norm for ball in plans))
+    x_u8, y, corruptions = inputs.x_u8, inputs.y, inputs.corruptions
+    norms = _norms(plans)
     fingerprint = {
-        "checkpoint": checkpoint.sha256,
+        "checkpoint": inputs.checkpoint.sha256,
         **{name: getattr(config, name) for name in CheckpointFlags.__dataclass_fields__},
         "data": hashlib.sha256(x_u8.numpy().tobytes() + y.numpy().tobytes()).hexdigest(),
         "n": len(y),
-        "norm": norms[0] if len(norms) == 1 else [ball.norm for ball in plans],
+        "norm": norms if isinstance(norms, str) else [ball.norm for ball in plans],
         "eps": [ball.eps for ball in plans],
         "attack": config.attack,
-        "settings": dict(plans[largest].settings),
+        "settings": dict(list(plans.values())[-1].settings),
         "restarts": config.restarts,
         "seed": config.seed,
         "batch_size": config.batch_size,
-        "precision": model.precision,
+        "precision": inputs.model.precision,
         "corruptions": None if corruptions is None else [corruptions.fingerprint, config.limit],
     }
     return StoredProgress.open(config.state, fingerprint)

@@ -31,7 +31,7 @@ def format_robust(summary: Summary) -> str:
     lines += _sanity_in_words(summary.get("sanity"))
     lines += _calibration_in_words(summary.get("calibration"))
     lines += _corruptions_in_words(summary.get("corruptions"))
-    return "\n".join(lines + _ood_in_words(summary.get("ood"), summary["data"]))
+    return "\n".join(lines + _ood_in_words(summary.get("ood"), summary))
 
 
 def _ball(norm: str, eps: float) -> str:
@@ -98,10 +98,13 @@ def _corruptions_in_words(found: Summary | None) -> list[str]:
     ]
 
 
-def _ood_in_words(found: Summary | None, data: str) -> list[str]:
+def _ood_in_words(found: Summary | None, summary: Summary) -> list[str]:
     if found is None:
         return []
-    lines = [f"out-of-distribution AUROC of {data} against {found['path']} (N = {found['n']})"]
+    height, width = found["image_size"]
+    own = summary["image_size"]
+    size = "" if height == width == own else f", of {width}x{height} px where those of data have {own}"
+    lines = [f"out-of-distribution AUROC of {summary['data']} against {found['path']} (N = {found['n']}{size})"]
     for name, area in found["auroc"].items():
         low, high = found["interval"][name]
         lines.append(f"  {name.replace('_', '-')} {area:.3f} (95 %: {low:.3f} to {high:.3f})")
