@@ -98,7 +98,7 @@ def gradient_alignment(
         model = place(load_classifier(str(model))[0], pick_device(device or "auto"), "fp32")
     elif device is not None:
         model = model.to(pick_device(device))
-    x, y = images_and_labels(data, model)
+    x, y = images_and_labels(data, model, None if reference is None else limit)
     if isinstance(reference, str | PathLike):
         reference = load_dataset(str(reference), "train")
     x_ref, y_ref = (x, y) if reference is None else images_and_labels(reference, model)
