@@ -32,7 +32,7 @@ export async function bring(files) {
   for (const file of images) {
     byId("pictures-box").setAttribute("aria-busy", "true");
     try {
-      const choice = byId("size").value;
+      const choice = state.size;
       const { picture, was, isCropped } = await decoded(file, ...sideOf(choice));
       const here = new Work(file.name || "pasted", picture, { file, was, isCropped, choice });
       if (state.tab === "sketch") {
@@ -52,10 +52,10 @@ export async function bring(files) {
 }
 
 byId("size").addEventListener("change", async () => {
-  const here = work();
+  const here = work(), choice = byId("size").value;
+  state.size = choice;
   if (!here?.file) return touch();
   try {
-    const choice = byId("size").value;
     const { picture, was, isCropped } = await decoded(here.file, ...sideOf(choice));
     here.replace(picture);
     Object.assign(here, { was, isCropped, choice, first: here.picture, results: {} });
@@ -158,7 +158,7 @@ function tile(here, isChosen, choose) {
 let drawn = "";
 onChange(() => {
   const name = state.tab === "generate" ? "seeds" : "pictures", all = state[name];
-  byId("size").value = work()?.choice ?? "square";
+  byId("size").value = work()?.file ? work().choice : state.size;
   const now = JSON.stringify([name, state.at[name], state.tab, all.map((one) => [one.name, one.picture.rgb.length, state.run ? "" : one.results[state.tab]?.frame?.step, one.done.length, one.undone.length, one.seed, one.label])]);
   if (now === drawn) return;
   const focused = [...byId("pictures").children].indexOf(document.activeElement);

@@ -51,6 +51,7 @@ onChange(() => {
     canvas.style.height = `${picture.height * factor}px`;
     canvas.style.imageRendering = factor * devicePixelRatio >= 1 ? "pixelated" : "auto";
   }
+  document.body.dataset.painted = isMasked() ? here.mask.reduce((sum, level) => sum + (level > 0), 0) : "";
   overlay.hidden = !isMasked() || state.showsOriginal || state.run !== null;
   if (!overlay.hidden) showMask(overlay, here.mask, here.picture.height, here.picture.width);
   showCursor(factor * (picture.width / here.picture.width));

@@ -73,6 +73,7 @@ export const state = {
   tool: "brush",
   brush: 8,
   colour: "#1a5fb4",
+  size: "square", // at which new pictures are worked on
   zoom: 0, // 0: as large as fits
   wipe: 0,
   showsOriginal: false,
