@@ -17,6 +17,8 @@ from robust_models.images import ImageSet, to_float
 from robust_models.metrics import FrechetStatistics, StoredStatistics
 from robust_models.runtime.device import exact_fp32, place
 
+TRANSFORMERS = ("dinov2", "clip")
+
 
 class FeatureExtractor(Protocol):
     """features = extractor(x_u8): uint8 [n,3,H,W] on any device -> float32 [n,dim] on the extractor's device."""
@@ -88,7 +90,7 @@ def open_features(
     "classifier:NAME_OR_FILE", what the file does not state after it (",normalize=cifar10");
     "inception" (2048-d, pool3), "inception-768", "inception-192" or "inception-64";
     "efficientnet-lite0-128" or "efficientnet-lite1-128" (1280-d, pooled; weights from a Python package);
-    "dinov2" (ViT-L/14, class token).
+    "dinov2" (ViT-L/14, class token) or "clip" (ViT-L/14 at 336, the image's embedding), ":FILE" after either.
     weights: the Inception network's file or URL; None: torch's hub cache, else a download. protocol: how pixels reach
     Inception (features/protocols.py); None: pytorch-fid. UserError for another name or protocol, for a missing package,
     for a missing or foreign weights file.
@@ -100,10 +102,10 @@ def open_features(
         return ClassifierFeatures(checkpoint, device=device)
 
     check_features(name, weights=weights, protocol=protocol)
-    if name == "dinov2":
-        from robust_models.features.dinov2 import DINOv2Features
+    if kind in TRANSFORMERS:
+        from robust_models.features.vision_transformers import TransformerFeatures
 
-        return DINOv2Features(device=device)
+        return TransformerFeatures(kind, device=device, weights=Path(checkpoint) if checkpoint else None)
     if name.startswith("efficientnet"):
         from robust_models.features.efficientnet import EfficientNetFeatures
 
@@ -123,7 +125,7 @@ def check_features(name: str, *, weights: Path | str | None = None, protocol: st
         return
 
     names = feature_spaces()
-    if name not in names:
+    if name not in names and not (kind in TRANSFORMERS and checkpoint):
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"features: {name!r} is none of classifier:NAME_OR_FILE, {', '.join(names)}{hint}")
@@ -136,12 +138,12 @@ def feature_spaces() -> tuple[str, ...]:
     from robust_models.features.efficientnet import PACKAGED
     from robust_models.features.inception_network import DEPTHS
 
-    return (*DEPTHS, *PACKAGED, "dinov2")
+    return (*DEPTHS, *PACKAGED, *TRANSFORMERS)
 
 
 def is_feature_space(name: str) -> bool:
     """Whether open_features takes the name as it stands; else it is a classifier's, without "classifier:"."""
-    return name in feature_spaces() or name.startswith("classifier:")
+    return name in feature_spaces() or name.partition(":")[0] in ("classifier", *TRANSFORMERS)
 
 
 def split_spaces(text: str) -> list[str]:
