@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from eval.gradients.config import GradientsConfig
 from eval.gradients.run import format_gradients, run_gradients
 from eval.quality.config import FeatureFlags, QualityConfig, StatisticsConfig
-from eval.quality.run import format_quality, format_statistics, run_quality, run_statistics
+from eval.quality.run import format_quality, run_quality
+from eval.quality.statistics import format_statistics, run_statistics
 from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from eval.robust.summary import format_robust
 from eval.study.cli import STUDY
 from eval.survey.cli import SURVEY
 from robust_models.checkpoints.checks import check_names
-from robust_models.features.extractor import check_features
+from robust_models.features.extractor import check_features, each_space
 from robust_models.runtime.command import Command, Described, OneOf, run
 
 EXAMPLES = """\
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_features(config: FeatureFlags) -> None:
-    check_features(config.features, weights=config.weights, protocol=config.protocol)
+    for name, settings in each_space(config.features, weights=config.weights, protocol=config.protocol):
+        check_features(name, **settings)
     check_names(config)
 
 

@@ -14,7 +14,8 @@ import eval.study.plan as plan_module
 import eval.study.run as run_module
 import refine.cli
 from eval.quality.config import QualityConfig, StatisticsConfig
-from eval.quality.run import run_quality, run_statistics
+from eval.quality.run import run_quality
+from eval.quality.statistics import run_statistics
 from eval.study.cell import EXAMPLES
 from eval.study.cli import recipe_values
 from eval.study.config import StudyConfig, located

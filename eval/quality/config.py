@@ -7,12 +7,13 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from eval.quality.metric import MetricName, Options
-from eval.quality.metrics import METRICS, check_options
+from eval.quality.metrics import ALL, METRICS, check_options
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags
 
 _FEATURES = (
-    "inception (2048-d, the FID's), inception-768, -192 or -64, efficientnet-lite0-128 or -lite1-128 (ImageNet; no "
-    "judge of ImageNet classifiers' work), dinov2, or classifier:NAME_OR_FILE"
+    "one or several, with commas: inception (2048-d, the FID's), inception-768, -192 or -64, efficientnet-lite0-128 or "
+    "-lite1-128 (ImageNet; no judge of ImageNet classifiers' work), dinov2 or clip (:FILE after either), "
+    "classifier:NAME_OR_FILE"
 )
 _WEIGHTS = "file or URL of the Inception network (null: the copy in torch's hub cache, else a download)"
 _PROTOCOL = "how pixels reach Inception: pytorch-fid, tf (torch-fidelity), clean or adm (null: pytorch-fid)"
@@ -45,7 +46,20 @@ class QualityConfig(FeatureFlags, MachineFlags):
     reference: Path | None = Field(
         None, description="image set to compare with, likewise; the Inception Score has none"
     )
-    metrics: str = Field("fid", description=f"with commas: {', '.join(METRICS)}; fid is the Frechet distance")
+    metrics: str = Field(
+        "fid",
+        description=f"with commas: {', '.join(METRICS)}; fid is the Frechet distance; all: the whole sheet, as far as "
+        "it can be had",
+    )
+    judge_classifier: str | None = Field(
+        None, description="a classifier that did not refine, for metric labels: an embedded name or a checkpoint file"
+    )
+    originals: Path | None = Field(
+        None, description="the images before they were refined, for metric moved; of the same names"
+    )
+    explain: bool = Field(
+        False, description="also what each metric rewards, what fools it, and from which N it means something"
+    )
     per_class: bool = Field(False, description="also the Frechet distance of each class; both sets need labels")
     intervals: Annotated[int, Field(ge=0)] = Field(0, description="half splits of the images for 95 % intervals (200)")
     infinite: bool = Field(False, description="also the Frechet distance extrapolated to infinitely many images")
@@ -54,17 +68,27 @@ class QualityConfig(FeatureFlags, MachineFlags):
     @property
     def metric_names(self) -> tuple[MetricName, ...]:
         """Each metric once, in the order given."""
-        names = dict.fromkeys(name.strip() for name in self.metrics.split(","))
-        return cast(tuple[MetricName, ...], tuple(names))
+        names = METRICS if self.metrics.strip() == ALL else (name.strip() for name in self.metrics.split(","))
+        return cast(tuple[MetricName, ...], tuple(dict.fromkeys(names)))
 
     @property
     def options(self) -> Options:
-        """What is asked for besides the features."""
-        return Options(self.metric_names, self.per_class, self.intervals, self.infinite, self.seed)
+        """What is asked for besides the features; the originals are not opened yet."""
+        return Options(
+            self.metric_names,
+            self.per_class,
+            self.intervals,
+            self.infinite,
+            self.seed,
+            whole_sheet=self.metrics.strip() == ALL,
+            judge_classifier=self.judge_classifier,
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> "QualityConfig":
-        check_options(self.options, with_reference=self.reference is not None)
+        check_options(
+            self.options, with_reference=self.reference is not None, with_originals=self.originals is not None
+        )
         return self
 
 

@@ -9,11 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.features import FeatureExtractor
+from robust_models.images import ImageSet
 from robust_models.metrics import Moments, ScoreStatistics
 
-MetricName = Literal["fid", "is", "kid", "prc", "sfid", "fd-dinov2"]
+MetricName = Literal[
+    "fid", "is", "kid", "prc", "density-coverage", "vendi", "sfid", "fd-dinov2", "cmmd", "labels", "moved"
+]  # fmt: skip
 Part = Literal["frechet", "spatial", "score", "rows"]  # what a pass over a set can bring; see Side
 Summary = Mapping[str, Any]
+JUDGE = "--judge-classifier"  # the feature space of metrics that an uninvolved classifier gives
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Side:
     rows: Tensor | None = None  # features [N,D] float32
     labels: np.ndarray | None = None  # int64 [N]
     class_names: tuple[str, ...] | None = None
+    pixels: ImageSet | None = None  # the images themselves
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Options:
     intervals: int = 0  # half splits that the 95 % intervals come from; 0: no intervals
     infinite: bool = False  # also the Frechet distance extrapolated to infinitely many images
     seed: int = 0
+    whole_sheet: bool = False  # what cannot be had is left out, and said
+    judge_classifier: str | None = None  # that took no part; metric "labels"
+    originals: ImageSet | None = None  # the images before they were refined; metric "moved"
 
 
 class Metric(ABC):
@@ -45,7 +53,11 @@ class Metric(ABC):
     name: ClassVar[MetricName]  # as --metrics has it
     needs: ClassVar[Collection[Part]]  # of the images
     reference_needs: ClassVar[Collection[Part]]  # of the reference; () where it takes none
-    own_features: ClassVar[str | None] = None  # the feature space it is defined in; None: that of --features
+    own_features: ClassVar[str | None] = None  # the space it is defined in, or JUDGE; None: those of --features
+    rewards: ClassVar[str] = ""  # in words: what makes it better
+    fooled_by: ClassVar[str] = ""  # in words: what makes it better though the images are not
+    least: ClassVar[int] = 0  # images from which it means something
+    least_per_feature: ClassVar[int] = 0  # the same for each feature
 
     @abstractmethod
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:

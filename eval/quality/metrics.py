@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary
+from eval.quality.sheet import CMMD, DensityCoverage, DistanceMoved, LabelAgreement, Vendi
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
 from robust_models.metrics import (
@@ -27,6 +28,7 @@ from robust_models.metrics import (
     precision_recall,
 )
 from robust_models.metrics.kernel import SUBSET_SIZE, SUBSETS
+from robust_models.metrics.resampled import LEAST_PER_FEATURE
 
 
 class FID(Metric):
@@ -34,6 +36,9 @@ class FID(Metric):
 
     name = "fid"
     needs = reference_needs = ("frechet",)
+    rewards = "features whose mean and covariance are the real ones'"
+    fooled_by = "few images (biased upwards: compare equal N only), and by what fools its network"
+    least_per_feature = LEAST_PER_FEATURE
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.frechet is not None
@@ -53,6 +58,9 @@ class FID(Metric):
                 found["frechet_infinite"] = limit.value
                 found["frechet_infinite_error"] = limit.error
                 found["frechet_infinite_fit"] = {"slope": limit.slope, "n": limit.sizes, "frechet": limit.distances}
+        n, real = getattr(images.frechet, "n", None), reference.rows
+        if real is not None and n and n < least_images(self, features.dim) and len(real) >= 2 * n:
+            found["frechet_floor"] = _floor(real, n)
         if options.per_class:
             found["per_class"] = _per_class(images, reference)
         return found
@@ -63,6 +71,8 @@ class FID(Metric):
         if "frechet_interval" in summary:
             low, high = summary["frechet_interval"]
             lines[0] += f" (95 %: {low:.6g} to {high:.6g}, for other sets of {summary['n_images']} images)"
+        if "frechet_floor" in summary:
+            lines.append(f"  as many real images against the other real ones: {summary['frechet_floor']:.6g}")
         if "frechet_infinite" in summary:
             value, error = summary["frechet_infinite"], summary["frechet_infinite_error"]
             lines.append(f"  extrapolated to infinitely many images: {value:.6g} +- {error:.2g} (standard error)")
@@ -76,6 +86,9 @@ class InceptionScore(Metric):
 
     name = "is"
     needs, reference_needs = ("score",), ()
+    rewards = "predictions that are sure and, over the set, of every class"
+    fooled_by = "any edit that a classifier drives: it rises without end; it sees no reference"
+    least = 5000
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.score is not None
@@ -92,6 +105,9 @@ class KID(Metric):
 
     name = "kid"
     needs = reference_needs = ("rows",)
+    rewards = "features distributed as the real ones"
+    fooled_by = "what fools its network; unbiased, so few images show in its spread alone"
+    least = 200
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.rows is not None
@@ -122,6 +138,9 @@ class PrecisionRecall(Metric):
 
     name = "prc"
     needs = reference_needs = ("rows",)
+    rewards = "images that lie among the real ones (precision), real ones that lie among the images (recall)"
+    fooled_by = "outliers, about which the neighbourhoods are large; two sets of other sizes"
+    least = 1000
     neighbours = 3
     adm_reference = 10_000  # images that guided-diffusion's precision and recall compare with
 
@@ -146,6 +165,9 @@ class SpatialFID(Metric):
 
     name = "sfid"
     needs = reference_needs = ("spatial",)
+    rewards = "layout: the same as fid in features that keep their place"
+    fooled_by = "the same as fid; texture hardly counts"
+    least_per_feature = LEAST_PER_FEATURE
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.spatial is not None
@@ -162,6 +184,9 @@ class DINOv2Distance(Metric):
     name = "fd-dinov2"
     needs = reference_needs = ("frechet",)
     own_features = "dinov2"
+    rewards = "the same as fid, in features that follow people's judgement better than Inception's"
+    fooled_by = "few images (biased upwards)"
+    least_per_feature = LEAST_PER_FEATURE
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.frechet is not None
@@ -175,20 +200,34 @@ class DINOv2Distance(Metric):
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
-    for metric in (FID(), InceptionScore(), KID(), PrecisionRecall(), SpatialFID(), DINOv2Distance())
+    for metric in (
+        FID(),
+        InceptionScore(),
+        KID(),
+        PrecisionRecall(),
+        DensityCoverage(),
+        Vendi(),
+        SpatialFID(),
+        DINOv2Distance(),
+        CMMD(),
+        LabelAgreement(),
+        DistanceMoved(),
+    )
 }
+ALL = "all"  # as --metrics has it: the whole sheet
 
 
-def check_options(options: Options, *, with_reference: bool) -> None:
+def check_options(options: Options, *, with_reference: bool, with_originals: bool) -> None:
     """UserError for a metric that is none, or settings that do not go together."""
     for name in options.metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"metrics: {name!r} is none of {', '.join(METRICS)}{hint}")
-    alone = [metric.name for metric in METRICS.values() if not metric.reference_needs]
-    if not with_reference and not set(options.metrics) <= set(alone):
-        raise UserError(f"reference: needed by every metric but {', '.join(alone)}; give an image set or statistics")
+            raise UserError(f"metrics: {name!r} is none of {', '.join(METRICS)}, {ALL}{hint}")
+    if not options.whole_sheet:
+        for name in options.metrics:
+            if why := missing(METRICS[name], options, with_reference=with_reference, with_originals=with_originals):
+                raise UserError(why)
     extras = extras_of(options)
     if extras and "fid" not in options.metrics:
         raise UserError(f"{extras[0]}: is of the Frechet distance; add fid to --metrics")
@@ -197,29 +236,70 @@ def check_options(options: Options, *, with_reference: bool) -> None:
         raise UserError(f"{few}; give {LEAST_SPLITS} or more, 200 are plenty")
 
 
+def missing(metric: Metric, options: Options, *, with_reference: bool, with_originals: bool) -> str:
+    """What the metric needs and was not given, as an error; "" where nothing is missing."""
+    if metric.reference_needs and not with_reference:
+        alone = [metric.name for metric in METRICS.values() if not metric.reference_needs]
+        return f"reference: needed by every metric but {', '.join(alone)}; give an image set or statistics"
+    if metric.name == "labels" and options.judge_classifier is None:
+        return "judge_classifier: needed by labels; name a classifier that did not refine"
+    if metric.name == "moved" and not with_originals:
+        return "originals: needed by moved; give the images as they were before they were refined"
+    return ""
+
+
 def extras_of(options: Options) -> list[str]:
     """What is asked for beside the metrics."""
     return [name for name in ("per_class", "intervals", "infinite") if getattr(options, name)]
 
 
-def parts_needed(options: Options, own_features: str | None, *, of_reference: bool) -> set[Part]:
-    """What the metrics of one feature space (None: that of --features) need of one of the two sets."""
-    metrics = [METRICS[name] for name in options.metrics if METRICS[name].own_features == own_features]
+def parts_needed(options: Options, *, of_reference: bool) -> set[Part]:
+    """What the metrics and extras of a pass need of one of the two sets."""
+    metrics = [METRICS[name] for name in options.metrics]
     needs = [metric.reference_needs if of_reference else metric.needs for metric in metrics]
     found: set[Part] = {part for parts in needs for part in parts}
-    if own_features is None and (options.per_class or (not of_reference and (options.intervals or options.infinite))):
+    if options.per_class or (not of_reference and (options.intervals or options.infinite)):
         found.add("rows")
     return found
 
 
 def measure(
-    metrics: Sequence[MetricName], images: Side, reference: Side, features: FeatureExtractor, options: Options
+    metrics: Sequence[MetricName],
+    images: Side,
+    reference: Side,
+    features: FeatureExtractor,
+    options: Options,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The numbers of all the metrics, flat, ready for JSON."""
+    """The numbers of all the metrics, flat, ready for JSON.
+
+    left_out: takes the errors of metrics that cannot be had, by name; None: the first is raised.
+    """
     found: dict[str, Any] = {}
     for name in metrics:
-        found |= METRICS[name].compute(images, reference, features, options)
+        try:
+            found |= METRICS[name].compute(images, reference, features, options)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out[name] = str(error)
     return found
+
+
+def few_images(metrics: Sequence[str], dim: int, n: int | None, n_reference: int | None) -> dict[str, int]:
+    """{metric: images from which it means something} of those that have fewer here."""
+    found = {}
+    for name in metrics:
+        metric, least = METRICS[name], least_images(METRICS[name], dim)
+        sizes = [size for size in (n, n_reference if metric.reference_needs else None) if size is not None]
+        if sizes and min(sizes) < least:
+            found[name] = least
+    return found
+
+
+def least_images(metric: Metric, dim: int) -> int:
+    """Images of either set from which it means something in so many features."""
+    return max(metric.least, metric.least_per_feature * dim)
 
 
 def described(features: FeatureExtractor) -> dict[str, Any]:
@@ -238,6 +318,13 @@ def _space(summary: Summary) -> str:
 def _from_zero(interval: tuple[float, float]) -> list[float]:
     """What of the interval a distance can be, which is never negative."""
     return [max(0.0, end) for end in interval]
+
+
+def _floor(real: Tensor, n: int) -> float:
+    """The distance of n of the real images, spread over the set, to the rest of them."""
+    chosen = torch.zeros(len(real), dtype=torch.bool)
+    chosen[torch.linspace(0, len(real) - 1, n).round().long()] = True
+    return frechet_distance(FrechetStatistics.of(real[chosen]), FrechetStatistics.of(real[~chosen]))
 
 
 def _per_class(images: Side, reference: Side) -> dict[str, Any]:

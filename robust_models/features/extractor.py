@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from robust_models.metrics import FrechetStatistics, StoredStatistics
 from robust_models.runtime.device import exact_fp32, place
 
 TRANSFORMERS = ("dinov2", "clip")
+KINDS = ("inception", "efficientnet", *TRANSFORMERS, "classifier:")  # how the name of a feature space begins
 
 
 class FeatureExtractor(Protocol):
@@ -60,6 +61,7 @@ class ClassifierFeatures:
         self.name = f"classifier:{checkpoint}"
         self.dim = model.head.in_features
         self.num_classes: int | None = len(model.class_names)
+        self.class_names = model.class_names
         self.image_size: int | None = model.image_size
         self._model = place(model, device, "fp32")
         self._device = device
@@ -148,8 +150,19 @@ def is_feature_space(name: str) -> bool:
 
 def split_spaces(text: str) -> list[str]:
     """ "inception-768,classifier:FILE,normalize=cifar10" as its feature spaces: a comma before a space's name parts."""
-    names = sorted([*feature_spaces(), "classifier:"], key=len, reverse=True)
-    return [part.strip() for part in re.split(rf",\s*(?={'|'.join(map(re.escape, names))})", text)]
+    return [part.strip() for part in re.split(rf",\s*(?={'|'.join(KINDS)})", text)]
+
+
+def each_space(text: str, *, weights: Path | str | None, protocol: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """(name, settings) of each feature space in the text; those of the Inception network go to it alone.
+
+    UserError where there are settings of it and it is none of the spaces.
+    """
+    names = split_spaces(text)
+    if not any(name.startswith("inception") for name in names):
+        _check_for_inception(text, weights, protocol)
+    settings = {"weights": weights, "protocol": protocol}
+    return [(name, settings if name.startswith("inception") else {}) for name in names]
 
 
 def _check_for_inception(name: str, weights: Path | str | None, protocol: str | None) -> None:
