@@ -46,7 +46,7 @@ def open_values() -> dict[str, Sequence[str]]:
     spaces = [*feature_spaces(), *(f"classifier:{name}" for name in embedded_names())]
     return {
         **dict.fromkeys(CLASSIFIERS, embedded_names()),
-        "metrics": get_args(MetricName),
+        "metrics": (*get_args(MetricName), "all"),
         "features": spaces,
         "judge": [*spaces, *embedded_names()],
         "attack": PLAIN,
