@@ -65,15 +65,23 @@ def labelled_npz(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB; skips where it cannot be mounted."""
-    disk = tmp_path / "disk"
+@pytest.fixture(params=["tmpfs", pytest.param("loop device", marks=pytest.mark.slow)])
+def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB, in memory or ext4 on a loop device; skips where it cannot be made or mounted."""
+    disk, image = tmp_path / "disk", tmp_path / "disk.img"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
+    if request.param == "tmpfs":
+        commands = [f"mount -t tmpfs -o size=24m tmpfs {disk}"]
+    else:
+        commands = [f"truncate -s 24M {image}", f"mkfs.ext4 -q -m 0 {image}", f"mount -o loop {image} {disk}"]
+    for command in commands:
+        try:
+            made = subprocess.run(command.split(), capture_output=True, check=False)
+        except FileNotFoundError:
+            pytest.skip(f"no {command.split()[0]} here")
+        if made.returncode:
+            pytest.skip(f"may not mount a file system here ({command.split()[0]})")
+    if request.param != "tmpfs":
+        (disk / "lost+found").rmdir()
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)

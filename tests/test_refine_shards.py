@@ -324,6 +324,24 @@ def test_a_full_disk_is_one_line_and_keeps_finished_shards(checkpoint, pixels_np
     assert everything(out) == everything(tmp_path / "undisturbed.npz")
 
 
+@pytest.mark.parametrize("free_kb", [2, 16, 40])
+def test_a_disk_that_really_fills_up_costs_nothing_but_time(
+    checkpoint, pixels_npz, tmp_path, tiny_disk, capfd, free_kb
+):
+    out, filler = tiny_disk / "out.npz", tiny_disk / "filler"
+    filler.write_bytes(b"\0" * (shutil.disk_usage(tiny_disk).free - 1024 * free_kb))
+    status = run(checkpoint, pixels_npz, out)
+    error = capfd.readouterr().err.rsplit("\r", 1)[-1].splitlines()[-1]
+    filler.unlink()
+    assert status == 2
+    assert "No space left on device" in error
+    assert "make room and run the same command again" in error
+    assert not out.exists()
+    assert run(checkpoint, pixels_npz, out) == 0
+    assert run(checkpoint, pixels_npz, tmp_path / "undisturbed.npz") == 0
+    assert everything(out) == everything(tmp_path / "undisturbed.npz")
+
+
 def test_the_manifest_tells_what_a_fresh_look_finds(classifier, checkpoint, pixels_npz, tmp_path):
     out = tmp_path / "out.npz"
     assert run(checkpoint, pixels_npz, out, targets="class:Automobile") == 0

@@ -1,5 +1,6 @@
 """A run that is stopped, doubled, repeated or made longer; a loader whose images or workers fail it."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -207,6 +208,14 @@ def test_what_depends_on_the_length_of_the_run_cannot_be_made_longer(words, tmp_
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+    if "--init" in message:  # what the line says to do is done, from the weights that are there
+        advised = re.search(r"the same command with (--init \S+ --out) ANOTHER$", error.strip())
+        assert advised, error
+        another = tmp_path / "another"
+        assert main([*words, *changed, *advised[1].split(), str(another)]) == 0
+        recorded = json.loads((another / "config.json").read_text())["config"]
+        assert (recorded["init"], recorded["epochs"]) == (str(tmp_path / "run" / "classifier.safetensors"), 3)
+        assert (another / "classifier.safetensors").exists()
 
 
 def broken(kind: str, file: Path) -> None:

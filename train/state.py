@@ -117,7 +117,7 @@ def _check_extension(config: TrainConfig, epochs: int) -> None:
     if spread:
         raise UserError(
             f"epochs: {epochs} in {config.out}, {config.epochs} now, but {spread[0]} is spread over the whole run, so "
-            "that its length cannot change; start another run from its classifier: "
+            "that its length cannot change; for a further run from its classifier, repeat the same command with "
             f"--init {config.out}/classifier.safetensors --out ANOTHER"
         )
     if config.epochs < epochs:

@@ -33,7 +33,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     _check_kind(path, "file", path.is_file())
     _make_parent(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    with reporting_no_room(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -60,7 +61,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             f"{path}: exists and is not empty ({found.name}), and is not replaced; move it away or name another place"
         )
     _make_parent(path)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    with reporting_no_room(path):
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
     try:
         with reporting_no_room(path):
@@ -203,7 +205,8 @@ def _check_kind(path: Path, kind: str, is_of_kind: bool) -> None:
 
 def _make_parent(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with reporting_no_room(path):  # a folder, too, needs a block
+            path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}: {error.filename}); choose another place"
