@@ -1,18 +1,23 @@
 import base64
 import csv
-import dataclasses
 import io
 import json
 import re
+import shutil
+import subprocess
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eval.quality.metrics import METRICS, least_images
 from eval.study.report import write_report
+from eval.study.report.cautions import cautions
 from eval.study.report.compare import Difference, Estimate
 from eval.study.report.digest import BEST, TIED, Digest, digested
 from eval.study.report.figures import figures
@@ -22,6 +27,7 @@ from eval.study.report.summary import standing, summary
 from eval.study.report.words import cell_words, eps_words, listed, number_words, places, varied
 from eval.study.results import Accuracy, Axes, CellResult, ClassifierResult, Provenance, Results
 from robust_models import UserError
+from robust_models.runtime.files import sha256_of
 
 N, DIM, RESAMPLES = 40, 6, 40
 RAW = Axes("vae")
@@ -136,7 +142,14 @@ class Page(HTMLParser):
 
 def written(results: Results, out: Path) -> dict[str, str]:
     paths = write_report(results, out, resamples=RESAMPLES)
-    return {kind: Path(path).read_text(encoding="utf-8") for kind, path in paths.items()}
+    return {kind: content(Path(path)) for kind, path in paths.items()}
+
+
+def content(path: Path) -> str:
+    """Of a file; of a folder, the names and hashes of its files."""
+    if path.is_dir():
+        return "\n".join(f"{file.name} {sha256_of(file)}" for file in sorted(path.iterdir()))
+    return path.read_text(encoding="utf-8")
 
 
 def told(results: Results) -> Digest:
@@ -197,10 +210,10 @@ def test_a_drawing_follows_the_theme_and_its_points_lead_to_their_cells(full):
     ]
     for figure in drawn:
         for panel in figure.panels:
-            assert "#0102" not in panel.drawing
-            assert "var(--series-1)" in panel.drawing
-            assert 'href="#cell-' in panel.drawing
-    assert "<title>robust, eps 2: Fréchet distance " in drawn[0].panels[0].drawing
+            assert "#0102" not in panel.drawing.page
+            assert "var(--series-1)" in panel.drawing.page
+            assert 'href="#cell-' in panel.drawing.page
+    assert "<title>robust, eps 2: Fréchet distance " in drawn[0].panels[0].drawing.page
     assert [panel.title for panel in drawn[0].panels] == ["vae", "vae, paired", "gan", "gan, paired"]
 
 
@@ -222,7 +235,7 @@ def test_an_axis_of_interest_has_its_plot(lab, axis, values, words):
     cells = [lab.cell(refined("a", **{axis: value}), 0.2) for value in values]
     (figure,) = figures(told(lab.results(lab.cell(RAW), *cells, vary=(axis,))))
     assert figure.title == f"Fréchet distance against {axis}"
-    assert f">{words}</text>" in figure.panels[0].drawing
+    assert f">{words}</text>" in figure.panels[0].drawing.page
 
 
 NAMES = ('<b>&"', "a_b%", "$x^2$\\", "[x]*~{#}", "ünï|cøde", "--><script>")
@@ -374,19 +387,108 @@ def test_robust_and_standard_classifiers_are_compared(lab, gain, words):
     assert re.search(words, only(summary(told(lab.results(*cells, classifiers=classifiers)))))
 
 
+def cautious(lab, *cells: CellResult, **changed: Any) -> str:
+    classifiers = changed.pop("classifiers", ())
+    return " ".join(cautions(told(replace(lab.results(*cells, classifiers=classifiers), **changed))))
+
+
+def test_a_judge_of_the_refiners_classes_is_said(lab):
+    cells = lab.cell(RAW), lab.cell(refined("one"), 0.5)
+    assert "was trained on the same classes as one:" in cautious(lab, *cells, judge="classifier:x", kin=("one",))
+    assert "same classes" not in cautious(lab, *cells, judge="inception")
+
+
+def weak_or_not(name: str, clean: float, attacked: float) -> ClassifierResult:
+    accuracies = tuple(
+        Accuracy("l2" if eps else "", eps, value, (value, value), "PGD")
+        for eps, value in ((0.0, clean), (0.5, attacked))
+    )
+    return ClassifierResult(name, threat_model="none", accuracies=accuracies)
+
+
 @pytest.mark.parametrize(
-    ("judge", "trained_for", "said"),
+    ("one", "words"),
     [
-        ("classifier:cifar10-standard-small", "none", True),
-        ("classifier:cifar10-standard-small", "l2 eps 0.5", False),
-        ("inception", "none", False),
+        (weak_or_not("a", 0.9, 0.02), "a (2 % right at L2 eps 0.5) is not robust"),
+        (weak_or_not("a", 0.9, 0.46), ""),
+        (ClassifierResult("a", threat_model="none"), "a (trained without attacks) is not robust"),
+        (ClassifierResult("a", threat_model="l2 eps 0.5"), ""),
+        (weak_or_not("unused", 0.9, 0.0), ""),
     ],
 )
-def test_the_summary_says_where_the_judge_may_be_fooled(lab, judge, trained_for, said):
-    cells = [lab.cell(RAW), lab.cell(refined("a"), 0.5), lab.cell(refined("robust"), 0.4)]
-    classifiers = (lab.classifier("robust"), lab.classifier("a", threat_model=trained_for))
-    results = dataclasses.replace(lab.results(*cells, classifiers=classifiers), judge=judge)
-    assert ("may fool it without improving the images" in only(summary(told(results)))) == said
+def test_a_refiner_that_is_not_robust_is_said(lab, one, words):
+    found = cautious(lab, lab.cell(RAW), lab.cell(refined("a"), 0.5), classifiers=(one,))
+    assert words in found
+    assert bool(words) == ("not robust" in found)
+
+
+def test_few_images_are_said_with_the_number_that_is_wanted(lab):
+    found = cautious(lab, lab.cell(RAW), lab.cell(refined("a"), 0.5))
+    least = least_images(METRICS["fid"], DIM)
+    assert (f"{N} images are few for a Fréchet distance, which wants {least:,}" in found) == (least > N)
+
+
+def test_a_ball_larger_than_the_way_to_the_next_real_image_is_said(lab):
+    cells = lab.cell(RAW), lab.cell(refined("a", 3.0), 0.5)
+    assert "eps 3 in L2 exceeds 2.5, the median distance" in cautious(lab, *cells, neighbours={"l2": 2.5})
+    assert "exceeds" not in cautious(lab, *cells, neighbours={"l2": 3.5, "linf": 0.1})
+
+
+def test_every_plot_is_a_file_in_the_papers_colours(full, tmp_path):
+    results, _ = full
+    folder = Path(write_report(results, tmp_path, resamples=RESAMPLES)["figures"])
+    plots = [panel for figure in figures(told(results)) for panel in figure.panels]
+    assert len(list(folder.iterdir())) == 2 * len(plots)
+    assert (folder / "frechet-distance-against-eps-vae-paired.pdf").is_file()
+    for file in folder.glob("*.svg"):
+        text = file.read_text()
+        assert text.startswith("<?xml")
+        assert "#0102" not in text
+        assert "#0072b2" in text
+    for file in folder.glob("*.pdf"):
+        assert file.read_bytes()[:5] == b"%PDF-"
+        assert _colours(file.read_bytes()).isdisjoint(_rgb("#010203"))
+
+
+def _rgb(colour: str) -> set[str]:
+    return {" ".join(f"{int(colour[i : i + 2], 16) / 255:.4g}" for i in (1, 3, 5))}
+
+
+def _colours(pdf: bytes) -> set[str]:
+    """Every colour that a PDF of matplotlib sets, as "r g b"."""
+    found = set()
+    for packed in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+        try:
+            text = zlib.decompress(packed).decode("latin-1")
+        except zlib.error:
+            continue
+        for numbers in re.findall(r"([0-9.]+ [0-9.]+ [0-9.]+) (?:rg|RG)", text):
+            found.add(" ".join(f"{float(number):.4g}" for number in numbers.split()))
+    assert found
+    return found
+
+
+def test_the_page_begins_with_its_contents_and_the_images(full):
+    text = full[1]["html"]
+    order = [text.index(part) for part in ('aria-label="Contents"', 'id="summary"', 'id="images"', 'id="setting"')]
+    assert order == sorted(order)
+    for anchor in ("summary", "images", "quality", "figure-1", "provenance"):
+        assert f'<a href="#{anchor}"' in text
+
+
+def test_the_latex_table_compiles(full, tmp_path):
+    """In a document of its own, with booktabs where that is installed."""
+    pdflatex = shutil.which("pdflatex")
+    if pdflatex is None:
+        pytest.skip("no pdflatex")
+    (tmp_path / "table.tex").write_text(full[1]["tex"], encoding="utf-8")
+    for name, use in (("plain", ""), ("booktabs", r"\IfFileExists{booktabs.sty}{\usepackage{booktabs}}{}")):
+        document = rf"\documentclass{{article}}{use}\begin{{document}}\small\input{{table}}\end{{document}}"
+        (tmp_path / f"{name}.tex").write_text(document)
+        command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert (tmp_path / f"{name}.pdf").is_file()
 
 
 def test_without_raw_images_nothing_is_said_about_gains(lab):

@@ -4,13 +4,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eval.study import commands
 from eval.study.config import StudyConfig
 from eval.study.inputs import Checkpoint, Judge, Reference, open_inputs
 from eval.study.plan import Job, Study
 from eval.study.results import Accuracy, Axes, CellResult, ClassifierResult, JudgedBy, Provenance, Results
+from refine.selection import spread
+from robust_models.images import to_float
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.device import pick_device
+
+MOST_NEIGHBOURS = 200  # real images whose nearest neighbours are looked for
+ORDERS = {"l1": 1.0, "l2": 2.0, "linf": torch.inf}
 
 
 def load_results(out: Path, config: StudyConfig, command: str = "") -> Results:
@@ -33,11 +40,35 @@ def collect_results(study: Study, command: str) -> Results:
         reference_words=lead.reference_words,
         real=lead.real,
         others=tuple(others),
+        kin=_kin(study),
+        neighbours=_neighbours(study),
         classifiers=tuple(_classifier(study, spec.name) for spec in config.classifiers),
         cells=tuple(cell for cell in cells if cell is not None),
         command=command,
         missing=sum(cell is None for cell in cells),
     )
+
+
+def _kin(study: Study) -> tuple[str, ...]:
+    """The classifiers that were made for the classes of the first judge, where that is a classifier."""
+    classes = study.inputs.judges[0].class_names
+    found = [(spec.name, study.checkpoint(spec.name)) for spec in study.config.classifiers]
+    return tuple(name for name, one in found if one is not None and classes == one.description.class_names)
+
+
+def _neighbours(study: Study) -> dict[str, float]:
+    """By norm, the median distance of a real image to the nearest other one; {} without real images."""
+    real = study.inputs.judges[0].real
+    if real is None:
+        return {}
+    index = spread(len(real.set), MOST_NEIGHBOURS).tolist()
+    x = to_float(torch.cat([real.set.read(i, i + 1) for i in index])).flatten(1)
+    found = {}
+    for norm in study.config.norm:
+        if norm in ORDERS:
+            distances = torch.cdist(x, x, p=ORDERS[norm]).fill_diagonal_(torch.inf)
+            found[norm] = float(distances.min(dim=1).values.median())
+    return found
 
 
 def _judged_by(study: Study, judge: Judge) -> JudgedBy:

@@ -111,3 +111,7 @@ class Results:
     missing: int = 0
     real: Path | None = None  # .npz: the judge's features [M,D] of real images, for KID
     others: tuple[JudgedBy, ...] = ()  # the other judges
+    kin: tuple[str, ...] = ()  # classifiers of the same classes as the judge, where that is a classifier
+    neighbours: dict[str, float] = field(
+        default_factory=dict
+    )  # by norm, median distance of a real image to the nearest

@@ -1,6 +1,7 @@
 """The `study` measurement: all jobs of this process, then, where it is to, the results and the report."""
 
 import functools
+import json
 import os
 import sys
 import time
@@ -66,6 +67,7 @@ def run_study(
         reports: Mapping[str, Path | str] = {}
         if part.share is None and any(not cell.error for cell in results.cells):
             reports = (write_report or _written)(results, config.out)
+        said = _said(reports)
     classifiers, cells = study.part(part.share or Share())
     return {
         "out": str(config.out),
@@ -78,9 +80,17 @@ def run_study(
         else {"i": part.share.i, "n": part.share.n, "jobs": len(classifiers) + len(cells)},
         "failed": failures(results, classifiers, cells),
         "best": best_cells(results),
+        "answer": said.get("summary", {}),
+        "cautions": said.get("cautions", []),
         "reports": {name: str(path) for name, path in reports.items()},
         "wall_s": round(time.perf_counter() - started, 1),
     }
+
+
+def _said(reports: Mapping[str, Path | str]) -> dict[str, Any]:
+    """What the report says in sentences; {} where none was written."""
+    path = reports.get("json")
+    return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def open_study(config: StudyConfig, ranks: Ranks) -> Study:

@@ -55,6 +55,8 @@ def format_study(summary: dict[str, Any]) -> str:
     done = f"{summary['num_done']} of {summary['num_cells']} cells in {summary['out']}"
     missing = f"; {summary['missing']} jobs are not done yet" if summary["missing"] else ""
     lines.append(f"{done}{missing}; {summary['wall_s']} s")
+    lines += [f"{images}: {sentences}" for images, sentences in summary["answer"].items()]
+    lines += [f"note: {caution}" for caution in summary["cautions"]]
     lines += [f"{name}: {path}" for name, path in summary["reports"].items()]
     if summary["failed"]:
         lines += [f"{len(summary['failed'])} failed; the same command tries them again:"]

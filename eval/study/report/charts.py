@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG whose colours follow the page: one drawing for light and dark."""
+"""Matplotlib figures as inline SVG whose colours follow the page, light or dark, and as files for a paper."""
 
 import io
 import re
@@ -23,6 +23,14 @@ _MARGINS = {"left": 0.165, "right": 0.915, "bottom": 0.165, "top": 0.975}
 INK, FAINT, GRID = "#010203", "#010204", "#010205"
 NUM_COLOURS = 7
 _SERIES = tuple(f"#0102{16 + i:02x}" for i in range(NUM_COLOURS))
+_PAPER = {  # what the stand-ins are in a file: the page's light theme (report.css)
+    INK: "#1c1f23",
+    FAINT: "#61676f",
+    GRID: "#dfe2e6",
+    **dict(
+        zip(_SERIES, ("#0072b2", "#c8500a", "#00805c", "#a8508a", "#9a6a00", "#2f9bd6", "#55585e"), strict=True),
+    ),
+}
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(_SERIES)}
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -48,6 +56,15 @@ def style(colour: int, variant: int = 0) -> Style:
     return Style(_SERIES[colour % NUM_COLOURS], _MARKERS[number % len(_MARKERS)], _LINES[number % len(_LINES)])
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """One plot: as part of the page, and as files."""
+
+    page: Markup
+    svg: bytes
+    pdf: bytes
+
+
 @contextmanager
 def panel() -> Iterator[tuple["Figure", "Axes"]]:
     """A figure with one plot, without frame and in the stand-in colours. Write it inside the block."""
@@ -69,11 +86,17 @@ def panel() -> Iterator[tuple["Figure", "Axes"]]:
         yield figure, axes
 
 
-def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = MappingProxyType({})) -> Markup:
-    """The figure for a page: ids begin with `name`, `words` say what it shows, titles[url] what a link leads to.
+def drawn(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = MappingProxyType({})) -> Drawing:
+    """The figure for a page (see svg) and for a paper."""
+    page = svg(figure, name, words, titles)
+    plain = _printed(figure, name)
+    for stand_in, colour in _PAPER.items():
+        plain = plain.replace(stand_in, colour)
+    return Drawing(page, plain.encode(), _pdf(figure))
 
-    A figure without words is hidden from those who do not see it.
-    """
+
+def _printed(figure: "Figure", name: str) -> str:
+    """The figure as matplotlib writes SVG."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -81,7 +104,47 @@ def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = Map
     salt: dict[Any, Any] = {"svg.hashsalt": name}  # ids would else be drawn by chance
     with rc_context(_SETTINGS | salt):
         FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    drawing = file.getvalue()
+    return file.getvalue()
+
+
+def _pdf(figure: "Figure") -> bytes:
+    """In the light theme's colours, which the figure has from then on; the same bytes for the same figure."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.colors import same_color
+
+    for artist in figure.findobj():
+        for kind in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            getter, setter = getattr(artist, f"get_{kind}", None), getattr(artist, f"set_{kind}", None)
+            if getter is None or setter is None:
+                continue
+            found = getter()
+            for stand_in, colour in _PAPER.items():
+                if _is(found, stand_in, same_color):
+                    setter(colour)
+    file = io.BytesIO()
+    with rc_context(_SETTINGS | {"pdf.fonttype": 42}):
+        FigureCanvasPdf(figure).print_pdf(file, metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
+    return file.getvalue()
+
+
+def _is(found: Any, colour: str, same: Any) -> bool:
+    """Whether what an artist says of its colour is this one, however transparent."""
+    from matplotlib.colors import to_rgb, to_rgba_array
+
+    try:
+        rows = to_rgba_array(found)
+    except (ValueError, TypeError):
+        return False
+    return len(rows) > 0 and all(same(tuple(row[:3]), to_rgb(colour)) for row in rows)
+
+
+def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = MappingProxyType({})) -> Markup:
+    """The figure for a page: ids begin with `name`, `words` say what it shows, titles[url] what a link leads to.
+
+    A figure without words is hidden from those who do not see it.
+    """
+    drawing = _printed(figure, name)
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var({variable})")
     for pattern, replacement in _FOR_PAGE:

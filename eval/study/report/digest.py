@@ -102,6 +102,7 @@ class Digest:
     axes: tuple[str, ...]  # that refined cells differ in
     sets: tuple[SetDigest, ...]
     resamples: int
+    num_features: int  # of the first judge
 
     @property
     def measure(self) -> str:
@@ -147,7 +148,11 @@ def digested(results: Results, *, resamples: int = RESAMPLES) -> Digest:
     axes = varied(results.cells)
     names = dict.fromkeys(cell.axes.images for cell in results.cells)
     sets = [_set(results, name, f"images-{i}", axes, references, resamples) for i, name in enumerate(names, 1)]
-    return Digest(results, axes, tuple(sets), resamples)
+    return Digest(results, axes, tuple(sets), resamples, _num_features(references[0]))
+
+
+def _num_features(reference: SetReference) -> int:
+    return reference.features.shape[1] if isinstance(reference, KernelReference) else len(reference.mean)
 
 
 def _reference(judge: JudgedBy, results: Results) -> SetReference:

@@ -1,11 +1,12 @@
 """Which plots a study has: distance against each axis and against robust accuracy, other scores, precision, recall."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from eval.study.report.charts import Style, style, swatch
+from eval.study.report.charts import Drawing, Style, style, swatch
 from eval.study.report.digest import Digest, Row, SetDigest, accuracy_at, radii
 from eval.study.report.plots import Scale, Score, Series, against_axis, against_robustness, precision_against_recall
 from eval.study.report.words import cell_words, eps_words, norm_words
@@ -30,10 +31,10 @@ def _change(digest: Digest) -> Score:
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing (SVG) under its title."""
+    """One drawing under its title."""
 
     title: str
-    drawing: Markup
+    drawing: Drawing
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ def figures(digest: Digest) -> tuple[Figure, ...]:
     found += [_against_robustness(digest), _other_scores(digest), _precision_recall(digest)]
     drawn = [figure for figure in found if figure is not None and figure.panels]
     return tuple(replace(figure, anchor=f"figure-{i}") for i, figure in enumerate(drawn, 1))
+
+
+def figure_files(drawn: Sequence[Figure]) -> dict[str, bytes]:
+    """{file name: content} of every panel, as SVG and as PDF."""
+    files = {}
+    for figure in drawn:
+        for panel in figure.panels:
+            words = re.sub(r"[^a-z0-9]+", "-", f"{figure.title} {panel.title}".lower().replace("é", "e")).strip("-")
+            name = words if f"{words}.svg" not in files else f"{words}-{len(files)}"
+            files |= {f"{name}.svg": panel.drawing.svg, f"{name}.pdf": panel.drawing.pdf}
+    return files
 
 
 def _axes_to_plot(digest: Digest) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from eval.study.report.cautions import cautions
 from eval.study.report.charts import style, swatch
 from eval.study.report.digest import Digest, Row
-from eval.study.report.figures import figures
+from eval.study.report.figures import Figure, figures
 from eval.study.report.pictures import before_after, detail_strips, gradients
 from eval.study.report.summary import standing, summary
 from eval.study.report.tables import MARKS, cells_table, classifiers_table
@@ -17,8 +18,8 @@ from eval.study.report.words import AXES, axis_words, counted, listed
 from eval.study.results import Provenance
 
 
-def page_text(digest: Digest) -> str:
-    """The HTML of the whole report."""
+def page_text(digest: Digest, drawn: Sequence[Figure] | None = None) -> str:
+    """The HTML of the whole report. drawn: its figures, where they are at hand."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -31,12 +32,13 @@ def page_text(digest: Digest) -> str:
         digest=digest,
         standing=standing(digest),
         summary=summary(digest),
+        cautions=cautions(digest),
         failures=failures(digest),
         settings=settings(digest),
         tables=[(one, cells_table(digest, one.rows)) for one in digest.sets],
         set_anchors={one.name: one.anchor for one in digest.sets},
         classifiers=classifiers_table(digest),
-        figures=figures(digest),
+        figures=figures(digest) if drawn is None else drawn,
         grids=before_after(digest),
         gradients=gradients(digest),
         strips=detail_strips(digest),

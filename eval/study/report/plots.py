@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
-from eval.study.report.charts import FAINT, INK, Style, panel, svg
+from eval.study.report.charts import FAINT, INK, Drawing, Style, drawn, panel
 from eval.study.report.compare import Estimate
 from eval.study.report.digest import Row, SetDigest
 from eval.study.report.words import axis_words, number_words, places
@@ -84,7 +82,7 @@ class Scale:
             plot.set_xlim(-0.5, len(self.categories) - 0.5)
 
 
-def against_axis(one: SetDigest, series: Sequence[Series], scale: Scale, score: Score, name: str) -> Markup:
+def against_axis(one: SetDigest, series: Sequence[Series], scale: Scale, score: Score, name: str) -> Drawing:
     """A score of every series with its intervals; numbers are joined, and those of eps begin at the raw images."""
     raw = _raw(one, score)
     crowd: dict[float, list[Row]] = {}  # who shares a place
@@ -111,12 +109,12 @@ def against_axis(one: SetDigest, series: Sequence[Series], scale: Scale, score: 
         scale.draw(plot)
         plot.set_ylabel(score.label)
         words = f"{score.words} against {scale.axis}, {one.name}; the numbers are in the table"
-        return svg(figure, name, words, _titles(one, score))
+        return drawn(figure, name, words, _titles(one, score))
 
 
 def against_robustness(
     one: SetDigest, best: Sequence[tuple[Series, Accuracy]], score: Score, label: str, name: str
-) -> Markup:
+) -> Drawing:
     """Of each classifier the cell of the lowest score, with both intervals; its other cells pale."""
     raw = _raw(one, score)
     with panel() as (figure, plot):
@@ -133,10 +131,10 @@ def against_robustness(
                 _point(plot, (x, estimate.value), series.look, row, size=8)
         plot.set_xlabel(label)
         plot.set_ylabel(score.label)
-        return svg(figure, name, f"{score.words} against {label}, {one.name}", _titles(one, score))
+        return drawn(figure, name, f"{score.words} against {label}, {one.name}", _titles(one, score))
 
 
-def precision_against_recall(one: SetDigest, series: Sequence[Series], name: str) -> Markup:
+def precision_against_recall(one: SetDigest, series: Sequence[Series], name: str) -> Drawing:
     """Every cell; those of a series are joined from small eps to large, and grow with it."""
     with panel() as (figure, plot):
         raw = _precision_recall(one.raw) if one.raw else None
@@ -153,7 +151,9 @@ def precision_against_recall(one: SetDigest, series: Sequence[Series], name: str
         plot.margins(0.12)
         plot.set_xlabel("Recall ↑")
         plot.set_ylabel("Precision ↑")
-        return svg(figure, name, f"precision against recall, {one.name}", _titles(one, Score("precision", _precision)))
+        return drawn(
+            figure, name, f"precision against recall, {one.name}", _titles(one, Score("precision", _precision))
+        )
 
 
 def _raw(one: SetDigest, score: Score) -> Estimate | None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from eval.study.report.cautions import STANDARD
 from eval.study.report.compare import Difference, Estimate
 from eval.study.report.digest import BEST, Digest, Row, SetDigest
 from eval.study.report.words import counted, judge_words, listed, number_words, places
 
 WAYS = {"lower": "significantly lower than raw", "same": "no significant difference", "higher": "significantly higher"}
-STANDARD = "none"  # the threat model of a classifier that was not trained to withstand anything
 
 
 def summary(digest: Digest) -> dict[str, str]:
@@ -29,7 +29,7 @@ def _sentences(digest: Digest, one: SetDigest) -> list[str]:
     if best is None:
         return ["No refined cell has a distance."]
     compared = [*_by_classifier(digest, one), *_robust_or_standard(digest, one)]
-    return [_effect(one, best), *_alike(one, best), *compared, *_contested(digest, one), *_fooled(digest, one)]
+    return [_effect(one, best), *_alike(one, best), *compared, *_contested(digest, one)]
 
 
 def _effect(one: SetDigest, best: Row) -> str:
@@ -119,17 +119,6 @@ def _contested(digest: Digest, one: SetDigest) -> list[str]:
             for (first, second), labels in seen.items()
         ]
     return found
-
-
-def _fooled(digest: Digest, one: SetDigest) -> list[str]:
-    """Where a judge that is a classifier may see what is not there."""
-    standard = [row for row in digest.results.classifiers if row.threat_model == STANDARD]
-    if not digest.results.judge.startswith("classifier:") or one.best([row.name for row in standard]) is None:
-        return []
-    return [
-        f"The judge, {digest.results.judge}, is a classifier too: changes made with a standard classifier may fool it "
-        "without improving the images; look at them, or measure with inception or dinov2."
-    ]
 
 
 def _size(difference: Difference) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from eval.study.report.cautions import cautions
 from eval.study.report.compare import Difference, Estimate
 from eval.study.report.digest import BEST, MEASURES, TIED, Digest, Row, accuracy_at, radii
 from eval.study.report.summary import standing, summary
@@ -99,6 +100,7 @@ def json_text(digest: Digest) -> str:
         "question": results.question,
         "standing": standing(digest),
         "summary": summary(digest),
+        "cautions": cautions(digest),
         "judge": results.judge,
         "other_judges": [judge.judge for judge in results.others],
         "reference": results.reference_words,
