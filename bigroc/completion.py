@@ -49,7 +49,7 @@ def open_values() -> dict[str, Sequence[str]]:
         "metrics": (*get_args(MetricName), "all"),
         "features": spaces,
         "judge": [*spaces, *embedded_names()],
-        "attack": PLAIN,
+        "attack": tuple(PLAIN),
         "arch": ARCHITECTURES,
         "activation": tuple(ACTIVATIONS),
         "normalize": tuple(NORMALIZERS),
