@@ -23,7 +23,7 @@ from refine.studio.server import StudioServer
 from refine.synthesis.class_seeds import ClassSeeds
 from refine.synthesis.mixture import fit
 from refine.synthesis.tasks.explain import explain
-from robust_models import to_float
+from robust_models import NORMALIZERS, Description, RobustClassifier, save, to_float
 from tests.studio import ASKED, MASK, SIDE, X, asked, frame_of, packed, post, run, served, unpacked
 from tests.tiny import CLASSES, tiny_pixels
 
@@ -346,6 +346,59 @@ def test_without_images_the_features_say_what_to_do(config):
     with served(StudioConfig(ckpt=config.ckpt, out=config.out, port=0)) as server:
         found = post(server, "/features", packed({"label": 1}))
         assert found.json["error"] == "features: start the studio with --images SET to see what excites them"
+
+
+# -------------------------------------------------------------------------------------------- ImageNet-size classifiers
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Iterator[StudioServer]:
+    """A studio of a torchvision network for 224 px, with random weights."""
+    folder = tmp_path_factory.mktemp("large")
+    names = tuple(f"kind {i}" for i in range(12))
+    description = Description("torchvision:mobilenet_v3_small", names, 224, normalizer=NORMALIZERS["imagenet"])
+    save(RobustClassifier.from_description(description).eval(), folder / "large.safetensors")
+    with served(StudioConfig(ckpt=str(folder / "large.safetensors"), out=folder / "out", port=0)) as running:
+        yield running
+
+
+def test_a_large_classifier_opens_with_a_photograph_of_its_size(large):
+    found = post(large, "/first", packed({}))
+    assert (found.json["height"], found.json["width"]) == (224, 224)
+    assert "Grace Hopper" in found.json["credit"]
+    values = {"tab": "paint", "height": 224, "width": 224, "masked": True, "label": found.json["label"]}
+    options = found.json["options"] | {"steps": 3}
+    run_ = post(large, "/run", packed(values | {"options": options}, *found.parts))
+    assert [frame.step for frame in run_.frames] == [0, 1, 2, 3]
+    changed = (run_.frames[-1].pixels != run_.frames[0].pixels).any(axis=2)
+    mask = np.frombuffer(found.parts[1], np.uint8).reshape(224, 224) > 0
+    assert changed[mask].mean() > 0.5
+    assert not changed[~mask].any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(150, 512), (512, 384)])
+def test_photographs_of_other_shapes_are_seen_at_the_classifiers_size(large, height, width):
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    values = {"tab": "refine", "height": height, "width": width, "options": {"eps": 4.0, "steps": 2}}
+    found = post(large, "/run", packed(values, pixels.tobytes()))
+    assert found.frames[-1].pixels.shape == (height, width, 3)
+    assert (found.frames[0].pixels == pixels).all()
+    assert (found.frames[-1].pixels != pixels).any()
+
+
+def test_defaults_are_those_of_large_images(large):
+    found = post(large, "/first", packed({}))
+    values = {"tab": "translate", "height": 224, "width": 224, "label": 1, "options": {"steps": 1}}
+    found = post(large, "/run", packed(values, found.parts[0]))
+    assert (found.json["eps"], found.json["step_size"]) == (80, 0.5)
+
+
+def test_a_photograph_of_a_telephone_is_made_smaller(large):
+    """48 megapixels, as they come; one is decoded at a time."""
+    stream = io.BytesIO()
+    Image.fromarray(np.full((6000, 8000, 3), 90, np.uint8)).save(stream, "JPEG")
+    found = post(large, "/image", packed({"name": "p.jpg", "side": 512, "square": False}, stream.getvalue()))
+    assert (found.json["height"], found.json["width"], found.json["was"]) == (384, 512, [6000, 8000])
 
 
 # ------------------------------------------------------------------------------------------------------ who is kept out

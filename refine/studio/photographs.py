@@ -97,7 +97,7 @@ def first_photograph(image_size: int, classes: int) -> First:
         if image_size != x_u8.shape[1]:
             image = Image.fromarray(x_u8.permute(1, 2, 0).numpy())
             x_u8 = _as_tensor(np.asarray(_scaled(image, (image_size, image_size))))
-        credit = f"image {number} of the CIFAR-10 test images that come with the package"
+        credit = f"Image {number} of the CIFAR-10 test images that come with the package"
     else:
         import matplotlib
 

@@ -77,7 +77,7 @@ export function asked(here) {
 // Shows what is wrong, and which control it is about; null clears it.
 export function complain(message) {
   for (const control of document.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
-  byId("problem").hidden = message === null;
+  byId("problem-box").hidden = message === null;
   byId("problem").textContent = message ?? "";
   if (message === null) return null;
   const name = message.split(":")[0];
@@ -87,7 +87,6 @@ export function complain(message) {
     control.setAttribute("aria-describedby", "problem");
     control.focus();
   }
-  byId("problem").scrollIntoView({ block: "nearest" });
   return null;
 }
 
@@ -120,6 +119,8 @@ byId("palette").replaceChildren(...PALETTE.map(([name, hex]) => {
 }));
 for (const factor of [2, 3, 4, 8]) byId("factor").append(new Option(`${factor} times`, factor));
 
+byId("problem-close").addEventListener("click", () => complain(null));
+
 export function brushSize(change) {
   state.brush = Math.min(Number(byId("brush").max), Math.max(1, state.brush + change));
   touch();
@@ -146,6 +147,7 @@ onChange(() => {
   byId("class-field").hidden = isFeature;
   byId("feature-box").hidden = !isFeature;
   for (const one of document.querySelectorAll(".of-mask")) one.hidden = !isMasked(tab);
+  for (const one of document.querySelectorAll(".of-steps")) one.hidden = tab === "explain";
   for (const one of document.querySelectorAll(".of-sketch")) one.hidden = tab !== "sketch";
   for (const name of ["refine", "superres", "inpaint", "paint"]) {
     for (const one of document.querySelectorAll(`#method-box .of-${name}`)) {

@@ -18,8 +18,8 @@ async function decoded(file, side, square) {
 
 const sizes = [...new Set([64, 128, 224, 256, 384, 512])].filter((side) => side > facts.imageSize && side <= facts.mostSide);
 byId("size").replaceChildren(
-  new Option(`${facts.imageSize} × ${facts.imageSize}, as it is seen`, "square"),
-  ...sizes.map((side) => new Option(`up to ${side} px, whole`, side)),
+  new Option(`${facts.imageSize} × ${facts.imageSize} (as seen)`, "square"),
+  ...sizes.map((side) => new Option(`whole, up to ${side}`, side)),
 );
 
 const sideOf = (choice) => (choice === "square" ? [Math.min(facts.imageSize, facts.mostSide), true] : [Number(choice), false]);

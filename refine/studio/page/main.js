@@ -162,6 +162,7 @@ addEventListener("keydown", (event) => {
   if (key === "Escape") {
     if (state.run) event.preventDefault();
     byId("help").open = false;
+    complain(null);
     stop();
   } else if (key === "Enter" && !at.matches("button:not([role=tab]), summary, textarea, select, [type=file], [type=color]")) {
     event.preventDefault();

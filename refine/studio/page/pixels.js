@@ -16,15 +16,32 @@ export function show(canvas, picture) {
   canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
 }
 
-export function showMask(canvas, mask, height, width) {
-  const rgba = new Uint8ClampedArray(4 * height * width);
-  for (let i = 0; i < mask.length; i++) {
-    if (!mask[i]) continue;
-    const isEdge = i % width === 0 || i % width === width - 1 || !mask[i - 1] || !mask[i + 1] || !mask[i - width] || !mask[i + width];
-    rgba.set(isEdge ? [255, 40, 120, 220] : [255, 40, 120, 70], 4 * i);
+// The mask's edge and, unless a result is to be seen below it, its area. Small images have theirs drawn finer than a pixel.
+export function showMask(canvas, mask, { height, width }, isFilled) {
+  const k = Math.max(1, Math.floor(512 / Math.max(height, width)));
+  const thick = Math.max(1, Math.round(k / 6));
+  setSize(canvas, height * k, width * k);
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, width * k, height * k);
+  const isIn = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x] > 0;
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      if (!mask[y * width + x]) continue;
+      if (isFilled) {
+        let end = x;
+        if (!isIn(x - 1, y)) {
+          while (isIn(end + 1, y)) end++;
+          context.fillStyle = "rgb(255 40 120 / 30%)";
+          context.fillRect(x * k, y * k, (end + 1 - x) * k, k);
+        }
+      }
+      context.fillStyle = "rgb(255 40 120)";
+      if (!isIn(x - 1, y)) context.fillRect(x * k, y * k, thick, k);
+      if (!isIn(x + 1, y)) context.fillRect((x + 1) * k - thick, y * k, thick, k);
+      if (!isIn(x, y - 1)) context.fillRect(x * k, y * k, k, thick);
+      if (!isIn(x, y + 1)) context.fillRect(x * k, (y + 1) * k - thick, k, thick);
+    }
   }
-  setSize(canvas, height, width);
-  canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
 }
 
 function setSize(canvas, height, width) {

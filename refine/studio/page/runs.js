@@ -127,8 +127,8 @@ function progress(done) {
 }
 
 function finished(done) {
-  const { steps, name } = done.info, { seconds } = done.last;
-  return `${steps} steps towards ${name} in ${time(seconds)}`;
+  const { steps, name } = done.info, { seconds } = done.last, { feature } = done.asked.options;
+  return `${steps} steps ${feature === undefined ? `towards ${name}` : `of feature ${feature}`} in ${time(seconds)}`;
 }
 
 onChange(() => {
@@ -136,7 +136,9 @@ onChange(() => {
   const frame = done?.frame, isRunning = state.run !== null;
   document.body.dataset.frames = done?.frames.length ?? 0;
   document.body.dataset.step = frame?.step ?? "";
+  byId("status").setAttribute("aria-live", document.body.dataset.state === "running" ? "off" : "polite");
   byId("status").textContent = state.status;
+  byId("of-class").textContent = done?.info?.name ?? "the class";
   byId("run").disabled = isRunning || !here;
   byId("stop").disabled = !isRunning;
   byId("keep").disabled = isRunning || !frame || (state.tab !== "explain" && frame.step === 0) || state.tab === "explain" || state.tab === "generate";
@@ -154,7 +156,6 @@ onChange(() => {
   byId("scrub").disabled = !done || done.frames.length < 2;
   byId("scrub-value").textContent = frame ? `${frame.step}${total ? ` of ${total}` : ""}` : "–";
   byId("scrub").setAttribute("aria-valuetext", frame ? `step ${frame.step}` : "no steps yet");
-  byId("compare").hidden = false;
   byId("chart-figure").hidden = state.tab === "explain";
   drawChart(done);
 });

@@ -53,7 +53,7 @@ onChange(() => {
   }
   document.body.dataset.painted = isMasked() ? here.mask.reduce((sum, level) => sum + (level > 0), 0) : "";
   overlay.hidden = !isMasked() || state.showsOriginal || state.run !== null;
-  if (!overlay.hidden) showMask(overlay, here.mask, here.picture.height, here.picture.width);
+  if (!overlay.hidden) showMask(overlay, here.mask, here.picture, !result()?.frame);
   showCursor(factor * (picture.width / here.picture.width));
   const tab = byId(`tab-${state.tab}`).textContent;
   const frame = result()?.frame;
