@@ -16,7 +16,7 @@ EXAMPLES = """\
   bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3
   bigroc train --config cifar_l2_small.yaml
   bigroc eval quality --images refined.npz --reference train.npz --features classifier:cifar10-standard-small
-  bigroc models inspect checkpoint.pt
+  bigroc models inspect CHECKPOINT.pt
   bigroc recipes
   torchrun --nproc-per-node 8 --no-python bigroc refine ...     (several GPUs; also train, eval and study)
 """

@@ -13,9 +13,9 @@ from robust_models.runtime.command import Command, OneOf, Summary, run
 from robust_models.runtime.config import STRICT
 
 EXAMPLES = """\
-  bigroc models inspect checkpoint.pt --data cifar10
-  bigroc models inspect model/ --normalize 0.5,0.5
-  bigroc models convert checkpoint.pt classifier.safetensors --activation silu
+  bigroc models inspect CHECKPOINT.pt --data cifar10
+  bigroc models inspect FOLDER/ --normalize 0.5,0.5
+  bigroc models convert CHECKPOINT.pt classifier.safetensors --activation silu
   bigroc models list
 """
 MAX_SHOWN = 8  # entries of a list

@@ -65,12 +65,13 @@ def labelled_npz(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["tmpfs", pytest.param("loop device", marks=pytest.mark.slow)])
+@pytest.fixture
 def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB, in memory or ext4 on a loop device; skips where it cannot be made or mounted."""
+    """A file system of 24 MB, in memory or, by the parameter "loop device", ext4 on one; skips where it may not be."""
     disk, image = tmp_path / "disk", tmp_path / "disk.img"
     disk.mkdir()
-    if request.param == "tmpfs":
+    in_memory = getattr(request, "param", "tmpfs") == "tmpfs"
+    if in_memory:
         commands = [f"mount -t tmpfs -o size=24m tmpfs {disk}"]
     else:
         commands = [f"truncate -s 24M {image}", f"mkfs.ext4 -q -m 0 {image}", f"mount -o loop {image} {disk}"]
@@ -81,7 +82,7 @@ def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
             pytest.skip(f"no {command.split()[0]} here")
         if made.returncode:
             pytest.skip(f"may not mount a file system here ({command.split()[0]})")
-    if request.param != "tmpfs":
+    if not in_memory:
         (disk / "lost+found").rmdir()
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -325,6 +325,7 @@ def test_a_full_disk_is_one_line_and_keeps_finished_shards(checkpoint, pixels_np
 
 
 @pytest.mark.parametrize("free_kb", [2, 16, 40])
+@pytest.mark.parametrize("tiny_disk", ["tmpfs", pytest.param("loop device", marks=pytest.mark.slow)], indirect=True)
 def test_a_disk_that_really_fills_up_costs_nothing_but_time(
     checkpoint, pixels_npz, tmp_path, tiny_disk, capfd, free_kb
 ):
