@@ -14,7 +14,7 @@ from eval.study.report.words import cell_words, varied
 from eval.study.results import Accuracy, CellResult, ClassifierResult, JudgedBy, Results
 from robust_models.errors import UserError
 from robust_models.metrics import FrechetReference, read_statistics
-from robust_models.metrics.kernel_resampled import KernelReference, SetReference, reference_for
+from robust_models.metrics.kernel_resampled import KernelReference, SetReference, measure_of, reference_for
 
 BEST, TIED = "best", "tied"
 MEASURES = {"frechet": "Fréchet distance", "kid": "KID"}
@@ -103,6 +103,7 @@ class Digest:
     sets: tuple[SetDigest, ...]
     resamples: int
     num_features: int  # of the first judge
+    other_measures: tuple[str, ...] = ()  # what the other judges' distances are, in words
 
     @property
     def measure(self) -> str:
@@ -148,7 +149,8 @@ def digested(results: Results, *, resamples: int = RESAMPLES) -> Digest:
     axes = varied(results.cells)
     names = dict.fromkeys(cell.axes.images for cell in results.cells)
     sets = [_set(results, name, f"images-{i}", axes, references, resamples) for i, name in enumerate(names, 1)]
-    return Digest(results, axes, tuple(sets), resamples, _num_features(references[0]))
+    others = tuple(MEASURES[measure_of(reference)] for reference in references[1:])
+    return Digest(results, axes, tuple(sets), resamples, _num_features(references[0]), others)
 
 
 def _num_features(reference: SetReference) -> int:

@@ -154,7 +154,7 @@ def _other_scores(digest: Digest) -> Figure | None:
                 scale = Scale.of("eps", _AXIS_LABELS["eps"], rows)
                 series = _series(digest, rows, without="eps")
                 drawing = against_axis(one, series, scale, score, f"score-{len(panels)}")
-                panels.append(Panel(one.name, drawing))
+                panels.append(Panel(f"{one.name}: {score.words}", drawing))
     caption = (
         "Higher is better, but the inception score and the judge's agreement rise with confidence and may do so "
         "while the images get worse. Grey: the raw images. Bars, where there are any: 95 % intervals."

@@ -55,7 +55,9 @@ def cells_table(digest: Digest, rows: Sequence[Row]) -> Table:
     ]
     for i, judge in enumerate(digest.results.others):
         opinions = _entries(digest, rows, lambda row, i=i: row.opinions[i] if row.opinions else None, signed=True)
-        columns.append((f"Less raw by {judge_words(judge.judge)}", opinions))
+        measure = digest.other_measures[i]
+        less_raw_words = "Less raw" if measure == digest.measure else f"{measure} less raw"
+        columns.append((f"{less_raw_words} by {judge_words(judge.judge)}", opinions))
     for name, (heading, factor) in _SCORES.items():
         if any(row.score(name) for row in digest.rows):
             columns.append((heading, _entries(digest, rows, lambda row, name=name: row.score(name), factor=factor)))
