@@ -5,7 +5,7 @@ of judges that take no part in refining: Frechet distances, or KIDs where a set 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -130,6 +130,8 @@ class EpsSearch:
             )
         judges = tuple(open_features(name, device=device) for name in names)
         reference = open_images(config.reference)
+        for note in notes(judges, dict(zip(config.ckpts, classifiers, strict=True))):
+            print(f"note: {note}", file=sys.stderr)
         for judge in judges:
             for name, classifier in zip(config.ckpts, classifiers, strict=True):
                 check_uninvolved(judge, name, sha256_of(file_of(name)), classifier.description)
@@ -299,6 +301,24 @@ def as_plain(curve: Curve) -> dict[str, Any]:
         "curve": [asdict(point) for point in curve.points],
         "table": format_curve(curve),
     }
+
+
+def notes(judges: Sequence[FeatureExtractor], classifiers: Mapping[str, RobustClassifier]) -> list[str]:
+    """What to know before believing the judges: that one is of the classifiers' kind, or a classifier not robust."""
+    found = []
+    for judge in judges:
+        names = [n for n, one in classifiers.items() if getattr(judge, "class_names", None) == one.class_names]
+        if names:
+            found.append(
+                f"{judge.name} is a classifier of the same classes as {', '.join(names)}: what such a one adds, it may "
+                "see as an improvement where people see none"
+            )
+    weak = [name for name, one in classifiers.items() if one.description.threat_model is None]
+    if weak and classifiers:
+        found.append(
+            f"nothing says that {', '.join(weak)} was trained to withstand attacks; if not, its changes look like noise"
+        )
+    return found
 
 
 def check_judges(text: str) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from refine.auto_eps import Curve, EpsSearch, Point, Verdict
+from refine.auto_eps import Curve, EpsSearch, Point, Verdict, notes
 from refine.cli import main
-from robust_models import save
+from robust_models import load, save
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
 
 
@@ -94,6 +94,19 @@ def test_bad_input_is_one_line(place, change, message, tmp_path, capsys):
 def test_a_judge_that_is_none_is_found_before_any_work(place, capsys, judge, message):
     assert main([*command(place), "--judge", judge, "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_judge_of_the_classifiers_kind_and_one_that_is_not_robust_are_said(place, capsys):
+    assert main(command(place)) == 0
+    said = capsys.readouterr().err
+    assert "judge.safetensors is a classifier of the same classes as" in said
+    assert ("nothing says that" in said) == (load(place["checkpoint"]).description.threat_model is None)
+    torch.manual_seed(3)
+    weak = tiny_classifier()
+    weak.description = replace(weak.description, threat_model=None)
+    assert notes([], {"weak": weak}) == [
+        "nothing says that weak was trained to withstand attacks; if not, its changes look like noise"
+    ]
 
 
 def test_auto_asks_for_what_it_needs(place, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from eval import image_quality
 from robust_models import UserError
 from robust_models.checkpoints.flags import Source
 from robust_models.classifier import Description
@@ -133,3 +134,20 @@ def test_a_judge_that_took_part_is_refused(judge, refiner, sha256, message):
 @pytest.mark.parametrize("judge", [NAMES[0], "inception-768"])
 def test_a_judge_of_another_kind_is_taken(judge):
     check_uninvolved(Judge(judge), "mine", "cd", _refiner("resnet20", 10))
+
+
+def test_a_second_metric_costs_no_second_pass(tmp_path, monkeypatch):
+    weights_of(NAMES[0])
+    seen = []
+    features = open_features(NAMES[0])
+    real = features.with_spatial
+    monkeypatch.setattr(features, "with_spatial", lambda x_u8: (seen.append(len(x_u8)), real(x_u8))[1])
+    x, y = (
+        torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+        for n in (20, 24)
+    )
+    first = image_quality(x, y, metrics="fid", features=features, cache=tmp_path)
+    assert sum(seen) == 44
+    again = image_quality(x, y, metrics=["fid", "kid", "vendi"], features=features, cache=tmp_path)
+    assert sum(seen) == 44
+    assert again["frechet"] == pytest.approx(first["frechet"], rel=1e-9)
