@@ -5,7 +5,8 @@
 A population is known: Gaussian or heavy-tailed numbers (spectrum 1/k), or the features of real images, drawn with
 replacement. Each trial draws N images from it, shifted or scaled, and asks for the interval of their distance to a
 fixed reference; the truth is the mean distance of many such draws. The bootstrap, the peer, takes percentiles of
-resamples about the distance found. One line of JSON an entry; entries that are there are not run again. Features of
+resamples about the distance found. --others measures KID, precision, recall, density and coverage in its place.
+One line of JSON an entry; entries that are there are not run again. Features of
 real images are kept beside the file.
 """
 
@@ -15,8 +16,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from robust_models import open_images
 from robust_models.features import open_features
@@ -26,11 +30,17 @@ from robust_models.metrics import (
     Resampler,
     bootstrap_counts,
     distance_interval,
+    precision_recall,
 )
+from robust_models.metrics.density_coverage import density_coverage
+from robust_models.metrics.kernel import kernel_interval
+from robust_models.metrics.kernel_resampled import KernelReference
+from robust_models.metrics.neighbour_intervals import density_coverage_intervals, precision_recall_intervals
 from robust_models.runtime.version import environment
 
 SPLITS = 100
 RESAMPLES = 100
+OTHERS_REFERENCE = 1000  # real images that KID and the neighbourhoods are compared with
 TRUTH = 600  # draws
 REAL = {"real-128": "classifier:cifar10-standard-small", "real-768": "inception-768"}
 Draw = Callable[[int], np.ndarray]  # N -> features [N,D]
@@ -116,12 +126,45 @@ def measured(case: Case, draw: Draw, reference: np.ndarray, trials: int, rng: np
     return found
 
 
+def others_of(x: Tensor, real: Tensor, seed: int | None) -> np.ndarray:
+    """KID, precision, recall, density and coverage, [5]; with a seed their intervals instead, [5,2]."""
+    if seed is None:
+        kid = KernelReference(real).distance(x)
+        return np.array([kid, *precision_recall(x, real), *density_coverage(x, real)])
+    intervals = [
+        kernel_interval(KernelReference(real).distance(x), x, real, SPLITS, seed=seed),
+        *precision_recall_intervals(x, real, splits=SPLITS, seed=seed),
+        *density_coverage_intervals(x, real, splits=SPLITS, seed=seed),
+    ]
+    return np.array(intervals)
+
+
+def others_measured(case: Case, draw: Draw, reference: np.ndarray, trials: int) -> dict[str, Any]:
+    """Coverage of each interval of others_of, and its mean width."""
+    mean, deviation = reference.mean(axis=0), reference.std(axis=0)
+    real = torch.from_numpy(reference[:OTHERS_REFERENCE])
+
+    def sample() -> Tensor:
+        x = (draw(case.n) - mean) * case.scale + mean
+        x[:, 0] += case.shift * deviation[0]
+        return torch.from_numpy(x)
+
+    truth = np.mean([others_of(sample(), real, None) for _ in range(min(TRUTH, 5 * trials))], axis=0)
+    found = np.stack([others_of(sample(), real, trial) for trial in range(trials)])
+    held = ((found[:, :, 0] <= truth) & (truth <= found[:, :, 1])).mean(axis=0)
+    widths = (found[:, :, 1] - found[:, :, 0]).mean(axis=0)
+    names = ("kid", "precision", "recall", "density", "coverage")
+    figures = zip(names, truth, held, widths, strict=True)
+    return {"trials": trials, **{n: {"truth": t, "held": h, "width": w} for n, t, h, w in figures}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=Path, help="real images; without, only made-up numbers")
     parser.add_argument("--weights", type=Path, help="Inception's; without, no real-768")
     parser.add_argument("--limit", type=int, default=5000, help="real images of the population")
+    parser.add_argument("--others", action="store_true", help="intervals of the other scores, where N is below 1,000")
     parser.add_argument("--trials", type=int, default=400, help="a quarter where N is 1,000 or more")
     args = parser.parse_args()
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
@@ -143,6 +186,13 @@ def main() -> None:
             def draw(n: int, rows: np.ndarray = reference, rng: np.random.Generator = rng) -> np.ndarray:
                 return rows[rng.integers(0, len(rows), n)]
 
+        if args.others:
+            if case.n < 1000:
+                entry = {**asdict(case), **others_measured(case, draw, reference, args.trials)}
+                with args.out.open("a") as file:
+                    print(json.dumps(entry), file=file)
+                print(json.dumps(entry), flush=True)
+            continue
         entry = {
             **asdict(case),
             **measured(case, draw, reference, args.trials if case.n < 1000 else args.trials // 4, rng),

@@ -79,7 +79,7 @@ def test_a_cache_is_used_where_one_is_given(files):
         (np.zeros((1, 16, 16, 3), np.uint8), {}, "1 image; a Frechet distance needs at least 2"),
         ("absent", {}, "absent: no such file or folder"),
         ("a.npz", {"metrics": ("fid", "kids")}, "metrics: 'kids' is none of .* did you mean kid"),
-        ("a.npz", {"metrics": "kid", "intervals": 100}, "intervals: is of the Frechet distance"),
+        ("a.npz", {"metrics": "vendi", "intervals": 100}, "intervals: none for vendi; leave it out"),
         ("a.npz", {"per_class": True}, "per_class: images has no labels"),
     ],
 )

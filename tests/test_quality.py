@@ -106,12 +106,25 @@ def test_several_metrics_come_from_one_pass(pooled, capsys):
     assert found["weights"] == {"name": "weights.pth", "sha256": "67"}
 
 
+def test_intervals_come_with_every_number_that_has_one_and_hold_it(pooled, capsys):
+    words = f"{QUALITY} --metrics fid,is,kid,prc,density-coverage,sfid --intervals 50 --per-class"
+    status, found, _ = run(capsys, words)
+    assert status == 0
+    for name in ("frechet", "inception_score", "kid", "precision", "recall", "density", "coverage"):
+        low, high = found[f"{name}_interval"]
+        assert low <= found[name] <= high, name
+    assert found["per_class"]
+    for one in found["per_class"].values():
+        assert one["frechet_interval"][0] <= one["frechet"] <= one["frechet_interval"][1]
+    assert "sfid_interval" not in found
+
+
 def test_words_name_every_number_with_what_it_depends_on(pooled, capsys):
     assert main([*f"{QUALITY} --metrics fid,is,kid,prc,sfid --intervals 50 --infinite --per-class".split()]) == 0
     out = capsys.readouterr().out
     for part in (
         "FID, the Frechet distance in inception (12-d, protocol tf): ",
-        "for other sets of 60 images)",
+        "95 %: what other sets of 60 images would score against this reference",
         "extrapolated to infinitely many images: ",
         "over 10 splits",
         "(one estimate from all images; a spread needs more than 1000)",
@@ -335,7 +348,8 @@ def test_dinov2_without_its_weights_is_one_line(monkeypatch, tmp_path):
 
 BAD = [
     ("--metrics fidd", "did you mean fid?"),
-    ("--metrics is --intervals 100", "intervals: is of the Frechet distance; add fid to --metrics"),
+    ("--metrics is --infinite", "infinite: is of the Frechet distance; add fid to --metrics"),
+    ("--metrics sfid,vendi --intervals 100", "intervals: none for sfid, vendi; leave it out"),
     ("--intervals 1", "intervals: 1 half splits are too few to see a spread; give 50 or more"),
     ("--protocol torch", "protocol: 'torch' is none of pytorch-fid, tf, clean, adm"),
     ("--features inception-77", "features: 'inception-77' is none of"),

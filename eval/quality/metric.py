@@ -58,6 +58,7 @@ class Metric(ABC):
     fooled_by: ClassVar[str] = ""  # in words: what makes it better though the images are not
     least: ClassVar[int] = 0  # images from which it means something
     least_per_feature: ClassVar[int] = 0  # the same for each feature
+    has_intervals: ClassVar[bool] = True  # with --intervals
 
     @abstractmethod
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
@@ -66,3 +67,10 @@ class Metric(ABC):
     @abstractmethod
     def lines(self, summary: Summary) -> list[str]:
         """The numbers in words, each with what it depends on."""
+
+
+def within(summary: Summary, name: str) -> str:
+    """ " (95 %: 0.1 to 0.3)", or "" where the number has no interval."""
+    if (interval := summary.get(f"{name}_interval")) is None:
+        return ""
+    return f" (95 %: {interval[0]:.6g} to {interval[1]:.6g})"

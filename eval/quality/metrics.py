@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary
+from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary, within
 from eval.quality.sheet import CMMD, DensityCoverage, DistanceMoved, LabelAgreement, Vendi
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
@@ -27,7 +27,9 @@ from robust_models.metrics import (
     kernel_distance,
     precision_recall,
 )
-from robust_models.metrics.kernel import SUBSET_SIZE, SUBSETS
+from robust_models.metrics.half_splits import LEAST_IMAGES
+from robust_models.metrics.kernel import SUBSET_SIZE, SUBSETS, kernel_interval
+from robust_models.metrics.neighbour_intervals import precision_recall_intervals
 from robust_models.metrics.resampled import LEAST_PER_FEATURE
 
 
@@ -50,9 +52,7 @@ class FID(Metric):
             assert images.rows is not None
             resampler = Resampler(images.rows, against)
             if options.intervals:
-                found["frechet_interval"] = _from_zero(
-                    distance_interval(resampler, options.intervals, seed=options.seed)
-                )
+                found["frechet_interval"] = _interval(images.rows, against, options)
             if options.infinite:
                 limit = resampler.extrapolated(seed=options.seed)
                 found["frechet_infinite"] = limit.value
@@ -62,22 +62,20 @@ class FID(Metric):
         if real is not None and n and n < least_images(self, features.dim) and len(real) >= 2 * n:
             found["frechet_floor"] = _floor(real, n)
         if options.per_class:
-            found["per_class"] = _per_class(images, reference)
+            found["per_class"] = _per_class(images, reference, options)
         return found
 
     def lines(self, summary: Summary) -> list[str]:
         name = "FID, the Frechet distance" if "fid" in summary else "Frechet distance"
-        lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}"]
-        if "frechet_interval" in summary:
-            low, high = summary["frechet_interval"]
-            lines[0] += f" (95 %: {low:.6g} to {high:.6g}, for other sets of {summary['n_images']} images)"
+        lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}{within(summary, 'frechet')}"]
         if "frechet_floor" in summary:
             lines.append(f"  as many real images against the other real ones: {summary['frechet_floor']:.6g}")
         if "frechet_infinite" in summary:
             value, error = summary["frechet_infinite"], summary["frechet_infinite_error"]
             lines.append(f"  extrapolated to infinitely many images: {value:.6g} +- {error:.2g} (standard error)")
         for label, found in summary.get("per_class", {}).items():
-            lines.append(f"  {label}: {found['frechet']:.6g} (N = {found['n_images']} against {found['n_reference']})")
+            value = f"{found['frechet']:.6g}{within(found, 'frechet')}"
+            lines.append(f"  {label}: {value}, N = {found['n_images']} against {found['n_reference']}")
         return lines
 
 
@@ -93,11 +91,15 @@ class InceptionScore(Metric):
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.score is not None
         mean, std = images.score.score()
-        return {"inception_score": mean, "inception_score_std": std, "inception_score_splits": len(images.score.n)}
+        found = {"inception_score": mean, "inception_score_std": std, "inception_score_splits": len(images.score.n)}
+        if options.intervals and (interval := images.score.interval()) is not None:
+            found["inception_score_interval"] = list(interval)
+        return found
 
     def lines(self, summary: Summary) -> list[str]:
         mean, std, splits = (summary[f"inception_score{part}"] for part in ("", "_std", "_splits"))
-        return [f"Inception Score in {_space(summary)}: {mean:.6g} +- {std:.3g} over {splits} splits"]
+        spread = f"+- {std:.3g} over {splits} splits{within(summary, 'inception_score')}"
+        return [f"Inception Score in {_space(summary)}: {mean:.6g} {spread}"]
 
 
 class KID(Metric):
@@ -114,23 +116,27 @@ class KID(Metric):
         assert reference.rows is not None
         mean, std = kernel_distance(images.rows, reference.rows)
         size = min(SUBSET_SIZE, len(images.rows), len(reference.rows))
+        found: dict[str, Any] = {"kid": mean}
+        if options.intervals:
+            interval = kernel_interval(mean, images.rows, reference.rows, options.intervals, seed=options.seed)
+            found["kid_interval"] = list(interval)
         if math.isnan(std):
-            return {"kid": mean, "kid_std": None, "kid_subsets": [1, size]}
+            return {**found, "kid_std": None, "kid_subsets": [1, size]}
         drawn = [name for name, rows in (("images", images.rows), ("reference", reference.rows)) if len(rows) > size]
-        return {"kid": mean, "kid_std": std, "kid_subsets": [SUBSETS, size], "kid_drawn_from": drawn}
+        return {**found, "kid_std": std, "kid_subsets": [SUBSETS, size], "kid_drawn_from": drawn}
 
     def lines(self, summary: Summary) -> list[str]:
         subsets, size = summary["kid_subsets"]
         if summary["kid_std"] is None:
             few = f"one estimate from all images; a spread needs more than {SUBSET_SIZE}"
-            return [f"KID in {_space(summary)}: {summary['kid']:.6g} ({few})"]
+            return [f"KID in {_space(summary)}: {summary['kid']:.6g}{within(summary, 'kid')} ({few})"]
         of = f"{subsets} subsets of {size}"
         if len(summary["kid_drawn_from"]) == 1:
             drawn = summary["kid_drawn_from"][0]
             whole = "reference" if drawn == "images" else "images"
             of += f" drawn from the {drawn}; each has the whole of the {whole}, whose spread +- leaves out"
         spread = f"+- {summary['kid_std']:.3g} ({of})"
-        return [f"KID in {_space(summary)}: {summary['kid']:.6g} {spread}"]
+        return [f"KID in {_space(summary)}: {summary['kid']:.6g}{within(summary, 'kid')} {spread}"]
 
 
 class PrecisionRecall(Metric):
@@ -153,11 +159,18 @@ class PrecisionRecall(Metric):
             raise UserError(f"metrics: prc needs more than {self.neighbours} images in each set, got {sizes}")
         precision, recall = precision_recall(images.rows, real, k=self.neighbours)
         counts = {"prc_neighbours": self.neighbours, "prc_n_reference": len(real)}
-        return {"precision": precision, "recall": recall, **counts}
+        found: dict[str, Any] = {"precision": precision, "recall": recall, **counts}
+        if options.intervals:
+            intervals = precision_recall_intervals(
+                images.rows, real, k=self.neighbours, splits=options.intervals, seed=options.seed
+            )
+            found["precision_interval"], found["recall_interval"] = map(list, intervals)
+        return found
 
     def lines(self, summary: Summary) -> list[str]:
         settings = f"k = {summary['prc_neighbours']}, {summary['prc_n_reference']} real images"
-        return [f"precision {summary['precision']:.4f}, recall {summary['recall']:.4f} ({settings})"]
+        precision, recall = (f"{name} {summary[name]:.4f}{within(summary, name)}" for name in ("precision", "recall"))
+        return [f"{precision}, {recall}; {settings}"]
 
 
 class SpatialFID(Metric):
@@ -168,6 +181,7 @@ class SpatialFID(Metric):
     rewards = "layout: the same as fid in features that keep their place"
     fooled_by = "the same as fid; texture hardly counts"
     least_per_feature = LEAST_PER_FEATURE
+    has_intervals = False  # its features are summed up, not kept
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.spatial is not None
@@ -191,11 +205,16 @@ class DINOv2Distance(Metric):
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.frechet is not None
         assert reference.frechet is not None
-        distance = frechet_distance(images.frechet, reference.frechet)
-        return {"fd_dinov2": distance, "dinov2": described(features)}
+        against = FrechetReference(reference.frechet)
+        found = {"fd_dinov2": against.distance(images.frechet), "dinov2": described(features)}
+        if options.intervals:
+            assert images.rows is not None
+            found["fd_dinov2_interval"] = _interval(images.rows, against, options)
+        return found
 
     def lines(self, summary: Summary) -> list[str]:
-        return [f"FD with DINOv2 ({summary['dinov2']['weights']['name']}): {summary['fd_dinov2']:.6g}"]
+        value = f"{summary['fd_dinov2']:.6g}{within(summary, 'fd_dinov2')}"
+        return [f"FD with DINOv2 ({summary['dinov2']['weights']['name']}): {value}"]
 
 
 METRICS: dict[str, Metric] = {
@@ -228,9 +247,11 @@ def check_options(options: Options, *, with_reference: bool, with_originals: boo
         for name in options.metrics:
             if why := missing(METRICS[name], options, with_reference=with_reference, with_originals=with_originals):
                 raise UserError(why)
-    extras = extras_of(options)
-    if extras and "fid" not in options.metrics:
-        raise UserError(f"{extras[0]}: is of the Frechet distance; add fid to --metrics")
+    of_distance = [name for name in ("per_class", "infinite") if getattr(options, name)]
+    if of_distance and "fid" not in options.metrics:
+        raise UserError(f"{of_distance[0]}: is of the Frechet distance; add fid to --metrics")
+    if options.intervals and not any(METRICS[name].has_intervals for name in options.metrics):
+        raise UserError(f"intervals: none for {', '.join(options.metrics)}; leave it out")
     if 0 < options.intervals < LEAST_SPLITS:
         few = f"intervals: {options.intervals} half splits are too few to see a spread"
         raise UserError(f"{few}; give {LEAST_SPLITS} or more, 200 are plenty")
@@ -258,7 +279,8 @@ def parts_needed(options: Options, *, of_reference: bool) -> set[Part]:
     metrics = [METRICS[name] for name in options.metrics]
     needs = [metric.reference_needs if of_reference else metric.needs for metric in metrics]
     found: set[Part] = {part for parts in needs for part in parts}
-    if options.per_class or (not of_reference and (options.intervals or options.infinite)):
+    of_images = options.infinite or (options.intervals and "frechet" in found)
+    if options.per_class or (of_images and not of_reference):
         found.add("rows")
     return found
 
@@ -315,8 +337,9 @@ def _space(summary: Summary) -> str:
     return f"{summary['features']} ({summary['dim']}-d, protocol {summary['protocol']})"
 
 
-def _from_zero(interval: tuple[float, float]) -> list[float]:
-    """What of the interval a distance can be, which is never negative."""
+def _interval(rows: Tensor, against: FrechetReference, options: Options) -> list[float]:
+    """95 % interval of the Frechet distance, as far as a distance can be: it is never negative."""
+    interval = distance_interval(Resampler(rows, against), options.intervals, seed=options.seed)
     return [max(0.0, end) for end in interval]
 
 
@@ -327,7 +350,7 @@ def _floor(real: Tensor, n: int) -> float:
     return frechet_distance(FrechetStatistics.of(real[chosen]), FrechetStatistics.of(real[~chosen]))
 
 
-def _per_class(images: Side, reference: Side) -> dict[str, Any]:
+def _per_class(images: Side, reference: Side, options: Options) -> dict[str, Any]:
     """Frechet distance of the images of each class to the reference's of the same class."""
     ours, theirs = _by_class(images, "images"), _by_class(reference, "reference")
     if ours.keys() != theirs.keys():
@@ -337,14 +360,14 @@ def _per_class(images: Side, reference: Side) -> dict[str, Any]:
     for name in ours:
         if min(len(ours[name]), len(theirs[name])) < 2:
             raise UserError(f"per_class: class {name} has 1 image in one of the sets; a Frechet distance needs 2")
-    return {
-        name: {
-            "frechet": frechet_distance(FrechetStatistics.of(rows), FrechetStatistics.of(theirs[name])),
-            "n_images": len(rows),
-            "n_reference": len(theirs[name]),
-        }
-        for name, rows in ours.items()
-    }
+    found: dict[str, Any] = {}
+    for name, rows in ours.items():
+        against = FrechetReference(FrechetStatistics.of(theirs[name]))
+        found[name] = {"frechet": against.distance(FrechetStatistics.of(rows))}
+        if options.intervals and len(rows) >= LEAST_IMAGES:
+            found[name]["frechet_interval"] = _interval(rows, against, options)
+        found[name] |= {"n_images": len(rows), "n_reference": len(theirs[name])}
+    return found
 
 
 def _by_class(side: Side, role: str) -> dict[str, Tensor]:

@@ -121,6 +121,7 @@ def _measured(
         "metrics": sorted(measured, key=options.metrics.index),
         **({"spaces": others} if others else {}),
         **({} if planned.left_out is None else {"left_out": planned.left_out}),
+        "intervals": options.intervals,
     }
 
 
@@ -145,7 +146,7 @@ def plan(options: Options, spaces: Sequence[FeatureExtractor], device: torch.dev
             left_out[name] = why
         else:
             by_space.setdefault(own, []).append(name)
-    extras = {"per_class": False, "intervals": 0, "infinite": False}
+    extras = {"per_class": False, "infinite": False}
     passes = []
     for i, space in enumerate(spaces):
         names = [
@@ -284,6 +285,8 @@ def format_quality(summary: Summary) -> str:
     for one in (summary, *summary.get("spaces", [])):
         source = one.get("weights") or one.get("checkpoint")
         lines += [f"network {source['name']}, sha256 {source['sha256'][:12]}"] if source else []
+    if summary["intervals"]:
+        lines.append(f"95 %: what other sets of {summary['n_images']} images would score against this reference")
     lines += [f"left out: {name}: {why}" for name, why in summary.get("left_out", {}).items()]
     if "explained" in summary:
         lines += explained_lines(summary["explained"])

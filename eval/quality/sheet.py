@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from eval.quality.metric import JUDGE, Metric, Options, Side, Summary
+from eval.quality.metric import JUDGE, Metric, Options, Side, Summary, within
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
 from robust_models.features.extractor import ClassifierFeatures
@@ -12,6 +12,7 @@ from robust_models.images import ImageSet, to_float
 from robust_models.labels import fit_labels
 from robust_models.metrics.cmmd import cmmd
 from robust_models.metrics.density_coverage import density_coverage
+from robust_models.metrics.neighbour_intervals import density_coverage_intervals, share_interval
 from robust_models.metrics.vendi import vendi_score
 
 
@@ -33,11 +34,17 @@ class DensityCoverage(Metric):
                 f"metrics: {self.name} needs more than {self.neighbours} real images, got {len(reference.rows)}"
             )
         density, coverage = density_coverage(images.rows, reference.rows, k=self.neighbours)
-        return {"density": density, "coverage": coverage, "density_coverage_neighbours": self.neighbours}
+        found: dict[str, Any] = {"density": density, "coverage": coverage}
+        if options.intervals:
+            intervals = density_coverage_intervals(
+                images.rows, reference.rows, k=self.neighbours, splits=options.intervals, seed=options.seed
+            )
+            found["density_interval"], found["coverage_interval"] = map(list, intervals)
+        return {**found, "density_coverage_neighbours": self.neighbours}
 
     def lines(self, summary: Summary) -> list[str]:
-        k = summary["density_coverage_neighbours"]
-        return [f"density {summary['density']:.4f}, coverage {summary['coverage']:.4f} (k = {k})"]
+        density, coverage = (f"{name} {summary[name]:.4f}{within(summary, name)}" for name in ("density", "coverage"))
+        return [f"{density}, {coverage}; k = {summary['density_coverage_neighbours']}"]
 
 
 class Vendi(Metric):
@@ -48,6 +55,7 @@ class Vendi(Metric):
     rewards = "images that differ from each other"
     fooled_by = "noise, the most diverse of all; it sees no reference, and grows with N"
     least = 500
+    has_intervals = False
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.rows is not None
@@ -71,6 +79,7 @@ class CMMD(Metric):
     rewards = "embeddings distributed as the real ones', no Gaussian assumed"
     fooled_by = "what fools CLIP: text in images, and little of fine texture counts"
     least = 500
+    has_intervals = False
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.rows is not None
@@ -99,17 +108,21 @@ class LabelAgreement(Metric):
             raise UserError("metrics: labels needs images with labels: an .npz with arr_1, or a folder of classes")
         y = torch.from_numpy(fit_labels(images.labels, images.class_names, features.class_names, source="images"))
         probs = features.logits(images.rows).double().softmax(dim=1).cpu()
-        judge = {"name": features.source.name, "sha256": features.source.sha256}
-        return {
-            "label_agreement": float((probs.argmax(dim=1) == y).double().mean()),
+        agrees = probs.argmax(dim=1) == y
+        found: dict[str, Any] = {
+            "label_agreement": float(agrees.double().mean()),
             "label_confidence": float(probs[torch.arange(len(y)), y].mean()),
-            "judge_classifier": judge,
+            "judge_classifier": {"name": features.source.name, "sha256": features.source.sha256},
         }
+        if options.intervals:
+            found["label_agreement_interval"] = list(share_interval(agrees))
+        return found
 
     def lines(self, summary: Summary) -> list[str]:
-        agreement, confidence = summary["label_agreement"], summary["label_confidence"]
-        name = summary["judge_classifier"]["name"]
-        return [f"{name} puts {agreement:.1%} of the images in their class (confidence in it {confidence:.3f})"]
+        agreement = f"{summary['label_agreement']:.1%} of the images in their class"
+        judge, confidence = summary["judge_classifier"]["name"], summary["label_confidence"]
+        agreement += within(summary, "label_agreement")
+        return [f"{judge} puts {agreement}; confidence in it {confidence:.3f}"]
 
 
 class DistanceMoved(Metric):
@@ -119,6 +132,7 @@ class DistanceMoved(Metric):
     needs = reference_needs = ()
     rewards = "nothing: it is the price of what the other metrics gained"
     fooled_by = "nothing: it is measured, not judged"
+    has_intervals = False
 
     def compute(self, images: Side, reference: Side, features: FeatureExtractor, options: Options) -> dict[str, Any]:
         assert images.pixels is not None

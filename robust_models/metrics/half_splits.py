@@ -75,7 +75,7 @@ def half_split_interval(
     if odd == 0:
         return score, score
     growth = 2 * float(np.cov(difference**2, mean)[0, 1]) / odd  # of the variance with the score
-    freedom = float(len(first))  # `odd` is a mean of as many squares
+    freedom = len(first) * variance**2 / (odd**2 + even**2)  # both are means of so many squares
     if influence is not None:
         centred = influence - influence.mean()
         second_moment, third, fourth = ((centred**power).mean() for power in (2, 3, 4))

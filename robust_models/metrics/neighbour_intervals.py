@@ -25,20 +25,25 @@ SPARE = 30  # neighbours beyond the k-th, of which a tenth may be left out
 
 
 def precision_recall_intervals(
-    features: Tensor, reference: Tensor, *, k: int = 3, groupings: int = 20, seed: int = 0
+    features: Tensor, reference: Tensor, *, k: int = 3, splits: int = 200, seed: int = 0
 ) -> tuple[Interval, Interval]:
-    """Those of precision_recall of the same arguments. groupings: how often the images are cut into tenths."""
+    """Those of precision_recall of the same arguments. splits: of the images, in groupings of ten."""
     features, reference = _centred(features, reference)
-    inside = inside_manifold(features, reference, k)
-    precision = stats.binomtest(int(inside.sum()), len(inside)).proportion_ci(method="wilson")
-    recall = _jackknifed(_recall(features, reference, k), len(features), groupings, seed)
-    return (float(precision.low), float(precision.high)), recall
+    precision = share_interval(inside_manifold(features, reference, k))
+    recall = _jackknifed(_recall(features, reference, k), len(features), splits, seed)
+    return precision, recall
+
+
+def share_interval(chosen: Tensor) -> Interval:
+    """Of the share of true values in chosen, bool [N], each image on its own: Wilson 1927."""
+    found = stats.binomtest(int(chosen.sum()), len(chosen)).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def density_coverage_intervals(
-    features: Tensor, reference: Tensor, *, k: int = 5, groupings: int = 20, seed: int = 0
+    features: Tensor, reference: Tensor, *, k: int = 5, splits: int = 200, seed: int = 0
 ) -> tuple[Interval, Interval]:
-    """Those of density_coverage of the same arguments. groupings: how often the images are cut into tenths."""
+    """Those of density_coverage of the same arguments. splits: of the images, in groupings of ten."""
     features, reference = _centred(features, reference)
     radii = torch.cat([squared_radii(rows, reference, k) for rows in reference.split(ROWS)])
     inside = [inside_each(rows, reference, radii).cpu() for rows in features.split(ROWS)]
@@ -52,14 +57,14 @@ def density_coverage_intervals(
         return float(met.mean())
 
     density = float(balls.mean())
-    return (max(0.0, density - reach), density + reach), _jackknifed(coverage, len(balls), groupings, seed)
+    return (max(0.0, density - reach), density + reach), _jackknifed(coverage, len(balls), splits, seed)
 
 
-def _jackknifed(score: Score, n: int, groupings: int, seed: int) -> Interval:
+def _jackknifed(score: Score, n: int, splits: int, seed: int) -> Interval:
     """1.96 standard errors about the score of all n images; each tenth of each random grouping is left out in turn."""
     rng = np.random.default_rng(seed)
     variances = []
-    for _ in range(groupings):
+    for _ in range(max(1, splits // TENTHS)):
         tenth = rng.permutation(n) % TENTHS
         without = np.array([score(tenth != left_out) for left_out in range(TENTHS)])
         variances.append((TENTHS - 1) * without.var())
