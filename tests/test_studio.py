@@ -3,10 +3,14 @@
 import http.client
 import io
 import json
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from refine.cli import main
 from refine.network import Network
 from refine.studio import runs
 from refine.studio.config import StudioConfig
@@ -26,6 +31,8 @@ from refine.synthesis.tasks.explain import explain
 from robust_models import NORMALIZERS, Description, RobustClassifier, save, to_float
 from tests.studio import ASKED, MASK, SIDE, X, asked, frame_of, packed, post, run, served, unpacked
 from tests.tiny import CLASSES, tiny_pixels
+
+ROOT = Path(__file__).parent.parent
 
 
 def save_seeds(path: Path) -> None:
@@ -399,6 +406,47 @@ def test_a_photograph_of_a_telephone_is_made_smaller(large):
     Image.fromarray(np.full((6000, 8000, 3), 90, np.uint8)).save(stream, "JPEG")
     found = post(large, "/image", packed({"name": "p.jpg", "side": 512, "square": False}, stream.getvalue()))
     assert (found.json["height"], found.json["width"], found.json["was"]) == (384, 512, [6000, 8000])
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("words", [["refine", "studio"], ["bigroc", "studio"]], ids=" ".join)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_studio_with_its_summary(tmp_path, words, number):
+    argv = [sys.executable, "-m", *words, "--port", "0", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("studio at http://127.0.0.1:")
+        with urllib.request.urlopen(line.split()[2]) as page:
+            assert b"Studio" in page.read()
+        process.send_signal(number)
+        said, rest = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "")
+    assert said == f"0 pictures with their commands in {tmp_path / 'out'}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--ckpt", "nothing.pt"], "error: ckpt: no file nothing.pt"),
+        (["--port", "70000"], "error: port: "),
+        (["--device", "tpu9"], "error: device: 'tpu9' cannot be used here"),
+        (["--precison", "fp32"], "error: --precison: no such flag; did you mean --precision?"),
+    ],
+)
+def test_a_bad_flag_is_one_line(words, reason, capsys):
+    assert main(["studio", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(reason)
+    assert error.count("\n") == 1
+
+
+def test_a_taken_port_is_one_line(server, config, capsys):
+    port = str(server.server_address[1])
+    assert main(["studio", "--ckpt", config.ckpt, "--port", port]) == 2
+    assert f"error: port: {port} on 127.0.0.1 cannot be had" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------ who is kept out

@@ -5,6 +5,7 @@ Needs chromium: the system's, that of the variable BIGROC_CHROMIUM, or what `pla
 
 import io
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -244,6 +245,30 @@ def test_seeds_are_drawn_anew_and_kept_as_an_image(visit):
     assert (visit.pixels() == made).all()
 
 
+def test_enter_in_the_class_of_generate_runs_that_class(visit):
+    page = visit.page
+    visit.tab("generate")
+    expect(page.locator("#pictures button")).to_have_count(6)
+    page.locator("#class").fill("ship")
+    page.locator("#class").press("Enter")
+    visit.state("done")
+    expect(page.locator("#status")).to_contain_text("steps towards ship")
+    page.keyboard.press("Control+s")
+    expect(page.locator("#command")).to_have_value(re.compile("--classes ship"))
+
+
+def test_results_of_an_image_that_has_changed_are_not_shown(visit):
+    page = visit.page
+    visit.tab("refine")
+    visit.run()
+    visit.tab("paint")
+    visit.run()
+    page.locator("#keep").click()
+    expect(page.locator("body")).to_have_attribute("data-frames", "0")
+    visit.tab("refine")
+    expect(page.locator("body")).to_have_attribute("data-frames", "0")
+
+
 def test_images_side_by_side_are_all_run(visit):
     page = visit.page
     visit.tab("refine")
@@ -354,7 +379,8 @@ def test_fingers_and_pens_paint(chromium, server):
     assert by_finger > 20
     script = """(image) => { const box = image.getBoundingClientRect();
         const at = (kind, x, y) => image.dispatchEvent(new PointerEvent(kind, { pointerType: "pen", pointerId: 1,
-            bubbles: true, cancelable: true, clientX: box.x + x * box.width, clientY: box.y + y * box.height }));
+            isPrimary: true, bubbles: true, cancelable: true,
+            clientX: box.x + x * box.width, clientY: box.y + y * box.height }));
         image.setPointerCapture = () => {};
         at("pointerdown", 0.1, 0.1); at("pointermove", 0.4, 0.1); at("pointerup", 0.4, 0.1); }"""
     page.locator("#image").evaluate(script)

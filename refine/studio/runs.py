@@ -120,7 +120,7 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._current: Job | None = None
-        self.steps = 0  # messages computed since the start, for tests
+        self.steps = 0  # messages computed so far
         threading.Thread(target=self._serve, name="studio", daemon=True).start()
 
     def submit(self, work: Work, is_gone: Callable[[], bool]) -> Job:

@@ -3,12 +3,12 @@
 import "./stage.js";
 import "./features.js";
 import { brushSize, classIndex, complain } from "./controls.js";
-import { bring, openFirst } from "./files.js";
+import { openFirst } from "./files.js";
 import { blank, noMask } from "./pixels.js";
 import { guess, run, runAll, scrub, stop } from "./runs.js";
 import { save } from "./saving.js";
 import { zoom } from "./stage.js";
-import { Work, isMasked, onChange, result, state, touch, work } from "./state.js";
+import { Work, onChange, result, state, touch, work } from "./state.js";
 import { facts, messages, post } from "./wire.js";
 
 const byId = (id) => document.getElementById(id);
@@ -27,7 +27,10 @@ const ABOUT = {
 byId("classifier").textContent = `${facts.ckpt} · sees ${facts.imageSize} × ${facts.imageSize} px · ${facts.classNames.length} classes · ${facts.precision}`;
 
 function choose(tab) {
-  if (state.run) return;
+  if (state.run) {
+    complain("run: it goes on; stop it first (Esc), then change the tab");
+    return;
+  }
   state.tab = tab;
   state.status = "";
   state.showsOriginal = false;
@@ -80,6 +83,15 @@ async function drawSeeds(first) {
   return null;
 }
 
+// Run; of Generate, from seeds of the class that is written there now.
+async function start() {
+  if (state.tab === "generate" && classIndex(state.classes.generate ?? "") !== work()?.label) {
+    await drawSeeds(Number(byId("seed").value) || 0);
+    if (classIndex(state.classes.generate ?? "") !== work()?.label) return;
+  }
+  await run();
+}
+
 function redraw() {
   if (!state.run) drawSeeds(Number(byId("seed").value || 0) + SEEDS);
 }
@@ -88,7 +100,6 @@ function keep() {
   const frame = result()?.frame, here = work();
   if (!frame || byId("keep").disabled) return;
   here.replace(frame.picture);
-  delete here.results[state.tab];
   state.status = `Kept step ${frame.step} as the image.`;
   guess(here);
   touch();
@@ -103,7 +114,7 @@ function undone(way) {
 }
 
 const acts = {
-  run: () => run(),
+  run: start,
   stop,
   keep,
   undo: () => undone("undo"),
@@ -130,7 +141,10 @@ const acts = {
 };
 for (const [id, act] of Object.entries(acts)) byId(id).addEventListener("click", act);
 byId("seed").addEventListener("change", () => drawSeeds(Math.max(0, Math.floor(Number(byId("seed").value) || 0))));
-byId("class").addEventListener("change", () => { if (state.tab === "generate" && !state.run) drawSeeds(Number(byId("seed").value) || 0); });
+byId("class").addEventListener("change", () => {
+  const label = classIndex(byId("class").value);
+  if (state.tab === "generate" && !state.run && label !== work()?.label) drawSeeds(Number(byId("seed").value) || 0);
+});
 byId("wipe").addEventListener("input", (event) => { state.wipe = Number(event.target.value); touch(); });
 byId("scrub").addEventListener("input", (event) => scrub(Number(event.target.value)));
 
@@ -149,6 +163,7 @@ const keys = {
   ArrowRight: () => scrub((result()?.shown ?? 0) + 1),
 };
 addEventListener("keydown", (event) => {
+  if (!event.key) return; // browsers send such a one where a suggestion is taken
   const at = document.activeElement, key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.ctrlKey || event.metaKey) {
     if (key === "s") save();
@@ -166,7 +181,7 @@ addEventListener("keydown", (event) => {
     stop();
   } else if (key === "Enter" && !at.matches("button:not([role=tab]), summary, textarea, select, [type=file], [type=color]")) {
     event.preventDefault();
-    run();
+    start();
   } else if (key === " " && !isText(at) && !at.matches("button, summary, [type=radio]")) {
     event.preventDefault();
     state.showsOriginal = true;

@@ -110,7 +110,7 @@ function penMoved(point) {
 }
 
 image.addEventListener("pointerdown", (event) => {
-  if (!isPainted() || !work() || (event.pointerType === "mouse" && event.button !== 0)) return;
+  if (!isPainted() || !work() || !event.isPrimary || (event.pointerType === "mouse" && event.button !== 0)) return;
   event.preventDefault();
   image.focus({ preventScroll: true, focusVisible: false });
   image.setPointerCapture(event.pointerId);
@@ -118,7 +118,7 @@ image.addEventListener("pointerdown", (event) => {
   penDown(at);
 });
 image.addEventListener("pointermove", (event) => {
-  if (!isPainted() || !work()) return;
+  if (!isPainted() || !work() || !event.isPrimary) return;
   const steps = event.getCoalescedEvents?.() ?? [];
   for (const one of steps.length ? steps : [event]) penMoved(pointOf(one));
 });

@@ -26,13 +26,15 @@ export class Work {
     this.picture = { ...picture, rgb: picture.rgb.slice() };
     if (!same) this.mask = noMask(picture);
     this.guess = null;
+    this.results = {}; // they are of what was there before
   }
 
   step(from, to) {
     const state = from.pop();
     if (!state) return false;
     to.push({ picture: this.picture, mask: this.mask });
-    if (state.picture.rgb.some((level, i) => level !== this.picture.rgb[i]) || state.picture.rgb.length !== this.picture.rgb.length) this.guess = null;
+    const { rgb } = state.picture, now = this.picture.rgb;
+    if (rgb.length !== now.length || rgb.some((level, i) => level !== now[i])) Object.assign(this, { guess: null, results: {} });
     Object.assign(this, state);
     return true;
   }
