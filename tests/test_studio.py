@@ -178,7 +178,7 @@ def test_those_who_wait_are_told_how_many_are_before_them(server, monkeypatch):
         assert json.loads(read_until(third, b"J")) == {"ahead": 2}
         second.close()  # who leaves the queue is passed over
         go.set()
-        assert frame_of(read_until(third, b"F")).step == 0
+        assert frame_of(read_until(third, b"F")).step in (0, 1)
         assert first.recv(1)
 
 
