@@ -21,6 +21,7 @@ from robust_models.checkpoints.flags import file_of
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
+from robust_models.features.efficientnet import limits_of
 from robust_models.features.extractor import check_features, check_images, is_feature_space, split_spaces
 from robust_models.features.involved import NO_JUDGE, check_uninvolved, judges_at_hand
 from robust_models.images import ImageSet, open_images, to_float, to_u8
@@ -313,6 +314,7 @@ def notes(judges: Sequence[FeatureExtractor], classifiers: Mapping[str, RobustCl
                 f"{judge.name} is a classifier of the same classes as {', '.join(names)}: what such a one adds, it may "
                 "see as an improvement where people see none"
             )
+    found += [limits for judge in judges if (limits := limits_of(judge.name))]
     weak = [name for name, one in classifiers.items() if one.description.threat_model is None]
     if weak and classifiers:
         found.append(

@@ -434,6 +434,14 @@ def test_a_ball_larger_than_the_way_to_the_next_real_image_is_said(lab):
     assert "exceeds" not in cautious(lab, *cells, neighbours={"l2": 3.5, "linf": 0.1})
 
 
+def test_a_judge_with_limits_is_not_named_without_them(lab):
+    cells = lab.cell(RAW), lab.cell(refined("a"), 0.5)
+    assert "efficientnet-lite0-128 is an ImageNet classifier at 128 px" in cautious(
+        lab, *cells, judge="efficientnet-lite0-128"
+    )
+    assert "ImageNet" not in cautious(lab, *cells, judge="inception-768")
+
+
 def test_every_plot_is_a_file_in_the_papers_colours(full, tmp_path):
     results, _ = full
     folder = Path(write_report(results, tmp_path, resamples=RESAMPLES)["figures"])

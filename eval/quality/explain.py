@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from eval.quality.metrics import METRICS
+from robust_models.features.efficientnet import limits_of
 
 
 def explained() -> list[dict[str, str]]:
@@ -23,9 +24,9 @@ def explained() -> list[dict[str, str]]:
     return rows
 
 
-def explained_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The rows of explained() for a terminal."""
-    lines = []
+def explained_lines(rows: Sequence[Mapping[str, str]], spaces: Sequence[str]) -> list[str]:
+    """The rows of explained() for a terminal, and what the feature spaces are blind to."""
+    lines = [limits for name in spaces if (limits := limits_of(name))]
     for row in rows:
         lines += [
             f"{row['metric']}: {row['what it is']}",

@@ -67,7 +67,8 @@ class FID(Metric):
 
     def lines(self, summary: Summary) -> list[str]:
         name = "FID, the Frechet distance" if "fid" in summary else "Frechet distance"
-        lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}{within(summary, 'frechet')}"]
+        interval = within(summary, "frechet") if "frechet_interval" in summary else ""
+        lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}{interval}"]
         if "frechet_floor" in summary:
             lines.append(f"  as many real images against the other real ones: {summary['frechet_floor']:.6g}")
         if "frechet_infinite" in summary:

