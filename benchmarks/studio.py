@@ -9,6 +9,7 @@ browser is from the key Enter to the end of the run, all frames drawn. Medians; 
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import threading
@@ -118,6 +119,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"  {name:36} {1000 * value:8.1f} ms")
     ratios = [b / a for a, b in zip(seconds["bare loop"], seconds["studio over HTTP"], strict=True)]
+    print(f"  peak of resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     print(f"  overhead over the bare loop {100 * (statistics.median(ratios) - 1):+.1f} % (median of pairs)")
 
 

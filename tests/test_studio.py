@@ -431,6 +431,7 @@ def test_a_signal_ends_a_studio_with_its_summary(tmp_path, words, number):
     ("words", "reason"),
     [
         (["--ckpt", "nothing.pt"], "error: ckpt: no file nothing.pt"),
+        (["--images", "nothing.npz"], "error: nothing.npz: no such file or folder"),
         (["--port", "70000"], "error: port: "),
         (["--device", "tpu9"], "error: device: 'tpu9' cannot be used here"),
         (["--precison", "fp32"], "error: --precison: no such flag; did you mean --precision?"),

@@ -46,7 +46,7 @@ class StudioServer(PageServer):
     name = "studio"
 
     def __init__(self, config: StudioConfig) -> None:
-        """UserError where the checkpoint cannot be loaded or the port is taken."""
+        """UserError where the checkpoint or the images cannot be loaded, or the port is taken."""
         device = pick_device(config.device)
         classifier, source = load_classifier(config.ckpt, config)
         classifier = folded(classifier)
@@ -55,6 +55,8 @@ class StudioServer(PageServer):
         self.network = Network(place(classifier, device, precision.precision))
         self.keeper = Keeper(config, source, precision, self.network.class_names)
         self.sheet = FeatureSheet(config, self.network)
+        if config.images is not None:
+            _ = self.sheet.images  # UserError now, not when somebody asks for them
         self.worker = Worker()
         self.files = {f"/{path.name}": path.read_bytes() for path in PAGE.iterdir() if path.suffix in _TYPES}
         super().__init__(_Handler, port=config.port)
