@@ -12,7 +12,7 @@ from eval import image_quality
 from robust_models import UserError
 from robust_models.checkpoints.flags import Source
 from robust_models.classifier import Description
-from robust_models.features import efficientnet, open_features
+from robust_models.features import efficientnet, involved, open_features
 from robust_models.features.efficientnet import PACKAGED, filled
 from robust_models.features.involved import check_uninvolved
 
@@ -151,3 +151,48 @@ def test_a_second_metric_costs_no_second_pass(tmp_path, monkeypatch):
     again = image_quality(x, y, metrics=["fid", "kid", "vendi"], features=features, cache=tmp_path)
     assert sum(seen) == 44
     assert again["frechet"] == pytest.approx(first["frechet"], rel=1e-9)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """What is on a pretended machine: has(inception=..., lite=...)."""
+
+    def has(*, inception: bool, lite: bool) -> None:
+        monkeypatch.setattr(
+            involved, "cached_weights", lambda *, first_part: tmp_path if inception and first_part else None
+        )
+        monkeypatch.setattr(involved, "find_spec", lambda name: name)
+
+        def find(name: str) -> Path:
+            if not lite:
+                raise UserError("features: no package")
+            return tmp_path
+
+        monkeypatch.setattr(involved, "find_weights", find)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("inception", "lite", "found"),
+    [
+        (True, True, ("inception-768", NAMES[0])),
+        (True, False, ("inception-768",)),
+        (False, True, (NAMES[0],)),
+        (False, False, ()),
+    ],
+)
+def test_the_judges_at_hand_are_those_on_the_machine(machine, inception, lite, found):
+    machine(inception=inception, lite=lite)
+    assert involved.judges_at_hand([_refiner("resnet20", 10)]) == found
+
+
+def test_a_weights_file_is_at_hand_too(machine):
+    machine(inception=False, lite=False)
+    assert involved.judges_at_hand([], weights="file.pth") == ("inception-768",)
+
+
+@pytest.mark.parametrize("refiner", [_refiner("resnet50", 1000), _refiner("timm:resnet18", 10)])
+def test_an_imagenet_judge_is_not_at_hand_for_its_own_kind(machine, refiner):
+    machine(inception=True, lite=True)
+    assert involved.judges_at_hand([_refiner("resnet20", 10), refiner]) == ("inception-768",)

@@ -207,6 +207,17 @@ def test_inception_weights_come_from_a_cache_else_by_a_download_that_is_said_and
     assert inception_weights.find_weights().name.startswith("weights-")
 
 
+def test_a_file_of_the_first_layers_is_found_where_they_are_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(inception_weights, "_cache", lambda: tmp_path)
+    assert inception_weights.cached_weights(first_part=True) is None
+    (tmp_path / inception_weights.FIRST_PART).touch()
+    assert inception_weights.cached_weights() is None
+    assert inception_weights.find_weights(first_part=True) == tmp_path / inception_weights.FIRST_PART
+    whole = tmp_path / inception_weights.CACHE_NAMES[1]
+    whole.touch()
+    assert inception_weights.find_weights(first_part=True) == inception_weights.find_weights() == whole
+
+
 def test_other_files_are_not_weights(tmp_path):
     page = tmp_path / "weights.pth"
     page.write_text("<html>404</html>")
