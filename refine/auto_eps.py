@@ -286,7 +286,7 @@ def format_curve(curve: Curve) -> str:
         score, precision, recall = (f"{figure:.3f}" if figure is not None else "-" for figure in figures)
         mark = " <" if point is curve.best else ""
         rows.append(
-            f"{point.eps:8.4g} {point.distance:10.4f} {f'{low:.3f} - {high:.3f}':>17} {score:>7} {precision:>6} "
+            f"{point.eps:8.4g} {point.distance:10.4g} {f'{low:.3g} - {high:.3g}':>17} {score:>7} {precision:>6} "
             f"{recall:>6} {point.chosen_in:8.0%}{mark}"
         )
     low, high = curve.plausible

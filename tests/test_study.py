@@ -398,7 +398,7 @@ def test_the_command_tells_the_best_cells_and_nothing_is_written_twice(root, mon
     monkeypatch.setattr(run_module, "_written", lambda results, out: {"html": out / "report.html"})
     assert command(root) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].split() == ["KID", "Frechet", "IS", "precision", "recall", "agrees", "moved"]
+    assert told[0].split() == ["1000", "KID", "Frechet", "IS", "precision", "recall", "agrees", "moved"]
     assert told[1].startswith("made raw ")
     distances = [float(line.split()[-7]) for line in told[2:5]]
     assert distances == sorted(distances)

@@ -8,7 +8,7 @@ from eval.study.results import Axes, CellResult, Results
 
 BEST = 3  # cells of each image set
 _SHOWN = {  # score: its head in the table
-    "kid": "KID",
+    "kid": "1000 KID",
     "frechet": "Frechet",
     "inception_score": "IS",
     "precision": "precision",
@@ -68,7 +68,7 @@ def _row(cell: CellResult) -> dict[str, Any]:
     return {
         "cell": in_words(cell.axes),
         "n": cell.num_images,
-        **{k: cell.scores[k] for k in _SHOWN if k in cell.scores},
+        **{name: cell.scores[name] for name in _SHOWN if name in cell.scores},
     }
 
 
@@ -79,6 +79,12 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     width = max(len(row["cell"]) for row in rows)
     lines = [" " * width + "".join(f"{_SHOWN[name]:>10}" for name in shown)]
     for row in rows:
-        numbers = "".join(f"{row[name]:>10.3f}" if name in row else " " * 10 for name in shown)
+        numbers = "".join(_number(name, row) for name in shown)
         lines.append(f"{row['cell']:<{width}}{numbers}")
     return lines
+
+
+def _number(name: str, row: dict[str, Any]) -> str:
+    if name not in row:
+        return " " * 10
+    return f"{1000 * row[name]:>10.4g}" if name == "kid" else f"{row[name]:>10.3f}"

@@ -80,10 +80,11 @@ class EfficientNetFeatures:
                 f"{packaged.sha256[:8]}...); {packaged.install} --force-reinstall"
             )
         network = filled(packaged.model, torch.load(path, map_location="cpu", weights_only=True))
-        self.dim, self.num_classes = int(network.num_features), int(network.num_classes)
+        self.dim = int(network.num_features)
+        self.num_classes: int | None = int(network.num_classes)
         self._head = network.get_classifier().to(device)
         network.reset_classifier(0)
-        self._network = folded_pairs(network).to(device, memory_format=torch.channels_last)
+        self._network = folded_pairs(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
 
     def __call__(self, x_u8: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ def _pdf(figure: "Figure") -> bytes:
                 if _is(found, stand_in, same_color):
                     setter(colour)
     file = io.BytesIO()
-    with rc_context(_SETTINGS | {"pdf.fonttype": 42}):
+    fonts: dict[Any, Any] = {"pdf.fonttype": 42}  # TrueType, as journals ask for
+    with rc_context(_SETTINGS | fonts):
         FigureCanvasPdf(figure).print_pdf(file, metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
     return file.getvalue()
 
