@@ -67,10 +67,3 @@ class Metric(ABC):
     @abstractmethod
     def lines(self, summary: Summary) -> list[str]:
         """The numbers in words, each with what it depends on."""
-
-
-def within(summary: Summary, name: str) -> str:
-    """ " (95 %: 0.1 to 0.3)", or "" where the number has no interval."""
-    if (interval := summary.get(f"{name}_interval")) is None:
-        return ""
-    return f" (95 %: {interval[0]:.6g} to {interval[1]:.6g})"

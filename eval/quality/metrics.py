@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary, within
+from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary
 from eval.quality.sheet import CMMD, DensityCoverage, DistanceMoved, LabelAgreement, Vendi
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
@@ -31,6 +31,7 @@ from robust_models.metrics.half_splits import LEAST_IMAGES
 from robust_models.metrics.kernel import SUBSET_SIZE, SUBSETS, kernel_interval
 from robust_models.metrics.neighbour_intervals import precision_recall_intervals
 from robust_models.metrics.resampled import LEAST_PER_FEATURE
+from robust_models.runtime.command import within
 
 
 class FID(Metric):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from eval.quality.metric import JUDGE, Metric, Options, Side, Summary, within
+from eval.quality.metric import JUDGE, Metric, Options, Side, Summary
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
 from robust_models.features.extractor import ClassifierFeatures
@@ -14,6 +14,7 @@ from robust_models.metrics.cmmd import cmmd
 from robust_models.metrics.density_coverage import density_coverage
 from robust_models.metrics.neighbour_intervals import density_coverage_intervals, share_interval
 from robust_models.metrics.vendi import vendi_score
+from robust_models.runtime.command import within
 
 
 class DensityCoverage(Metric):

@@ -29,6 +29,13 @@ IN_RECIPE = "Each is a flag, or a field of the recipe that --config names."
 _TITLED = re.compile(r"(\w[\w ]{0,30}): ")
 
 
+def within(summary: Mapping[str, Any], name: str) -> str:
+    """ " (95 %: 0.1 to 0.3)", the interval of the number called name; "" where it has none."""
+    if (interval := summary.get(f"{name}_interval")) is None:
+        return ""
+    return f" (95 %: {interval[0]:.6g} to {interval[1]:.6g})"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose mistakes are one line, with the near miss, and whose flags take `-` and `_` alike."""
 
