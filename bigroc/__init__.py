@@ -29,8 +29,8 @@ True
 Scores of images, as arrays, tensors, folders or files; with `reference`, distances as well:
 
 >>> scores = image_quality(x_ref, x, metrics=["fid", "kid"], features="classifier:cifar10-standard-small")
->>> sorted(scores)[:2]
-['frechet', 'kid']
+>>> scores["metrics"]
+['fid', 'kid']
 
 A classifier of your own, by a recipe with changes:
 

@@ -55,7 +55,7 @@ def test_two_ranks_share_the_jobs_and_the_first_one_tells(tmp_path, monkeypatch)
     settings = config(tmp_path, eps=[0.25, 0.5, 1, 2])
     rows = log(settings.out)
     assert len({row["pid"] for row in rows if row["kind"] == "cells"}) == 2
-    assert len({row["key"] for row in rows}) == len(rows) == 1 + 2 + 9
+    assert len({row["key"] for row in rows}) == len(rows) == 2 + 2 + 9  # references, classifiers, cells
     _, results = study(settings)
     assert log(settings.out) == rows
     monkeypatch.setattr(eval.study.plan, "run_cell", pretended)
