@@ -65,12 +65,12 @@ def labelled_npz(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(params=["tmpfs", pytest.param("loop device", marks=pytest.mark.slow)])
 def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB, in memory or, by the parameter "loop device", ext4 on one; skips where it may not be."""
+    """A file system of 24 MB, in memory or ext4 on a loop device; skips where it cannot be made or mounted."""
     disk, image = tmp_path / "disk", tmp_path / "disk.img"
     disk.mkdir()
-    in_memory = getattr(request, "param", "tmpfs") == "tmpfs"
+    in_memory = request.param == "tmpfs"
     if in_memory:
         commands = [f"mount -t tmpfs -o size=24m tmpfs {disk}"]
     else:

@@ -24,7 +24,7 @@ from refine.work_folder import Shards
 from robust_models import load, open_images, save
 from robust_models.images.open import fingerprint
 from robust_models.images.record import record_path
-from tests.tiny import CLASSES, tiny_classifier, tiny_pixels
+from tests.tiny import CLASSES, fill, tiny_classifier, tiny_pixels
 
 N, SHARD = 20, 8
 
@@ -325,12 +325,10 @@ def test_a_full_disk_is_one_line_and_keeps_finished_shards(checkpoint, pixels_np
 
 
 @pytest.mark.parametrize("free_kb", [2, 16, 40])
-@pytest.mark.parametrize("tiny_disk", ["tmpfs", pytest.param("loop device", marks=pytest.mark.slow)], indirect=True)
 def test_a_disk_that_really_fills_up_costs_nothing_but_time(
     checkpoint, pixels_npz, tmp_path, tiny_disk, capfd, free_kb
 ):
-    out, filler = tiny_disk / "out.npz", tiny_disk / "filler"
-    filler.write_bytes(b"\0" * (shutil.disk_usage(tiny_disk).free - 1024 * free_kb))
+    out, filler = tiny_disk / "out.npz", fill(tiny_disk, free_kb=free_kb)
     status = run(checkpoint, pixels_npz, out)
     error = capfd.readouterr().err.rsplit("\r", 1)[-1].splitlines()[-1]
     filler.unlink()

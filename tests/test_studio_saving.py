@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from refine.studio.server import StudioServer
 from robust_models.runtime.files import sha256_of
 from tests.studio import ASKED, MASK, SIDE, Frame, X, asked, packed, post, run, served
 from tests.test_studio import save_seeds
+from tests.tiny import fill
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,11 +152,11 @@ def test_what_cannot_be_saved_is_one_line(server, config, changes, reason):
 
 def test_a_full_disk_is_one_line(checkpoint, tiny_disk):
     with served(StudioConfig(ckpt=str(checkpoint), out=tiny_disk / "saved", port=0)) as server:
-        (tiny_disk / "filler").write_bytes(b"\0" * shutil.disk_usage(tiny_disk).free)
+        filler = fill(tiny_disk)
         found, _ = saved(server, "translate", 5)
         assert found.status == 400
         assert "saved" in found.json["error"]
-        (tiny_disk / "filler").unlink()
+        filler.unlink()
         assert saved(server, "translate", 5)[0].status == 200
 
 

@@ -22,7 +22,7 @@ from robust_models.runtime.config import resolve
 from robust_models.runtime.files import exclusive
 from robust_models.runtime.run_folder import read_metrics
 from robust_models.runtime.signals import Interrupted, StopSignals, leaving_on_signals
-from tests.tiny import loader_of, tiny_pixels
+from tests.tiny import fill, loader_of, tiny_pixels
 from train.cli import main
 from train.config import TrainConfig
 from train.loaders.base import dead_workers_reported
@@ -321,8 +321,7 @@ def test_a_killed_worker_ends_the_run_with_its_reason(folder, number):
 @pytest.mark.parametrize("free_kb", [0, 300, 1200, 2500])
 def test_a_full_disk_costs_nothing_but_time(words, tmp_path, tiny_disk, capsys, free_kb):
     words += ["--save-minutes", "0", "--log-every", "1"]
-    out, filler = tiny_disk / "run", tiny_disk / "filler"
-    filler.write_bytes(b"\0" * (shutil.disk_usage(tiny_disk).free - 1024 * free_kb))
+    out, filler = tiny_disk / "run", fill(tiny_disk, free_kb=free_kb)
     assert main([*words, "--out", str(out)]) == 2
     error = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert len(error) == 1

@@ -1,5 +1,9 @@
-"""Small stand-ins: a classifier with random weights and images that it can learn in a few steps."""
+"""Small stand-ins: a classifier with random weights, images that it can learn in a few steps, a disk that is full."""
 
+import errno
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,3 +35,18 @@ def tiny_pixels(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def loader_of(name: LoaderName, data: AnyDataset, **settings: Any) -> Loader:
     """A loader with these LoaderSettings."""
     return make_loader(name, data, LoaderSettings(**settings))
+
+
+def fill(disk: Path, *, free_kb: int = 0) -> Path:
+    """Writes a file that leaves this much room on a file system."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        while (more := shutil.disk_usage(disk).free - 1024 * free_kb) > 0:
+            try:
+                file.write(b"\0" * more)
+                os.fsync(file.fileno())  # on ext4 a file takes some of its blocks only now
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                break
+    return filler

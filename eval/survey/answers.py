@@ -1,6 +1,7 @@
 """The file of answers: SQLite, one row for each answer, on disk before it is confirmed.
 
 A connection for each use: threads and processes may write side by side, and nothing is left open for a kill to break.
+SQLite's rollback journal, not its write-ahead log, whose index in mapped memory kills the process on a full disk.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 from eval.survey.order import Choice, Item, Kind, Side
 from robust_models.errors import UserError
+from robust_models.runtime.files import is_no_room
 
 FORMAT = 1  # raised whenever an older file would be read wrongly
 _SCHEMA = (
@@ -78,14 +80,13 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as connection:
-                if _is_empty(connection):  # what is somebody else's stays as it is
-                    connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("BEGIN IMMEDIATE")
                 if _is_empty(connection):
                     _begin(connection, meta, classes)
                 found = _contents(connection, path)
         except (*_BROKEN, OSError) as error:
-            raise UserError(f"out: {path} cannot be used as a file of answers ({error}); name another") from error
+            do = "make room and run the same command again" if _is_full(error) else "name another"
+            raise UserError(f"out: {path} cannot be used as a file of answers ({error}); {do}") from error
         _check_same(path, found, meta, classes)
 
     def answered(self, rater: str) -> set[tuple[Kind, int]]:
@@ -115,7 +116,7 @@ class Store:
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection whose transaction is committed, and synced, at the end."""
         with closing(sqlite3.connect(self.path, timeout=_WAIT_S)) as connection:
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA synchronous = EXTRA")  # that the journal is gone, which commits, too
             with connection:
                 yield connection
 
@@ -125,10 +126,15 @@ def read_answers(path: Path) -> Contents:
     if not path.is_file():
         raise UserError(f"answers: no file {path}; give what the survey's --out made")
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_WAIT_S)) as connection:
+        # rw, where the file may be written: what a killed survey left half done must be rolled back.
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=_WAIT_S)) as connection:
             return _contents(connection, path)
     except _BROKEN as error:
         raise UserError(f"answers: {path} is no file of answers, or broken ({error})") from error
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or is_no_room(error)
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
