@@ -1,13 +1,22 @@
-"""The copies of the classifier that training keeps: its moving average, and a folded twin that a step attacks."""
+"""Other forms of the classifier that training keeps: its moving average, a folded twin, and the compiled network."""
 
 import copy
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from tqdm import tqdm
 
 from robust_models.classifier import RobustClassifier
+from robust_models.errors import UserError
 from robust_models.folding import folded
 from train.config import TrainConfig
+
+Found = TypeVar("Found")
 
 
 class EMA:
@@ -68,6 +77,52 @@ def make_twin(model: RobustClassifier, config: TrainConfig, device: torch.device
     return twin if twin.pairs else None
 
 
+class Compiled:
+    """A network whose steps run compiled for as long as that works.
+
+    The code is compiled, or read from a cache that a kill may have cut off, when a step first needs it.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.network: nn.Module = model
+        if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            _warn("no C++ compiler here (g++ or clang++)")
+            return
+        compiled = torch.compile(model)
+        assert isinstance(compiled, nn.Module)
+        self.network = compiled
+
+    def run(self, step: Callable[[nn.Module], Found], *, alone: bool) -> Found:
+        """step(network). Where that fails before the optimizer's step, and is not the user's mistake, it is undone and
+        done again, as are all that follow, without compiling.
+
+        alone: no other process takes part in the step. Others would wait for this one: UserError.
+        """
+        if self.network is self.model:
+            return step(self.model)
+        buffers = list(self.model.buffers())  # batch norms change theirs before the optimizer changes the parameters
+        kept = [buffer.clone() for buffer in buffers]
+        begun: list[bool] = []
+        hook = self.optimizer.register_step_pre_hook(lambda *_: begun.append(True))
+        try:
+            return step(self.network)
+        except UserError:
+            raise
+        except Exception as error:
+            if begun:
+                raise
+            reason = _reason(error)
+        finally:
+            hook.remove()
+        if not alone:
+            raise UserError(f"compile: compiling failed ({reason}); leave --compile away, with another --out")
+        _warn(f"compiling failed ({reason})")
+        _restore(buffers, kept)
+        self.network = self.model
+        return step(self.model)
+
+
 def _folded_pairs(network: nn.Module, twin: nn.Module) -> list[tuple[str, str]]:
     """Names of every convolution and the batch norm that it has absorbed."""
     if not isinstance(twin, fx.GraphModule):
@@ -103,3 +158,22 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale
     return scale.to(norm.running_mean.dtype), (shift + norm.bias if norm.affine else shift).to(norm.running_mean.dtype)
+
+
+def _warn(reason: str) -> None:
+    line = f"compile: {reason}; going on without compiling, which changes results by rounding only"
+    tqdm.write(line, file=sys.stderr)  # a bar may be there
+
+
+@torch.no_grad()
+def _restore(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__

@@ -1,25 +1,23 @@
 """Everything that changes during a run, and what is due when."""
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_models.attacks import PGD
 from robust_models.checkpoints import save
-from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks
 from train.batch_norm import share_batch_norms
 from train.config import TrainConfig
-from train.copies import EMA, make_twin
+from train.copies import EMA, Compiled, make_twin
 from train.parallel import ALONE
 from train.start import make_model, open_data, open_loader, warnings
 from train.state import Progress, TrainState, claim, save_state
@@ -65,7 +63,7 @@ class Run:
             self.progress = state.progress
             self.pending = [Measured(*(value.to(device) for value in values)) for values in state.pending]
         self.twin = make_twin(self.model, config, device)
-        self.stepped = _compiled(self.model, device) if config.compile else self.model
+        self.compiled = Compiled(self.model, self.optimizer, device) if config.compile else None
         self.saved_at = time.monotonic()
         self.started = time.monotonic() - self.progress.wall_s
 
@@ -74,12 +72,12 @@ class Run:
         self.model.train()
         if self.twin:
             self.twin.refresh()
-        measured = train_step(
-            self.stepped,
-            self.optimizer,
-            x_u8,
-            y,
-            self.config,
+        step = partial(
+            train_step,
+            optimizer=self.optimizer,
+            x_u8=x_u8,
+            y=y,
+            config=self.config,
             num_classes=self.model.description.num_classes,
             attack=self.attack,
             step=self.progress.step,
@@ -87,6 +85,7 @@ class Run:
             victim=self.twin.model if self.twin else None,
             ranks=self.ranks,
         )
+        measured = self.compiled.run(step, alone=self.ranks.world == 1) if self.compiled else step(self.model)
         self.ema.update(self.model, self.progress.step)
         self.pending.append(measured)
         self.progress.step += 1
@@ -193,13 +192,3 @@ class Run:
             "assumptions": self.model.description.recipe.get("init_assumed", {}),
             "warnings": self.warnings,
         }
-
-
-def _compiled(model: RobustClassifier, device: torch.device) -> nn.Module:
-    """The model compiled; as it is, with a word on stderr, where its code could not be compiled."""
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        print("compile: no C++ compiler here (g++ or clang++); going on without compiling", file=sys.stderr)
-        return model
-    compiled = torch.compile(model)
-    assert isinstance(compiled, nn.Module)
-    return compiled
