@@ -60,8 +60,8 @@ class FID(Metric):
                 found["frechet_infinite_error"] = limit.error
                 found["frechet_infinite_fit"] = {"slope": limit.slope, "n": limit.sizes, "frechet": limit.distances}
         n, real = getattr(images.frechet, "n", None), reference.rows
-        if real is not None and n and n < least_images(self, features.dim) and len(real) >= 2 * n:
-            found["frechet_floor"] = _floor(real, n)
+        if real is not None and n and n < least_images(self, features.dim) and len(real) - n >= n // 2:
+            found["frechet_floor"], found["frechet_floor_n"] = _floor(real, n), [n, len(real) - n]
         if options.per_class:
             found["per_class"] = _per_class(images, reference, options)
         return found
@@ -71,7 +71,9 @@ class FID(Metric):
         interval = within(summary, "frechet") if "frechet_interval" in summary else ""
         lines = [f"{name} in {_space(summary)}: {summary['frechet']:.6g}{interval}"]
         if "frechet_floor" in summary:
-            lines.append(f"  as many real images against the other real ones: {summary['frechet_floor']:.6g}")
+            n, others = summary["frechet_floor_n"]
+            floor = f"{summary['frechet_floor']:.6g}"
+            lines.append(f"  the floor: {n} of the real images against the other {others}: {floor}")
         if "frechet_infinite" in summary:
             value, error = summary["frechet_infinite"], summary["frechet_infinite_error"]
             lines.append(f"  extrapolated to infinitely many images: {value:.6g} +- {error:.2g} (standard error)")
