@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +37,10 @@ _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,
 }  # text stays text; names may hold a dollar sign
 _COLOURS: dict[Any, Any] = {"text.color": INK, "axes.labelcolor": INK, "font.size": FONT_SIZE}
+_UNSAID = {  # metadata that would differ from run to run
+    "svg": ("Creator", "Date", "Format", "Type"),
+    "pdf": ("Creator", "Producer", "CreationDate"),
+}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -58,11 +62,27 @@ def style(colour: int, variant: int = 0) -> Style:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One plot: as part of the page, and as files."""
+    """One plot: as part of the page and, where it is asked for, as files."""
 
     page: Markup
-    svg: bytes
-    pdf: bytes
+    figure: "Figure"
+    name: str
+    legend: Sequence[tuple[Style, str]]
+
+    def files(self) -> dict[str, bytes]:
+        """{"svg": ..., "pdf": ...} for a paper, with a legend; the same bytes for the same plot."""
+        from matplotlib import rc_context
+
+        _add_legend(self.figure, self.legend)
+        _recolour(self.figure)
+        found = {}
+        for kind, unsaid in _UNSAID.items():
+            file = io.BytesIO()
+            settings: dict[Any, Any] = {"svg.hashsalt": self.name, "pdf.fonttype": 42}  # TrueType, as journals ask for
+            with rc_context(_SETTINGS | settings):
+                self.figure.savefig(file, format=kind, bbox_inches="tight", metadata=dict.fromkeys(unsaid))
+            found[kind] = file.getvalue()
+        return found
 
 
 @contextmanager
@@ -86,58 +106,52 @@ def panel() -> Iterator[tuple["Figure", "Axes"]]:
         yield figure, axes
 
 
-def drawn(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = MappingProxyType({})) -> Drawing:
-    """The figure for a page (see svg) and for a paper."""
-    page = svg(figure, name, words, titles)
-    plain = _printed(figure, name)
-    for stand_in, colour in _PAPER.items():
-        plain = plain.replace(stand_in, colour)
-    return Drawing(page, plain.encode(), _pdf(figure))
+def drawn(
+    figure: "Figure",
+    name: str,
+    words: str,
+    titles: Mapping[str, str] = MappingProxyType({}),
+    legend: Sequence[tuple[Style, str]] = (),
+) -> Drawing:
+    """The figure for a page (see svg) and, with its legend, for a paper."""
+    return Drawing(svg(figure, name, words, titles), figure, name, legend)
 
 
-def _printed(figure: "Figure", name: str) -> str:
-    """The figure as matplotlib writes SVG."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+def _add_legend(figure: "Figure", legend: Sequence[tuple[Style, str]]) -> None:
+    """Below the plot, as the page has it beside the panels."""
+    from matplotlib.lines import Line2D
 
-    file = io.StringIO()
-    salt: dict[Any, Any] = {"svg.hashsalt": name}  # ids would else be drawn by chance
-    with rc_context(_SETTINGS | salt):
-        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return file.getvalue()
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, label=words)
+        for look, words in legend
+    ]
+    if handles:
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+        figure.axes[0].legend(handles=handles, frameon=False, fontsize=0.8 * FONT_SIZE, **below)
 
 
-def _pdf(figure: "Figure") -> bytes:
-    """In the light theme's colours, which the figure has from then on; the same bytes for the same figure."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
-    from matplotlib.colors import same_color
-
+def _recolour(figure: "Figure") -> None:
+    """The light theme's colours for the stand-ins, and no links: a file leads nowhere."""
     for artist in figure.findobj():
+        artist.set_url(None)
         for kind in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             getter, setter = getattr(artist, f"get_{kind}", None), getattr(artist, f"set_{kind}", None)
-            if getter is None or setter is None:
-                continue
-            found = getter()
-            for stand_in, colour in _PAPER.items():
-                if _is(found, stand_in, same_color):
-                    setter(colour)
-    file = io.BytesIO()
-    fonts: dict[Any, Any] = {"pdf.fonttype": 42}  # TrueType, as journals ask for
-    with rc_context(_SETTINGS | fonts):
-        FigureCanvasPdf(figure).print_pdf(file, metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
-    return file.getvalue()
+            if getter is not None and setter is not None and (colour := _on_paper(getter())):
+                setter(colour)
 
 
-def _is(found: Any, colour: str, same: Any) -> bool:
-    """Whether what an artist says of its colour is this one, however transparent."""
-    from matplotlib.colors import to_rgb, to_rgba_array
+def _on_paper(found: Any) -> str | None:
+    """The colour for which what an artist has stands in; None where it is no stand-in."""
+    from matplotlib.colors import same_color, to_rgb, to_rgba_array
 
     try:
         rows = to_rgba_array(found)
-    except (ValueError, TypeError):
-        return False
-    return len(rows) > 0 and all(same(tuple(row[:3]), to_rgb(colour)) for row in rows)
+    except (ValueError, TypeError):  # none, or no colour at all
+        return None
+    for stand_in, colour in _PAPER.items():
+        if len(rows) and all(same_color(tuple(row[:3]), to_rgb(stand_in)) for row in rows):
+            return colour
+    return None
 
 
 def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = MappingProxyType({})) -> Markup:
@@ -145,7 +159,14 @@ def svg(figure: "Figure", name: str, words: str, titles: Mapping[str, str] = Map
 
     A figure without words is hidden from those who do not see it.
     """
-    drawing = _printed(figure, name)
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    file = io.StringIO()
+    salt: dict[Any, Any] = {"svg.hashsalt": name}  # ids would else be drawn by chance
+    with rc_context(_SETTINGS | salt):
+        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(_UNSAID["svg"]))
+    drawing = file.getvalue()
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var({variable})")
     for pattern, replacement in _FOR_PAGE:

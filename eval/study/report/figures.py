@@ -63,7 +63,7 @@ def figure_files(drawn: Sequence[Figure]) -> dict[str, bytes]:
         for panel in figure.panels:
             words = re.sub(r"[^a-z0-9]+", "-", f"{figure.title} {panel.title}".lower().replace("é", "e")).strip("-")
             name = words if f"{words}.svg" not in files else f"{words}-{len(files)}"
-            files |= {f"{name}.svg": panel.drawing.svg, f"{name}.pdf": panel.drawing.pdf}
+            files |= {f"{name}.{kind}": content for kind, content in panel.drawing.files().items()}
     return files
 
 

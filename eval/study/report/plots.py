@@ -109,7 +109,7 @@ def against_axis(one: SetDigest, series: Sequence[Series], scale: Scale, score: 
         scale.draw(plot)
         plot.set_ylabel(score.label)
         words = f"{score.words} against {scale.axis}, {one.name}; the numbers are in the table"
-        return drawn(figure, name, words, _titles(one, score))
+        return drawn(figure, name, words, _titles(one, score), _legend(series))
 
 
 def against_robustness(
@@ -131,7 +131,8 @@ def against_robustness(
                 _point(plot, (x, estimate.value), series.look, row, size=8)
         plot.set_xlabel(label)
         plot.set_ylabel(score.label)
-        return drawn(figure, name, f"{score.words} against {label}, {one.name}", _titles(one, score))
+        words = f"{score.words} against {label}, {one.name}"
+        return drawn(figure, name, words, _titles(one, score), _legend([series for series, _ in best]))
 
 
 def precision_against_recall(one: SetDigest, series: Sequence[Series], name: str) -> Drawing:
@@ -151,9 +152,12 @@ def precision_against_recall(one: SetDigest, series: Sequence[Series], name: str
         plot.margins(0.12)
         plot.set_xlabel("Recall ↑")
         plot.set_ylabel("Precision ↑")
-        return drawn(
-            figure, name, f"precision against recall, {one.name}", _titles(one, Score("precision", _precision))
-        )
+        titles = _titles(one, Score("precision", _precision))
+        return drawn(figure, name, f"precision against recall, {one.name}", titles, _legend(series))
+
+
+def _legend(series: Sequence[Series]) -> list[tuple[Style, str]]:
+    return [(one.look, one.label) for one in series]
 
 
 def _raw(one: SetDigest, score: Score) -> Estimate | None:
