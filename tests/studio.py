@@ -7,12 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from refine.studio.config import StudioConfig
 from refine.studio.server import StudioServer
+from refine.synthesis.class_seeds import ClassSeeds
+from refine.synthesis.mixture import fit
+from tests.tiny import CLASSES
 
 SIDE = 16
 X = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -31,6 +36,13 @@ ASKED: dict[str, tuple[int | None, dict[str, Any], bool, bool]] = {
     "generate": (1, {**BALL, "steps": 5, "seed": 12}, False, False),
     "explain": (None, {}, True, False),
 }
+
+
+def save_seeds(path: Path) -> None:
+    """Seeds for the tiny classifier's classes."""
+    x = torch.rand(40, 3 * 4 * 4, generator=torch.Generator().manual_seed(2)).double()
+    mixtures = tuple(fit(x + 0.1 * k, 1, rank=8, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    ClassSeeds(CLASSES, mixtures, 4, SIDE, "random numbers").save(path)
 
 
 @contextmanager

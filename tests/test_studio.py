@@ -25,21 +25,12 @@ from refine.network import Network
 from refine.studio import runs
 from refine.studio.config import StudioConfig
 from refine.studio.server import StudioServer
-from refine.synthesis.class_seeds import ClassSeeds
-from refine.synthesis.mixture import fit
 from refine.synthesis.tasks.explain import explain
 from robust_models import NORMALIZERS, Description, RobustClassifier, save, to_float
-from tests.studio import ASKED, MASK, SIDE, X, asked, frame_of, packed, post, run, served, unpacked
+from tests.studio import ASKED, MASK, SIDE, X, asked, frame_of, packed, post, run, save_seeds, served, unpacked
 from tests.tiny import CLASSES, tiny_pixels
 
 ROOT = Path(__file__).parent.parent
-
-
-def save_seeds(path: Path) -> None:
-    """Seeds for the tiny classifier's classes."""
-    x = torch.rand(40, 3 * 4 * 4, generator=torch.Generator().manual_seed(2)).double()
-    mixtures = tuple(fit(x + 0.1 * k, 1, rank=8, generator=torch.Generator().manual_seed(k)) for k in range(3))
-    ClassSeeds(CLASSES, mixtures, 4, SIDE, "random numbers").save(path)
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from refine.cli import main
 from refine.studio.config import StudioConfig
 from refine.studio.server import StudioServer
 from robust_models.runtime.files import sha256_of
-from tests.studio import ASKED, MASK, SIDE, Frame, X, asked, packed, post, run, served
-from tests.test_studio import save_seeds
+from tests.studio import ASKED, MASK, SIDE, Frame, X, asked, packed, post, run, save_seeds, served
 from tests.tiny import fill
 
 ROOT = Path(__file__).parent.parent

@@ -79,7 +79,7 @@ class Job:
     unread: deque[Message] = field(default_factory=deque)
     unread_bytes: int = 0
     ahead: int = 0  # runs before this one
-    is_done: bool = False
+    finished: threading.Event = field(default_factory=threading.Event)
     is_cancelled: bool = False
 
     def put(self, message: Message) -> None:
@@ -96,12 +96,12 @@ class Job:
     def take(self, seconds: float) -> tuple[list[Message], int, bool]:
         """The messages that are there, after waiting for some; how many runs are ahead; and whether all is said."""
         with self.changed:
-            if not self.unread and not self.is_done:
+            if not self.unread and not self.finished.is_set():
                 self.changed.wait(seconds)
             messages = list(self.unread)
             self.unread.clear()
             self.unread_bytes = 0
-            return messages, self.ahead, self.is_done
+            return messages, self.ahead, self.finished.is_set()
 
     def cancel(self) -> None:
         """The worker takes no further step."""
@@ -149,7 +149,7 @@ class Worker:
                 self._count_ahead()
             self._work_on(self._current)
             with self._changed:
-                self._current.is_done = True
+                self._current.finished.set()
                 self._changed.notify_all()
 
     def _work_on(self, job: Job) -> None:

@@ -38,6 +38,7 @@ _MOST_JSON = 1 << 16  # bytes
 _PIXELS = MOST_SIDE * MOST_SIDE
 MOST_GIF_BYTES = 24 << 20
 _POLL_S = 0.05  # how often it is looked whether the browser has gone
+_SCREEN_S = 1 / 60  # faster than this no screen shows frames: those of a fast run are sent several at once
 
 
 class StudioServer(PageServer):
@@ -207,6 +208,7 @@ class _Handler(PageHandler):
                     self.wfile.write(json_message(ahead=ahead).content)
                 if messages:
                     self.wfile.write(b"".join(message.content for message in messages))
+                    job.finished.wait(_SCREEN_S)
                 if is_done and not messages:
                     return
         finally:

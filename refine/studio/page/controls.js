@@ -85,7 +85,8 @@ export function complain(message) {
   if (control) {
     control.setAttribute("aria-invalid", "true");
     control.setAttribute("aria-describedby", "problem");
-    control.focus();
+    control.focus({ preventScroll: true });
+    control.scrollIntoView({ block: "center" });
   }
   return null;
 }

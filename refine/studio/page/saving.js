@@ -2,7 +2,7 @@
 
 import { complain } from "./controls.js";
 import { maskPicture, png } from "./pixels.js";
-import { isMasked, result, state, touch, work } from "./state.js";
+import { isMasked, onChange, result, state, touch, work } from "./state.js";
 import { facts, post } from "./wire.js";
 
 const byId = (id) => document.getElementById(id);
@@ -31,9 +31,7 @@ export async function save() {
   const parts = [...(isSeed ? [] : [input.rgb]), ...(isMasked(asked.tab) ? [mask] : []), frame.picture.rgb];
   try {
     const said = await (await post("/save", request, parts)).json();
-    byId("saved").textContent = `Saved in ${said.folder}`;
-    byId("command").value = said.command;
-    byId("command-box").hidden = false;
+    state.saved = { ...said, of: done };
   } catch (error) {
     complain(error.message);
   }
@@ -55,6 +53,13 @@ async function saveGif() {
     complain(error.message);
   }
 }
+
+onChange(() => {
+  const saved = state.saved?.of === result() ? state.saved : null;
+  byId("saved").textContent = saved ? `Saved in ${saved.folder}` : "A folder on the studio's machine, with the command that makes the picture again.";
+  byId("command-box").hidden = !saved;
+  if (saved) byId("command").value = saved.command;
+});
 
 byId("save").addEventListener("click", save);
 byId("gif").addEventListener("click", saveGif);

@@ -79,6 +79,7 @@ export const state = {
   zoom: 0, // 0: as large as fits
   wipe: 0,
   showsOriginal: false,
+  saved: null, // {folder, command, of: the result}
   run: null, // {controller, result, started}
   status: "",
 };
