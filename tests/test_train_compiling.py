@@ -1,5 +1,8 @@
 """Runs whose network cannot be compiled, or no longer, go on as if nobody had asked for it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,44 @@ def test_what_is_not_the_compilers_is_left_to_fail():
         with pytest.raises(type(error), match=str(error)):
             compiled.run(step, alone=alone)
         assert compiled.network is not model
+
+
+COMPILED_STEP = """
+import sys, torch
+from torch import nn
+from train.copies import Compiled
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 3))
+x = torch.randn(16, 8)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def step(network):
+    optimizer.zero_grad()
+    network(x).square().mean().backward()
+    optimizer.step()
+Compiled(model, optimizer, torch.device("cpu")).run(step, alone=True)
+print(float(sum(value.double().sum() for value in model.state_dict().values())))
+"""
+
+
+@pytest.mark.slow
+def test_half_a_cache_of_the_compiler_is_one_line(tmp_path):
+    def compiled() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", COMPILED_STEP],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    whole = compiled()
+    assert "going on without" not in whole.stderr
+    programs = list((tmp_path / "cache").rglob("*.so"))
+    assert programs, "nothing was compiled"
+    for program in programs:
+        program.write_bytes(b"")  # as a kill leaves a file whose blocks were never written
+    cut_off = compiled()
+    assert "compile: compiling failed (" in cut_off.stderr
+    assert "Traceback" not in cut_off.stderr
+    assert float(cut_off.stdout) == pytest.approx(float(whole.stdout), abs=1e-5)

@@ -173,7 +173,7 @@ def _restore(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (inner := error.__cause__ or getattr(error, "inner_exception", None)) is not None:  # the latter is dynamo's
+        error = inner
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
