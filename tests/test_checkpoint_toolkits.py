@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robust_models import UserError, load, save
 from robust_models.architectures import build
+from robust_models.architectures.clip_resnet import ModifiedResNet
 from robust_models.checkpoints import embedded_names
 from robust_models.checkpoints.flags import CheckpointFlags
 
@@ -239,7 +240,9 @@ def test_names_of_mmpretrain_and_of_convnexts_authors(arch, rules, head, theirs,
     torch.testing.assert_close(logits_of(model, x), logits_of(network, x), rtol=1e-4, atol=1e-4)
 
 
-# CLIP: transformers' own encoder with equal weights is the reference.
+# CLIP: transformers' own encoder with equal weights is the reference, timm's of the ResNets.
+
+CLIP_CHANNELS = [[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]
 
 
 def clip(act: str, patch: int, size: int, layers: int) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -305,8 +308,7 @@ def test_an_encoder_of_clip_with_a_head_is_a_classifier(file, act, patch, size, 
     model = flags.load(str(tmp_path / "encoder.pt"), quiet=True)
 
     x = torch.rand(3, 3, size, size)
-    channels = [[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]
-    mean, std = torch.tensor(channels).view(2, 1, 3, 1, 1)
+    mean, std = torch.tensor(CLIP_CHANNELS).view(2, 1, 3, 1, 1)
     with torch.no_grad():
         embedded = network(pixel_values=(x - mean) / std).image_embeds
     scale = torch.tensor(3.0).exp() if file == "whole CLIP" else 100
@@ -325,6 +327,38 @@ def test_an_encoder_of_clip_with_a_head_is_a_classifier(file, act, patch, size, 
     torch.testing.assert_close(logits_of(load(tmp_path / "ours.safetensors", quiet=True), x), logits_of(model, x))
 
 
+@pytest.mark.parametrize(
+    ("file", "scale"), [("encoder (FARE, TeCoA)", 100), ("data parallel", 100), ("whole CLIP", 20.0855)]
+)
+@pytest.mark.parametrize(("blocks", "width", "size"), [((1, 2, 1, 1), 16, 64), ((2, 1, 3, 1), 32, 32)])
+def test_an_encoder_of_clip_that_is_a_resnet_too(file, scale, blocks, width, size, tmp_path):
+    encoder = shaken(ModifiedResNet(blocks, size, width, 48, nn.ReLU)).eval()
+    weight = torch.randn(5, 48)
+    torch.save(FILES[file](encoder.state_dict()), tmp_path / "encoder.pt")
+    torch.save(weight, tmp_path / "head.pt")
+    model = load(tmp_path / "encoder.pt", head=tmp_path / "head.pt", quiet=True)
+    assert model.description.arch == f"clip_resnet_b{'_'.join(map(str, blocks))}_i{size}_w{width}_d48"
+    assert model.image_size == size
+    x = torch.rand(3, 3, size, size)
+    mean, std = torch.tensor(CLIP_CHANNELS).view(2, 1, 3, 1, 1)
+    with torch.no_grad():
+        cosine = nn.functional.cosine_similarity(encoder((x - mean) / std)[:, None], weight[None], dim=2)
+    torch.testing.assert_close(logits_of(model, x), scale * cosine, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.head(model.features(x)), model(x), rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(model(x.requires_grad_())[:, 0].sum(), x)
+    assert gradient.abs().flatten(1).amax(1).min() > 0
+
+
+def test_clips_resnet_is_timms_with_equal_weights():
+    timm = pytest.importorskip("timm")
+    encoder = shaken(ModifiedResNet((3, 4, 6, 3), 224, 64, 1024, nn.ReLU)).eval()
+    theirs = timm.create_model("resnet50_clip", num_classes=1024).eval()
+    state = {f"visual.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    theirs.load_state_dict(timm.models.byobnet.checkpoint_filter_fn(state, theirs))
+    x = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(logits_of(encoder, x), logits_of(theirs, x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_head_that_does_not_fit_or_is_missing_is_one_line(tmp_path):
     _, state = clip("quick_gelu", 8, 32, 1)
     encoder, head = tmp_path / "encoder.pt", tmp_path / "head.pt"
@@ -337,7 +371,7 @@ def test_a_head_that_does_not_fit_or_is_missing_is_one_line(tmp_path):
         load(encoder, head=head)
     with pytest.raises(UserError, match="head: no file"):
         load(encoder, head=tmp_path / "none.pt")
-    with pytest.raises(UserError, match="no vision transformer of CLIP, and only such encoders take a head"):
+    with pytest.raises(UserError, match="no ViT and no ResNet of CLIP, and only such encoders take a head"):
         load(tmp_path / "resnet.pt", head=head)
     with pytest.raises(UserError, match="is a classifier of this project, which has one"):
         load(embedded_names()[0], head=head)
@@ -346,8 +380,8 @@ def test_a_head_that_does_not_fit_or_is_missing_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("encoder", "head", "message"),
     [
-        ({"proj": torch.ones(128)}, torch.randn(5, 48), "no vision transformer of CLIP"),
-        ({"proj": torch.tensor(1.0)}, torch.randn(5, 48), "no vision transformer of CLIP"),
+        ({"proj": torch.ones(128)}, torch.randn(5, 48), "no ViT and no ResNet of CLIP"),
+        ({"proj": torch.tensor(1.0)}, torch.randn(5, 48), "no ViT and no ResNet of CLIP"),
         ({"positional_embedding": torch.ones(7, 128)}, torch.randn(5, 48), "does not fit"),
         ({"conv1.weight": torch.ones(128)}, torch.randn(5, 48), "fits no architecture"),
         (
@@ -375,7 +409,7 @@ def test_encoders_and_heads_that_are_broken_are_one_line(encoder, head, message,
     ("names", "kind"),
     [
         (["visual.trunk.stem.0.weight", "visual.head.proj.weight", "logit_scale"], "built on a network of timm"),
-        (["visual.conv1.weight", "visual.attnpool.c_proj.weight", "token_embedding.weight"], "built on a ResNet"),
+        (["trunk.patch_embed.proj.weight", "head.proj.weight"], "of which only OpenAI's ViTs and ResNets are read"),
         (["vision_model.embeddings.patch_embedding.weight", "visual_projection.weight"], "encoder of transformers"),
         (["backbone.layer0.0.conv.weight", "head.fc.weight"], "under the names of mmpretrain"),
         (["backbone.patches.weight", "head.layers.head.weight"], "under the names of mmpretrain"),

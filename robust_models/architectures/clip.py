@@ -89,4 +89,9 @@ def clip_vit(*numbers: str | None, num_classes: int, act: Activation) -> nn.Modu
     """The classifier of a name's groups: patch, image size, width, layers, embedding, and "_linear" or None."""
     patch, image_size, width, layers, embedding = (int(number or 0) for number in numbers[:5])
     visual = VisionTransformer(patch, image_size, width, layers, embedding, act)
-    return (LinearProbe if numbers[5] else ZeroShot)(visual, embedding, num_classes)
+    return with_classes(visual, embedding, num_classes, linear=bool(numbers[5]))
+
+
+def with_classes(visual: nn.Module, embedding: int, num_classes: int, *, linear: bool) -> nn.Module:
+    """The encoder with a linear layer or a zero-shot head."""
+    return (LinearProbe if linear else ZeroShot)(visual, embedding, num_classes)

@@ -10,6 +10,7 @@ from torch import nn
 
 from robust_models.architectures import libraries
 from robust_models.architectures.clip import QuickGELU, clip_vit
+from robust_models.architectures.clip_resnet import clip_resnet
 from robust_models.architectures.densenet import DenseNet
 from robust_models.architectures.inception import InceptionV3
 from robust_models.architectures.preact_resnet import (
@@ -96,6 +97,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     rf"densenet(121|161|169|201)(?:_k{_N})?": _densenet,
     r"inception_v3": InceptionV3,
     rf"clip_vit_p{_N}_i{_N}_w{_N}_l{_N}_d{_N}(_linear)?": clip_vit,
+    rf"clip_resnet_b{_N}_{_N}_{_N}_{_N}_i{_N}_w{_N}_d{_N}(_linear)?": clip_resnet,
 }
 EXAMPLES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -132,8 +134,8 @@ def build(arch: str, *, num_classes: int, activation: str = "relu", options: dic
     - dm_wide_resnet_..., dm_preact_resnet18|34: DeepMind's (Gowal et al. 2020, arXiv:2010.03593), with
       TensorFlow's padding; the latter projects x with 3x3 convolutions;
     - vgg11|13|16|19 (with batch norms), densenet121|161|169|201[_kGROWTH], inception_v3;
-    - clip_vit_pPATCH_iIMAGE_wWIDTH_lLAYERS_dEMBEDDING[_linear]: CLIP's vision transformer, and a zero-shot head or
-      (_linear) a linear layer.
+    - clip_vit_pPATCH_iIMAGE_wWIDTH_lLAYERS_dEMBEDDING[_linear], clip_resnet_bBLOCKS_iIMAGE_wWIDTH_dEMBEDDING[_linear]
+      (BLOCKS of four stages: 3_4_6_3): CLIP's image encoders, and a zero-shot head or (_linear) a linear layer.
 
     Of libraries: "torchvision:NAME", "timm:NAME", "transformers:NAME", and "package.module:function" (called with
     num_classes=...); options are further keyword arguments for it, the activation is its own. Raises UserError for any

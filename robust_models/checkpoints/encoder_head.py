@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_models.checkpoints.infer.clip_encoder import encoder_of
+from robust_models.checkpoints.infer.clip_encoder import embedding_of, encoder_of
 from robust_models.checkpoints.layouts import Found
 from robust_models.checkpoints.ours import is_safetensors, read_safetensors
 from robust_models.checkpoints.subtrees import State
@@ -28,9 +28,9 @@ def with_head(found: Found, file: Path, checkpoint: Path) -> Found:
     """
     encoder = encoder_of(found.state)
     if encoder is None:
-        raise UserError(f"head: {checkpoint} is no vision transformer of CLIP, and only such encoders take a head")
+        raise UserError(f"head: {checkpoint} is no ViT and no ResNet of CLIP, and only such encoders take a head")
     entries = _entries(file)
-    weight, bias = _weight(entries, encoder["proj"].shape[-1], file), entries.get("bias")
+    weight, bias = _weight(entries, embedding_of(encoder), file), entries.get("bias")
     state: State = {f"visual.{name}": tensor for name, tensor in encoder.items()}
     assumed: dict[str, str] = {}
     if isinstance(bias, Tensor):

@@ -11,3 +11,4 @@ into() {
 
 into robustness robustness==1.2.1.post2 cox==0.2 dill==0.4.1 tensorboardX==2.6.5 pandas python-dateutil six
 into robustbench robustbench==1.1.1
+into open_clip open_clip_torch==3.3.0 ftfy wcwidth

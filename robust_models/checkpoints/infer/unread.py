@@ -8,14 +8,12 @@ _GIVE_HEAD = (
     "give --head FILE (in Python: head=) with the classes' text embeddings [classes, embedding], or with weight and "
     "bias of a linear layer"
 )
-_VIT_ONLY = "of which only vision transformers are read"
+_OPENAI_ONLY = "of which only OpenAI's ViTs and ResNets are read"
 # The start of a tensor's name, and the kind of network that has it.
 _KINDS = (
-    ("visual.trunk.", f"an image encoder of open_clip built on a network of timm, {_VIT_ONLY}"),
-    ("trunk.patch_embed.", f"an image encoder of open_clip built on a network of timm, {_VIT_ONLY}"),
-    ("trunk.stem.", f"an image encoder of open_clip built on a network of timm, {_VIT_ONLY}"),
-    ("visual.attnpool.", f"an image encoder of CLIP built on a ResNet, {_VIT_ONLY}"),
-    ("attnpool.", f"an image encoder of CLIP built on a ResNet, {_VIT_ONLY}"),
+    ("visual.trunk.", f"an image encoder of open_clip built on a network of timm, {_OPENAI_ONLY}"),
+    ("trunk.patch_embed.", f"an image encoder of open_clip built on a network of timm, {_OPENAI_ONLY}"),
+    ("trunk.stem.", f"an image encoder of open_clip built on a network of timm, {_OPENAI_ONLY}"),
     ("vision_model.", "an image encoder of transformers, of which only Hugging Face folders of classifiers are read"),
 )
 
