@@ -33,6 +33,7 @@ from eval.study.results import Axes
 from eval.study.run import Part, work
 from eval.study.store import Place, key_of
 from robust_models import UserError, embedded_names, load, save, to_float
+from robust_models.checkpoints.flags import Source
 from robust_models.metrics import read_statistics
 from robust_models.runtime.config import RECIPES, overlaid, resolve
 from tests.study import command, config, done, log, pretended, scores, study, values, write_inputs
@@ -572,6 +573,20 @@ def test_what_the_judges_do_not_agree_on_is_marked_and_said(twice_judged, tmp_pa
     assert "≠" in page_text(digest)
     assert r"$^{\neq}$" in latex_text(digest)
     assert "≠</span>" not in page_text(with_one(replace(row, opinions=(row.from_raw,))))
+
+
+def test_real_images_of_another_size_are_refused(root, monkeypatch):
+    class Resizes:
+        name, dim, protocol, image_size = "inception-64", 64, "clean", None
+        is_fid, spatial_dim, num_classes, source = False, None, None, Source("any", "ab")
+
+    monkeypatch.setattr("eval.study.inputs.open_features", lambda *_, **__: Resizes())
+    np.savez(root / "large.npz", arr_0=np.zeros((20, 24, 24, 3), np.uint8))
+    changed = {"judge": "inception-64", "images": [{"name": "large", "path": str(root / "large.npz")}]}
+    with pytest.raises(
+        UserError, match=r"images\.large: images are 24x24, but the real ones, .*real\.npz, 16x16; give"
+    ):
+        open_inputs(config(root, **changed), torch.device("cpu"))
 
 
 def test_the_judge_at_hand_is_taken_and_else_the_bundled_one(root, monkeypatch, capsys):

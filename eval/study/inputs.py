@@ -96,6 +96,7 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     images = {}
     for spec, judge in itertools.product(config.images, judges):
         images[spec.name] = _open_images(spec.path, spec.limit, judge.features, f"images.{spec.name}")
+        _check_sizes(images[spec.name], judge.real, f"images.{spec.name}")
     data = _open_data(config)
     inputs = Inputs(
         judges,
@@ -160,6 +161,16 @@ def _open_images(path: Path, limit: int | None, judge: FeatureExtractor, field: 
     except UserError as error:
         raise UserError(f"{field}: {error}") from error
     return Images(images, sha256_of_files(path), None if limit is None or limit >= len(images) else limit)
+
+
+def _check_sizes(images: Images, real: Images | None, field: str) -> None:
+    """UserError where the real images have another size: a judge that resizes would compare them all the same."""
+    if real is not None and images.set.size != real.set.size:
+        (height, width), (real_height, real_width) = images.set.size, real.set.size
+        raise UserError(
+            f"{field}: images are {width}x{height}, but the real ones, {real.set.path}, {real_width}x{real_height}; "
+            "give --reference real images of that size"
+        )
 
 
 def _open_checkpoint(spec: ClassifierSpec) -> Checkpoint:
