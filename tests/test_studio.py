@@ -173,6 +173,17 @@ def test_those_who_wait_are_told_how_many_are_before_them(server, monkeypatch):
         assert first.recv(1)
 
 
+def test_a_studio_that_ends_leaves_no_worker(config):
+    def workers() -> int:
+        return sum(thread.name == "studio" for thread in threading.enumerate())
+
+    before = workers()
+    with served(config) as server:
+        assert run(server, "refine").json["done"]
+        assert workers() == before + 1
+    assert waited_for(lambda: workers() <= before)
+
+
 def test_a_full_queue_is_one_line(server, monkeypatch):
     go = threading.Event()
     inner = server.network.model.forward

@@ -120,6 +120,7 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._current: Job | None = None
+        self._is_closed = False
         self.steps = 0  # messages computed so far
         threading.Thread(target=self._serve, name="studio", daemon=True).start()
 
@@ -133,6 +134,14 @@ class Worker:
             self._count_ahead()
         return job
 
+    def close(self) -> None:
+        """Nothing further is computed."""
+        with self._changed:
+            self._is_closed = True
+            for job in (*self._waiting, *([self._current] if self._current else [])):
+                job.cancel()
+            self._changed.notify_all()
+
     def _count_ahead(self) -> None:
         for i, job in enumerate(self._waiting):
             job.ahead = i + (self._current is not None)
@@ -142,8 +151,10 @@ class Worker:
         while True:
             with self._changed:
                 self._current = None
-                while not self._waiting:
+                while not self._waiting and not self._is_closed:
                     self._changed.wait()
+                if self._is_closed:
+                    return
                 self._current = self._waiting.popleft()
                 self._current.ahead = 0
                 self._count_ahead()

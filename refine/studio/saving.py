@@ -1,6 +1,7 @@
 """What the page saves: a folder that says how its picture came about, with the command that makes it again."""
 
 import json
+import shlex
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from refine.studio.config import StudioConfig
-from refine.studio.tabs import AGAIN, INPUT, MASK, Asked, as_typed, command_words, config_of, parse_asked
+from refine.studio.tabs import AGAIN, INPUT, MASK, Asked, command_words, config_of, parse_asked
 from robust_models.checkpoints.flags import Source
 from robust_models.errors import UserError
 from robust_models.grids import save_trajectory
@@ -67,8 +68,8 @@ class Keeper:
                 script = (
                     f'#!/bin/sh\n# {RESULT} made again, as {settings["made_again"]}\ncd "$(dirname "$0")" || exit\n'
                 )
-                (partial / "command.sh").write_text(f"{script}{as_typed(words)}\n")
-        return {"folder": str(folder), "command": as_typed(words)}
+                (partial / "command.sh").write_text(f"{script}{shlex.join(words)}\n")
+        return {"folder": str(folder), "command": shlex.join(words)}
 
     def _free_name(self, tab: str) -> Path:
         """A name by the clock that nothing has yet."""

@@ -62,6 +62,11 @@ class StudioServer(PageServer):
         self.files = {f"/{path.name}": path.read_bytes() for path in PAGE.iterdir() if path.suffix in _TYPES}
         super().__init__(_Handler, port=config.port)
 
+    def server_close(self) -> None:
+        """Ends the worker, too."""
+        super().server_close()
+        self.worker.close()
+
     @cached_property
     def html(self) -> bytes:
         """The page."""

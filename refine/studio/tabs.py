@@ -4,8 +4,7 @@ Nothing is worded twice: flags are checked by the command's own schema, objectiv
 """
 
 import json
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -255,13 +254,3 @@ def command_words(tab: Tab, config: Any) -> list[str]:
 
 def _plain_default(default: Any) -> Any:
     return str(default) if isinstance(default, Path) else default
-
-
-def as_typed(words: list[str]) -> str:
-    """The words as a line for a shell."""
-    return shlex.join(words)
-
-
-def fixed_at(run_ball: Mapping[str, float], step: int) -> dict[str, float]:
-    """The options with which a command ends where a run of this ball and these steps stood after `step` of them."""
-    return {"eps": run_ball["eps"], "step_size": run_ball["step_size"], "steps": step}

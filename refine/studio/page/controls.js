@@ -31,7 +31,7 @@ export function classIndex(text) {
   return /^\d+$/.test(name) && Number(name) < facts.classNames.length ? Number(name) : undefined;
 }
 
-export function largestSide(tab = state.tab, here = work()) {
+function largestSide(tab = state.tab, here = work()) {
   if (tab === "sketch" || !here) return facts.imageSize;
   const side = Math.max(here.picture.height, here.picture.width);
   return tab === "superres" ? side * Number(option("factor", tab)) : tab === "generate" ? facts.imageSize : side;

@@ -66,7 +66,7 @@ byId("size").addEventListener("change", async () => {
   touch();
 });
 
-export async function loadMask(file) {
+async function loadMask(file) {
   const here = work();
   complain(null);
   try {

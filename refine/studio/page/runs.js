@@ -2,7 +2,7 @@
 
 import { Result, isMasked, onChange, result, state, strip, touch, work } from "./state.js";
 import { asked, complain } from "./controls.js";
-import { facts, messages, post } from "./wire.js";
+import { messages, post } from "./wire.js";
 
 const byId = (id) => document.getElementById(id);
 const parts = (ask, input, mask) => (ask.tab === "generate" ? [] : [input.rgb, ...(isMasked(ask.tab) ? [mask] : [])]);

@@ -18,7 +18,7 @@ function shownPicture() {
 }
 
 // Small images grow by whole device pixels, so that each of theirs is a square; large ones shrink smoothly.
-export function scale(picture) {
+function scale(picture) {
   const room = Math.min(stage.clientWidth - 16, stage.clientHeight - 16);
   const fits = Math.min(room / picture.width, room / picture.height);
   const whole = (factor) => Math.max(1, Math.floor(factor * devicePixelRatio)) / devicePixelRatio;

@@ -3,7 +3,7 @@
 export const facts = JSON.parse(document.getElementById("facts").textContent);
 facts.classIndex = new Map(facts.classNames.map((name, i) => [name.toLowerCase(), i]));
 
-export class Problem extends Error {}
+class Problem extends Error {}
 
 // Four bytes of length, as many of JSON, and the parts behind it.
 function packed(json, parts) {
