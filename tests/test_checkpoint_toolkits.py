@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robust_models import UserError, load, save
 from robust_models.architectures import build
+from robust_models.architectures.clip import VisionTransformer
 from robust_models.architectures.clip_resnet import ModifiedResNet
 from robust_models.checkpoints import embedded_names
 from robust_models.checkpoints.flags import CheckpointFlags
@@ -347,6 +348,52 @@ def test_an_encoder_of_clip_that_is_a_resnet_too(file, scale, blocks, width, siz
     torch.testing.assert_close(model.head(model.features(x)), model(x), rtol=1e-4, atol=1e-4)
     (gradient,) = torch.autograd.grad(model(x.requires_grad_())[:, 0].sum(), x)
     assert gradient.abs().flatten(1).amax(1).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModelWithProjection"])
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@pytest.mark.parametrize(("act", "width", "heads"), [("quick_gelu", 128, 2), ("gelu", 1280, 16)])
+def test_a_clip_that_transformers_wrote_without_its_folder(kind, prefix, act, width, heads, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "num_attention_heads": heads}
+    vision = {**sizes, "hidden_act": act, "image_size": 64, "patch_size": 16, "projection_dim": 48}
+    if kind == "CLIPModel":
+        text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)
+    else:
+        config = transformers.CLIPVisionConfig(**vision)
+    network = shaken(getattr(transformers, kind)(config)).eval()
+    state = network.state_dict()
+    if kind == "CLIPVisionModelWithProjection":  # older and newer versions call its tensors differently
+        bare = {name.removeprefix("vision_model."): tensor for name, tensor in state.items()}
+        state = {n if n.startswith("visual_projection") else f"{prefix}{n}": tensor for n, tensor in bare.items()}
+    torch.save(state, tmp_path / "model.bin")
+    torch.save({"weight": torch.eye(48), "bias": torch.zeros(48)}, tmp_path / "head.pt")
+    flags = CheckpointFlags(head=str(tmp_path / "head.pt"), activation=act)
+    model = flags.load(str(tmp_path / "model.bin"), quiet=True)
+    x = torch.rand(2, 3, 64, 64)
+    mean, std = torch.tensor(CLIP_CHANNELS).view(2, 1, 3, 1, 1)
+    embed = getattr(network, "get_image_features", network)
+    with torch.no_grad():
+        found = embed(pixel_values=(x - mean) / std)
+    expected = getattr(found, "image_embeds", getattr(found, "pooler_output", found))
+    torch.testing.assert_close(logits_of(model, x), expected, rtol=1e-4, atol=1e-4)
+    del state["visual_projection.weight"]
+    torch.save(state, tmp_path / "model.bin")
+    with pytest.raises(UserError, match=r"head: .* is no ViT and no ResNet of CLIP"):
+        flags.load(str(tmp_path / "model.bin"), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["base_patch32", "huge_patch14", "giant_patch14", "gigantic_patch14"])
+def test_clips_large_transformers_are_timms_with_equal_weights(name):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model(f"vit_{name}_clip_224", num_classes=48, depth=1, img_size=64).eval()
+    patch, width = theirs.patch_embed.patch_size[0], theirs.embed_dim
+    encoder = shaken(VisionTransformer(patch, 64, width, 1, 48, nn.GELU)).eval()
+    state = {f"visual.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    theirs.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(state, theirs))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(logits_of(encoder, x), logits_of(theirs, x), rtol=1e-4, atol=1e-4)
 
 
 def test_clips_resnet_is_timms_with_equal_weights():

@@ -13,6 +13,9 @@ from tests.oracles.compare import assert_same, written_by
 FILES = [
     ("vit_b_32_quickgelu", {}, "clip_vit_p32_i224_w768_l12_d512_linear"),
     ("vit_b_32", {"activation": "gelu"}, "clip_vit_p32_i224_w768_l12_d512_linear"),
+    ("vit_h_14_quickgelu", {}, "clip_vit_p14_i28_w1280_l1_d1024_linear"),
+    ("vit_g_14", {"activation": "gelu"}, "clip_vit_p14_i28_w1408_l1_d1024_linear"),
+    ("vit_bigg_14", {"activation": "gelu"}, "clip_vit_p14_i28_w1664_l1_d1280_linear"),
     ("rn50_quickgelu", {}, "clip_resnet_b3_4_6_3_i64_w32_d1024_linear"),
     ("rn101", {}, "clip_resnet_b3_4_23_3_i96_w16_d512_linear"),
 ]

@@ -87,7 +87,7 @@ def test_what_is_not_the_compilers_is_left_to_fail():
     model = tiny_classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-    def failing(error: Exception, *, descend: bool = False):
+    def failing(error: BaseException, *, descend: bool = False):
         def step(network: nn.Module) -> None:
             network.train()
             if descend:

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from robust_models.architectures.resnet import Activation
 
-HEAD_WIDTH = 64  # channels of one attention head in all published encoders
+HEAD_WIDTH = 64  # channels of one attention head in all of OpenAI's encoders, and in most of open_clip's
+# Width -> channels of one head, and between an MLP's two layers: open_clip's H, g, bigG and e. Others: 64, 4 widths.
+_LARGE = {1280: (80, 5120), 1408: (88, 6144), 1664: (104, 8192), 1792: (112, 15360)}
 
 
 class QuickGELU(nn.Module):
@@ -21,13 +23,14 @@ class Block(nn.Module):
 
     def __init__(self, width: int, act: Activation) -> None:
         super().__init__()
+        head_width, hidden = _LARGE.get(width, (HEAD_WIDTH, 4 * width))
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, max(1, width // HEAD_WIDTH), batch_first=True)
+        self.attn = nn.MultiheadAttention(width, max(1, width // head_width), batch_first=True)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("c_fc", nn.Linear(width, hidden))
         self.mlp.add_module("gelu", act())
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.mlp.add_module("c_proj", nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [N,T,width] -> tokens."""

@@ -14,7 +14,10 @@ _KINDS = (
     ("visual.trunk.", f"an image encoder of open_clip built on a network of timm, {_OPENAI_ONLY}"),
     ("trunk.patch_embed.", f"an image encoder of open_clip built on a network of timm, {_OPENAI_ONLY}"),
     ("trunk.stem.", f"an image encoder of open_clip built on a network of timm, {_OPENAI_ONLY}"),
-    ("vision_model.", "an image encoder of transformers, of which only Hugging Face folders of classifiers are read"),
+    (
+        "vision_model.",
+        "an image encoder of transformers, of which CLIP's with a projection and folders of classifiers are read",
+    ),
 )
 
 
