@@ -15,8 +15,8 @@ import torch
 
 from refine.studio.config import StudioConfig
 from refine.studio.server import StudioServer
-from refine.synthesis.class_seeds import ClassSeeds
-from refine.synthesis.mixture import fit
+from robust_models.class_seeds import ClassSeeds
+from robust_models.mixture import fit
 from tests.tiny import CLASSES
 
 SIDE = 16

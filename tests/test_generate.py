@@ -6,12 +6,12 @@ import torch
 
 from refine.cli import main
 from refine.synthesis import Ball
-from refine.synthesis.class_seeds import ClassSeeds
-from refine.synthesis.mixture import RIDGE, Mixture, fit, log_likelihood
-from refine.synthesis.tasks.generate import EMBEDDED, TASK
+from refine.synthesis.tasks.generate import TASK
 from refine.synthesis.tasks.seeds import block_average
 from robust_models import UserError, open_images
+from robust_models.class_seeds import EMBEDDED, ClassSeeds
 from robust_models.datasets import CIFAR10_CLASSES
+from robust_models.mixture import RIDGE, Mixture, fit, log_likelihood
 from robust_models.runtime.seeds import generator
 from tests.tiny import CLASSES
 

@@ -33,7 +33,8 @@ def tiny(recipe: str, data: Path, out: Path, init: Path) -> TrainConfig:
     values = {"out": str(out), **read_recipe(recipe)}
     network = {"init": str(init)} if "init" in values else {"arch": "preact_resnet10_w16"}
     guard = {"guard.every_steps": "2"} if "guard" in values else {}
-    return resolve(TrainConfig, values, {**TINY, **network, **guard, "data.path": str(data)})
+    energy = {"energy.start": "noise", "energy.judge": f"classifier:{init}"} if "energy" in values else {}
+    return resolve(TrainConfig, values, {**TINY, **network, **guard, **energy, "data.path": str(data)})
 
 
 def test_the_recipes_are_there():
@@ -54,7 +55,9 @@ def test_a_recipe_made_tiny_trains(recipe, tmp_path, labelled_npz, checkpoint):
     assert model.class_names == ("0", "1", "2")
     assert all(math.isfinite(p.sum().item()) for p in model.parameters())
     told = TRAIN.format_summary(summary).splitlines()
-    assert told[0].split() == ["step", "loss", "lr", "images/s", "clean", "%", "robust", "%"]
+    columns = ["step", "loss", "lr", "images/s", "clean", "%", "robust", "%"]
+    assert told[0].split()[: len(columns)] == columns
+    assert ("made" in told[0]) == (config.objective.name == "energy")
     assert told[-2].endswith("best")
 
 

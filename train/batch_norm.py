@@ -27,6 +27,13 @@ def share_batch_norms(model: RobustClassifier) -> None:
             )
 
 
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Every batch norm normalises by its running statistics, and keeps them: for a network that is trained further."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """In training mode, normalises by the statistics of all ranks' images, of which each brings equally many."""
 

@@ -23,6 +23,7 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+ObjectiveName = Literal["cross_entropy", "trades", "energy"]
 T = TypeVar("T", int, float)
 _READ_WITH = ("arch", "activation", "normalize")  # of a fresh network, or how init is read
 
@@ -137,11 +138,37 @@ def _values(value: float | dict[float, float]) -> Iterable[float]:
 class ObjectiveConfig:
     """What a step minimises."""
 
-    name: Literal["cross_entropy", "trades"] = Field(default="cross_entropy", description="what a step minimises")
+    name: ObjectiveName = Field(default="cross_entropy", description="what a step minimises")
     beta: NonNegative = Field(default=6.0, description="name=trades: weight of the divergence between x and x_adv")
     awp: NonNegative = Field(
         default=0.0, description="adversarial weight perturbation, relative to the weights (0.005 is usual; 0: none)"
     )
+
+
+@dataclass(frozen=True, config=STRICT)
+class EnergyConfig:
+    """objective.name=energy: a robust classifier learns to generate, from images that it makes."""
+
+    start: str = Field(
+        default="seeds", description="where made images begin: seeds (of the classes), noise, or any image set"
+    )
+    step_size: Positive = Field(default=0.5, description="L2 length of a step up the class logit, pixels in [0,1]")
+    first_steps: Count = Field(default=1, description="steps of the first climbs")
+    most_steps: Annotated[int, Field(ge=1)] = Field(default=12, description="climbs grow no longer")
+    auc: Fraction = Field(
+        default=0.8, description="climbs grow by a step when real images are told from made ones this well"
+    )
+    window: Annotated[int, Field(ge=1)] = Field(default=8, description="steps over which that is averaged")
+    weight: NonNegative = Field(default=0.5, description="of the binary losses beside the cross-entropy")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    judge: str = Field(
+        default="classifier:cifar10-standard-small",
+        description="feature space in which made images are compared with held-out ones (as eval quality --features)",
+    )
+    images: Annotated[int, Field(ge=2)] = Field(
+        default=500, description="held-out images to compare with, and made ones"
+    )
+    floor: Fraction = Field(default=0.0, description="least robust accuracy of the classifier that is kept")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -165,7 +192,7 @@ class OptimizerConfig:
     momentum: Fraction = Field(default=0.9, description="share of the last step that goes into the next")
     nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
     weight_decay: NonNegative = Field(default=5e-4, description="on every parameter")
-    schedule: Literal["step", "cosine", "one_cycle"] = Field(default="step", description="lr over the run")
+    schedule: Literal["step", "cosine", "one_cycle", "constant"] = Field(default="step", description="lr over the run")
     step_epochs: Annotated[int, Field(ge=1)] = Field(
         default=50, description="schedule=step: lr / 10 every so many epochs"
     )
@@ -229,6 +256,7 @@ class TrainConfig(MachineFlags):
     attack: AttackConfig = Field(default_factory=AttackConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    energy: EnergyConfig = Field(default_factory=EnergyConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     validate: ValidationConfig = Field(default_factory=ValidationConfig)
     init_reading: CheckpointFlags = Field(default_factory=CheckpointFlags)
@@ -245,6 +273,8 @@ class TrainConfig(MachineFlags):
                 raise ValueError(f"{name}: {own}, but init_reading.{name} is {read}; init is trained on as it is read")
         if self.new_head and self.init is None:
             raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
+        if self.objective.name == "energy":
+            self._check_energy()
         for name, every in (
             ("guard.every_steps", self.guard.every_steps),
             ("validate.stop_after", self.validate.stop_after),
@@ -252,6 +282,19 @@ class TrainConfig(MachineFlags):
             if every and not self.data.validation:
                 raise ValueError(f"{name}: needs held-out images; set data.validation above 0")
         return self
+
+    def _check_energy(self) -> None:
+        if self.init is None or self.new_head:
+            raise ValueError("objective.name: energy goes on from a robust classifier; give --init CHECKPOINT")
+        if self.objective.awp:
+            raise ValueError("objective.awp: does not go with objective.name=energy; leave it out")
+        if self.attack.radius == 0:
+            raise ValueError("attack.eps: 0, but objective.name=energy keeps a classifier robust; give its radius")
+        if self.energy.first_steps > self.energy.most_steps:
+            first, most = self.energy.first_steps, self.energy.most_steps
+            raise ValueError(f"energy.first_steps: {first} is more than energy.most_steps {most}")
+        if self.data.validation < 2:
+            raise ValueError("data.validation: energy compares made images with held-out ones; hold out 2 or more")
 
     @property
     def reading(self) -> CheckpointFlags:

@@ -12,6 +12,7 @@ from robust_models.errors import UserError
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.run_folder import MetricsLog, read_metrics
 from train.run import Findings, Run
+from train.validation import selection
 
 TABLE_ROWS = 10
 
@@ -52,6 +53,8 @@ class Reporter:
             self._row("validation", findings.scores)
         if (shown := findings.shown) is not None:
             self._on_disk(lambda: self.log.board.add_image("validation/attacked", shown, self.progress.step))
+        if (made := findings.made) is not None:
+            self._on_disk(lambda: self.log.board.add_image("validation/made", made, self.progress.step))
 
     def _row(self, kind: str, numbers: dict[str, float]) -> None:
         self._on_disk(lambda: self.log.write(self.progress.step, kind, numbers))
@@ -104,9 +107,12 @@ def table(folder: Path) -> str:
     scores = [row for row in rows if row["kind"] == "validation" and "clean_accuracy" in row]
     if not scores:
         return ""
-    best = max(scores, key=lambda row: (row.get("robust_accuracy", row["clean_accuracy"]), row["step"]))
+    best = max(scores, key=lambda row: (selection(row), row["step"]))
+    made = next((name for name in scores[-1] if name in ("generation_frechet", "generation_kid")), None)
     shown = [row for row in scores if row is best or row in scores[-TABLE_ROWS:]]
     lines = [f"{'step':>9} {'loss':>8} {'lr':>9} {'images/s':>9} {'clean %':>8} {'robust %':>9}"]
+    if made:
+        lines[0] += f" {made.removeprefix('generation_') + ' of made':>16} {'steps':>6}"
     for row in shown:
         train = train_at.get(row["step"], {})
         cells = [
@@ -117,6 +123,8 @@ def table(folder: Path) -> str:
             _cell(100 * row["clean_accuracy"], 8, ".2f"),
             _cell(100 * row["robust_accuracy"] if "robust_accuracy" in row else None, 9, ".2f"),
         ]
+        if made:
+            cells += [_cell(row[made], 16, ".4f"), _cell(row["generation_steps"], 6, ".0f")]
         lines.append(" ".join(cells) + (" best" if row is best else ""))
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from robust_models.checkpoints import save
 from robust_models.errors import UserError
 from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks
-from train.batch_norm import share_batch_norms
+from train.batch_norm import freeze_batch_norms, share_batch_norms
 from train.config import TrainConfig
 from train.copies import EMA, Compiled, make_twin
 from train.parallel import ALONE
@@ -23,6 +23,9 @@ from train.start import make_model, open_data, open_loader, warnings
 from train.state import Progress, TrainState, claim, save_state
 from train.step import Measured, attack_at, make_optimizer, mean, train_step
 from train.validation import Together, overfitting, picture, selection, validate
+
+if TYPE_CHECKING:
+    from train.energy import Energy
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Findings:
     guard: dict[str, float] | None
     scores: dict[str, float] | None  # on the held-out images
     shown: Tensor | None  # a picture of some of them, attacked
+    made: Tensor | None = None  # objective energy: images of each class that the classifier makes
 
 
 class Run:
@@ -62,6 +66,7 @@ class Run:
             self.optimizer.load_state_dict(state.optimizer)
             self.progress = state.progress
             self.pending = [Measured(*(value.to(device) for value in values)) for values in state.pending]
+        self.energy = self._open_energy()
         self.twin = make_twin(self.model, config, device)
         self.compiled = Compiled(self.model, self.optimizer, device) if config.compile else None
         self.saved_at = time.monotonic()
@@ -70,6 +75,8 @@ class Run:
     def step(self, x_u8: Tensor, y: Tensor) -> None:
         """One optimizer step on this rank's part of the batch."""
         self.model.train()
+        if self.energy:
+            freeze_batch_norms(self.model)
         if self.twin:
             self.twin.refresh()
         step = partial(
@@ -84,8 +91,11 @@ class Run:
             progress=self.progress.step / self.total,
             victim=self.twin.model if self.twin else None,
             ranks=self.ranks,
+            energy=self.energy,
         )
         measured = self.compiled.run(step, alone=self.ranks.world == 1) if self.compiled else step(self.model)
+        if self.energy:
+            self.energy.note()
         self.ema.update(self.model, self.progress.step)
         self.pending.append(measured)
         self.progress.step += 1
@@ -120,10 +130,11 @@ class Run:
         row = step % config.log_every == 0 or validation
         return Findings(
             # The one place between evaluations where the host waits for the device.
-            train=mean(self.pending, step) if row else None,
+            train=mean(self.pending, step) | self.progress.energy if row else None,
             guard=overfitting(self.model, self.held_out, self.attack, config, together) if guard else None,
-            scores=validate(self.ema.model, self.held_out, config, together) if validation else None,
+            scores=self._scores(together) if validation else None,
             shown=picture(self.ema.model, self.held_out, config) if validation and self.ranks.is_first else None,
+            made=self._made() if validation and self.ranks.is_first else None,
         )
 
     def apply(self, findings: Findings) -> None:
@@ -137,6 +148,24 @@ class Run:
         self.progress.reported = self.progress.step
         if findings.scores is not None or time.monotonic() - self.saved_at >= 60 * self.config.save_minutes:
             self.save()
+
+    def _open_energy(self) -> "Energy | None":
+        if self.config.objective.name != "energy":
+            return None
+        from train.energy import Energy
+
+        return Energy.open(self.config, self.model, self.progress)
+
+    def _scores(self, together: Together) -> dict[str, float]:
+        """On the held-out images; of objective energy also how near them the images are that the classifier makes."""
+        scores = validate(self.ema.model, self.held_out, self.config, together)
+        if self.energy:
+            scores |= self.energy.scores(self.ema.model, self.held_out, together.between)
+            scores["selection"] = self.energy.selection(scores)
+        return scores
+
+    def _made(self) -> Tensor | None:
+        return self.energy.picture(self.ema.model) if self.energy else None
 
     def _keep_if_best(self, scores: dict[str, float]) -> None:
         """Keeps the classifier if none before it was better."""

@@ -34,6 +34,10 @@ class Progress:
     best_scores: dict[str, float] = field(default_factory=dict)
     without_better: int = 0  # evaluations since then
     least_attack_steps: int = 0  # what the guard demands
+    # objective energy: by how many steps its climbs have grown, the AUCs since then, and what the last step measured
+    longer: int = 0
+    aucs: list[float] = field(default_factory=list)
+    energy: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -112,7 +116,7 @@ def _check_extension(config: TrainConfig, epochs: int) -> None:
     """
     attack = config.attack
     spread = [f"attack.{name}" for name in ("eps", "step_size", "steps") if isinstance(getattr(attack, name), dict)]
-    if config.optimizer.schedule != "step":
+    if config.optimizer.schedule not in ("step", "constant"):
         spread.insert(0, f"optimizer.schedule {config.optimizer.schedule}")
     if spread:
         raise UserError(

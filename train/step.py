@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from train.config import AttackConfig, TrainConfig
 from train.mixing import mix
 from train.objectives import CrossEntropy, Objective, Trades, adversarial_weights
 from train.parallel import ALONE, average, part, whole
+
+if TYPE_CHECKING:
+    from train.energy import Energy
 
 
 class Measured(NamedTuple):
@@ -77,6 +80,8 @@ def lr_factor(config: TrainConfig) -> Callable[[float], float]:
         return one_cycle(config.optimizer.warmup)
     if config.optimizer.schedule == "cosine":
         return cosine
+    if config.optimizer.schedule == "constant":
+        return lambda progress: 1.0
     return step_decay(config.optimizer.step_epochs, config.epochs)
 
 
@@ -114,11 +119,12 @@ def train_step(
     progress: float,
     victim: nn.Module | None = None,
     ranks: Ranks = ALONE,
+    energy: "Energy | None" = None,
 ) -> Measured:
     """One optimizer step: the number `step` of the run, at the finished share `progress` of it.
 
     x_u8, y: this rank's part of the batch. victim: computes what the model does in evaluation mode; is attacked in its
-    place.
+    place. energy: of objective energy, whose loss is added.
     """
     draws = generator(x_u8.device, config.seed, STEP, step)
     x = augment(to_float(x_u8), config.augment, draws, ranks)
@@ -129,6 +135,9 @@ def train_step(
     objective = make_objective(config)
     x_adv = objective.attacked(victim or model, attack, x, y_mixed, draws, ranks)
     loss, logits = objective.loss(model, x, x_adv, y_mixed)
+    if energy:
+        pair = energy.pair(victim or model, x_u8, y, step, draws, ranks)
+        loss = loss + energy.loss(model, pair, ranks)
 
     for group in optimizer.param_groups:
         group["lr"] = config.optimizer.lr * lr_factor(config)(progress)

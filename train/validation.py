@@ -45,8 +45,11 @@ def validate(
 
 
 def selection(scores: dict[str, float]) -> float:
-    """What "best" means: robust accuracy where there is an attack; with nothing held out, always the latest."""
-    return scores.get("robust_accuracy", scores.get("clean_accuracy", math.inf))
+    """What "best" means: robust accuracy where there is an attack; with nothing held out, always the latest.
+
+    Objective energy has a measure of its own.
+    """
+    return scores.get("selection", scores.get("robust_accuracy", scores.get("clean_accuracy", math.inf)))
 
 
 def judging_attack(config: TrainConfig, eps: float) -> PGD:

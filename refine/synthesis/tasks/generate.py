@@ -11,20 +11,16 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from refine.network import Network
-from refine.synthesis.class_seeds import SUFFIX, ClassSeeds
 from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.loop import work_towards_class
 from refine.synthesis.task import Source, Task, Work
-from robust_models.checkpoints.flags import file_of
-from robust_models.checkpoints.load import PRETRAINED
+from robust_models.class_seeds import SUFFIX, seeds_of
 from robust_models.errors import UserError
 from robust_models.images import to_u8
 from robust_models.images.image_set import Numbered
 from robust_models.labels import class_indices
 from robust_models.runtime.config import STRICT, AtLeastOne
 from robust_models.runtime.seeds import DRAW, generator
-
-EMBEDDED = PRETRAINED / "cifar10-seeds.npz"
 
 EXAMPLES = """\
   bigroc refine --task generate --ckpt cifar10-l2-small --num-images 100 --out samples.npz --grid samples.png
@@ -51,7 +47,7 @@ class GenerateConfig(SynthesisConfig):
 
 def open_source(config: GenerateConfig, network: Network) -> Source:
     """Seeds drawn for every image, towards the class each was drawn for."""
-    seeds = _open_seeds(config, network.class_names)
+    seeds = seeds_of(config.ckpt, network.class_names, given=config.seeds)
     seeds = seeds if config.mixture else seeds.as_gaussians()
     classes = _classes(config.classes, network.class_names)
     targets = classes.repeat(-(-config.num_images // len(classes)))[: config.num_images]
@@ -75,25 +71,6 @@ def _classes(text: str | None, class_names: tuple[str, ...]) -> Tensor:
     if not words:
         raise UserError(f"classes: {text!r} names none; give names or indices with commas")
     return torch.tensor(list(dict.fromkeys(class_indices(words, class_names, source="classes"))))
-
-
-def _open_seeds(config: GenerateConfig, class_names: tuple[str, ...]) -> ClassSeeds:
-    """UserError where there are none for the classifier's classes, in its order."""
-    checkpoint = file_of(config.ckpt)
-    beside = checkpoint.with_name(checkpoint.stem + SUFFIX)
-    path = config.seeds or (beside if beside.exists() else EMBEDDED)
-    seeds = ClassSeeds.load(path)
-    if seeds.class_names == class_names:
-        return seeds
-    if path == EMBEDDED:
-        raise UserError(
-            f"seeds: there are none for this classifier's classes ({', '.join(class_names[:3])}, ...); fit some: "
-            f"bigroc refine --task seeds --data DATA --out {beside}"
-        )
-    raise UserError(
-        f"seeds: {path} is for {len(seeds.class_names)} classes ({', '.join(seeds.class_names[:3])}, ...), the "
-        f"classifier has {len(class_names)} ({', '.join(class_names[:3])}, ...); they must be the same, in one order"
-    )
 
 
 TASK = Task(

@@ -9,11 +9,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.synthesis.class_seeds import ClassSeeds
-from refine.synthesis.mixture import Mixture, fit
+from robust_models.class_seeds import ClassSeeds
 from robust_models.datasets import AnyDataset, open_dataset
 from robust_models.errors import UserError
 from robust_models.images import to_float
+from robust_models.mixture import Mixture, fit
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT, AtLeastOne
 from robust_models.runtime.seeds import DRAW, generator

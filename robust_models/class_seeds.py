@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.synthesis.mixture import Mixture
+from robust_models.checkpoints.flags import file_of
+from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
+from robust_models.mixture import Mixture
 from robust_models.runtime.files import whole_file
 
 SUFFIX = ".seeds.npz"  # beside a checkpoint, after its name without the suffix
+EMBEDDED = PRETRAINED / "cifar10-seeds.npz"
 _ARRAYS = {"weights": 2, "means": 3, "factors": 4, "noise": 2}  # and their dimensions; the first is the class
 
 
@@ -64,6 +67,28 @@ class ClassSeeds:
         side = round((arrays["means"].shape[2] / 3) ** 0.5)
         mixtures = tuple(Mixture(*columns) for columns in zip(*arrays.values(), strict=True))
         return cls(tuple(names), mixtures, side, size, source)
+
+
+def seeds_of(checkpoint: str, class_names: tuple[str, ...], *, given: Path | None = None) -> ClassSeeds:
+    """Those of a classifier: the file given, else NAME.seeds.npz beside the checkpoint, else the embedded CIFAR-10's.
+
+    UserError where there are none for its classes, in its order.
+    """
+    file = file_of(checkpoint)
+    beside = file.with_name(file.stem + SUFFIX)
+    path = given or (beside if beside.exists() else EMBEDDED)
+    seeds = ClassSeeds.load(path)
+    if seeds.class_names == class_names:
+        return seeds
+    if path == EMBEDDED:
+        raise UserError(
+            f"seeds: there are none for this classifier's classes ({', '.join(class_names[:3])}, ...); fit some: "
+            f"bigroc refine --task seeds --data DATA --out {beside}"
+        )
+    raise UserError(
+        f"seeds: {path} is for {len(seeds.class_names)} classes ({', '.join(seeds.class_names[:3])}, ...), the "
+        f"classifier has {len(class_names)} ({', '.join(class_names[:3])}, ...); they must be the same, in one order"
+    )
 
 
 def _stored(name: str) -> type[np.floating]:
