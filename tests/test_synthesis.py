@@ -390,6 +390,7 @@ OF_IMAGES = {  # the tasks that take images, with what else each needs
     "sketch": ["--target", CLASSES[0], "--steps", "1"],
     "paint": ["--feature", "1", "--rectangle", "0,0,4,4", "--steps", "1"],
     "invert": ["--steps", "1"],
+    "explain": [],
     "features": ["--out", "OUT.png"],
     "seeds": ["--data", "INPUT", "--out", "OUT.npz"],
 }
