@@ -47,6 +47,7 @@ def failing_at(number: int, function: Callable, error: Callable) -> Callable:
 
 # --------------------------------------------------------------------------------------------------------- a full disk
 
+JOBS = 9  # of the tiny study
 PLACES = {
     "its arrays": "eval.study.plan.run_cell",
     "its result": "eval.study.store.write_json",
@@ -87,10 +88,10 @@ def test_a_stopped_study_says_what_is_done_and_the_command_to_go_on_with(root, m
             pass
     err = capsys.readouterr().err
     before = len(done(root / "out"))
-    assert f"stopped: {before} of 8 jobs are done in {root}/out" in err
+    assert f"stopped: {before} of {JOBS} jobs are done in {root}/out" in err
     assert f"go on with: bigroc study --config {root}/tiny.yaml" in err
     study(config(root))
-    assert len(done(root / "out")) == len(set(done(root / "out"))) == 8
+    assert len(done(root / "out")) == len(set(done(root / "out"))) == JOBS
 
 
 def test_another_error_of_a_job_is_still_its_own(root, monkeypatch):
