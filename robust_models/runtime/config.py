@@ -49,7 +49,7 @@ class DeviceFlags:
 
 def resolve(schema: type, values: dict[str, Any], *flags: dict[str, str]) -> Any:
     """An instance of the schema from nested values, overridden by dotted flags whose text is read as YAML."""
-    texts = {leaf.name for leaf in leaves(schema) if _is_text(leaf.hint)}
+    texts = {leaf.name for leaf in leaves(schema) if _is_text(leaf.hint)} if any(flags) else set()
     for given in flags:
         for name, text in given.items():
             _put(values, name, text if name in texts and text != "null" else _scalar(text))
