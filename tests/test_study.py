@@ -609,3 +609,15 @@ def test_statistics_of_the_first_judge_give_way_to_images_for_the_others(root):
         UserError, match=r"reference: .*stats\.npz: statistics of classifier:.*, but judge is classifier:"
     ):
         open_inputs(config(root, **settings), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("at_hand", [(), ("inception-768", "efficientnet-lite0-128")])
+def test_of_statistics_alone_the_judge_is_the_one_they_are_of(root, monkeypatch, at_hand):
+    monkeypatch.setattr("eval.study.inputs.judges_at_hand", lambda *_, **__: at_hand)
+    judge = f"classifier:{root / 'judge.safetensors'}"
+    statistics = root / "of_judge.npz"
+    run_statistics(
+        StatisticsConfig(images=root / "real.npz", features=judge, out=statistics, cache="none", device="cpu")
+    )
+    opened = open_inputs(config(root, judge="auto", reference=str(statistics)), torch.device("cpu"))
+    assert [one.features.name for one in opened.judges] == [judge]

@@ -130,9 +130,16 @@ def _judges(config: StudyConfig, checkpoints: Mapping[str, Checkpoint]) -> Seque
     if config.judge != AUTO:
         return split_spaces(config.judge)
     described = [checkpoint.description for checkpoint in checkpoints.values()]
-    found = judges_at_hand(described, weights=config.weights) or (FALLBACK,)
+    found = _judge_of_statistics(config) or judges_at_hand(described, weights=config.weights) or (FALLBACK,)
     print(f"judge: {', '.join(found)}", file=sys.stderr)
     return found
+
+
+def _judge_of_statistics(config: StudyConfig) -> tuple[str, ...]:
+    """The one feature space that a reference of statistics alone can be compared in; () for images."""
+    path = located(config.reference, "reference")
+    stored = read_statistics(path) if config.reference_images is None and path.is_file() else None
+    return (stored.features,) if stored is not None and stored.features is not None else ()
 
 
 def _open_judge(name: str, config: StudyConfig, device: torch.device) -> Judge:
