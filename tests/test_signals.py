@@ -102,7 +102,7 @@ def test_a_study_stopped_by_ctrl_c_goes_on_from_the_jobs_that_are_done(tmp_path)
     assert bigroc(["study", "--config", str(recipe)]) == 0
     after = finished(tmp_path)
     assert before.items() <= after.items()
-    assert len(after) == 8
+    assert len(after) == 9
 
 
 def finished(root: Path) -> dict[Path, int]:
