@@ -67,7 +67,7 @@ def _refine(config: RefineConfig) -> Summary:
 def _format_summary(summary: Summary) -> str:
     lines = ["already done, with the same settings:"] if summary.get("already_done") else []
     lines += [
-        f"{summary['out']}: {summary['n']} images{_first_of(summary)} refined towards {_targets(summary['targets'])}, "
+        f"{summary['out']}: {summary['n']} {_images(summary)} refined towards {_targets(summary['targets'])}, "
         f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
@@ -79,8 +79,8 @@ def _format_summary(summary: Summary) -> str:
         lines.append(f"{summary['skipped']} unreadable images skipped")
     if summary["lossy"]:
         lines.append(
-            f"{summary['lossy']} of them are JPEG files, like their sources: quality 95, full colour resolution, not "
-            "without loss (--save-as png is)"
+            f"{summary['lossy']} written as JPEG, like the source: quality 95, full colour resolution, not without "
+            "loss (--save-as png is)"
         )
     if "eps_search" in summary:
         lines += _search(summary["eps_search"])
@@ -96,8 +96,9 @@ def _check(config: RefineConfig) -> None:
         check_judges(config.judge)
 
 
-def _first_of(summary: Summary) -> str:
-    return "" if summary["limit"] is None else f" (the first of {summary['input_images']})"
+def _images(summary: Summary) -> str:
+    word = "image" if summary["n"] == 1 else "images"
+    return word if summary["limit"] is None else f"{word} (the first of {summary['input_images']})"
 
 
 def _search(found: Summary) -> list[str]:

@@ -141,7 +141,7 @@ def test_refine_says_what_has_losses_and_can_do_without(tmp_path, checkpoint, ca
     words = [str(word) for word in [*words, "--save-as", save_as]]
     assert bigroc(words) == 0
     said = capsys.readouterr().out
-    assert said.count("3 of them are JPEG files") == (save_as == "source")
+    assert said.count("3 written as JPEG") == (save_as == "source")
     written = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert written == (
         ["a.jpg", "b.png", "c.jpeg", "d.jpg"] if save_as == "source" else ["a.png", "b.png", "c.png", "d.png"]
