@@ -6,14 +6,16 @@ A population is known: Gaussian or heavy-tailed numbers (spectrum 1/k), or the f
 replacement. Each trial draws N images from it, shifted or scaled, and asks for the interval of their distance to a
 fixed reference; the truth is the mean distance of many such draws. The bootstrap, the peer, takes percentiles of
 resamples about the distance found. --others measures KID, precision, recall, density and coverage in its place.
-One line of JSON an entry; entries that are there are not run again. Features of
-real images are kept beside the file.
+
+One line of JSON an entry, which names its trials; entries that are there are not run again. Features of real images
+are kept beside the file. In the end, and with --table at once, the entries are printed as a table in Markdown.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,10 @@ from robust_models.runtime.version import environment
 
 SPLITS = 100
 RESAMPLES = 100
+OTHERS = ("kid", "precision", "recall", "density", "coverage")
 OTHERS_REFERENCE = 1000  # real images that KID and the neighbourhoods are compared with
 TRUTH = 600  # draws
+DEAR = 200_000_000  # multiplications: from here on half the trials, and no bootstrap beside them
 REAL = {"real-128": "classifier:cifar10-standard-small", "real-768": "inception-768"}
 Draw = Callable[[int], np.ndarray]  # N -> features [N,D]
 
@@ -57,15 +61,28 @@ class Case:
     scale: float = 1.0  # about the mean
 
 
+DRAWN = {"equal": (0.0, 1.0), "shifted": (0.5, 1.0), "scaled": (0.0, 1.3)}  # shift and scale against the reference
+
+
 def cases() -> list[Case]:
-    """Those of real images first, then from cheap to dear."""
-    drawn = ((0.0, 1.0), (0.5, 1.0), (0.0, 1.3))  # equal to the reference, shifted, scaled
-    made = [Case(p, d, n, *how) for d in (16, 64) for n in (64, 256) for p in ("gauss", "heavy") for how in drawn]
+    """From cheap to dear."""
+    sizes = [(16, 64), (16, 256), (16, 1000), (16, 5000), (64, 64), (64, 256), (64, 1000), (64, 5000), (256, 256)]
+    made = [Case(p, d, n, *how) for p in ("gauss", "heavy") for d, n in sizes for how in DRAWN.values()]
     made += [Case("isotropic", d, n) for d in (16, 64) for n in (64, 256)]
-    real = [Case(p, int(p[5:]), n, *how) for n in (64, 256, 1000) for p in REAL for how in drawn]
-    large = [Case("gauss", d, n, *how) for d, n in ((16, 1000), (64, 1000), (256, 256), (512, 256)) for how in drawn]
-    larger = [Case("gauss", 512, n) for n in (1000, 5000)] + [Case(p, int(p[5:]), 5000) for p in REAL]
-    return [*real, *made, *large, *larger]
+    made += [Case("gauss", 512, n, *how) for n in (256, 1000) for how in DRAWN.values()] + [Case("gauss", 512, 5000)]
+    real = [Case(p, int(p[5:]), n, *how) for p in REAL for n in (64, 256, 1000) for how in DRAWN.values()]
+    real += [Case("real-128", 128, 5000, *how) for how in DRAWN.values()] + [Case("real-768", 768, 5000)]
+    return sorted(made + real, key=cost)
+
+
+def cost(case: Case) -> int:
+    """Multiplications of one covariance, or of one Gram matrix where that is smaller."""
+    return case.dim * case.n * min(case.dim, case.n)
+
+
+def trials_of(case: Case, trials: int) -> int:
+    """Half of them where a distance is dear, a quarter where it is dearer still."""
+    return trials // (4 if cost(case) > 5 * DEAR else 2 if cost(case) > DEAR else 1)
 
 
 def made_up(case: Case, rng: np.random.Generator) -> Draw:
@@ -113,16 +130,18 @@ def measured(case: Case, draw: Draw, reference: np.ndarray, trials: int, rng: np
 
     truths = np.array([sample().distance(whole) for _ in range(min(TRUTH, 20 * trials))])
     truth, spread = truths.mean(), 2 * 1.96 * truths.std()
-    ours, theirs = [], []
+    ways = {"half_splits": lambda resampler, trial: distance_interval(resampler, SPLITS, seed=trial)}
+    if cost(case) < DEAR:
+        ways["bootstrap"] = lambda resampler, trial: bootstrap_interval(resampler, rng)
+    intervals = {name: [] for name in ways}
     for trial in range(trials):
         resampler = sample()
-        low, high = distance_interval(resampler, SPLITS, seed=trial)
-        ours.append((max(0.0, low), max(0.0, high)))
-        theirs.append(bootstrap_interval(resampler, rng))
+        for name, interval in ways.items():
+            intervals[name].append(np.maximum(interval(resampler, trial), 0))
     found = {"truth": float(truth), "trials": trials}
-    for name, intervals in (("half_splits", np.array(ours)), ("bootstrap", np.array(theirs))):
-        found[name] = float(((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean())
-        found[f"{name}_width"] = float((intervals[:, 1] - intervals[:, 0]).mean() / spread)
+    for name, (low, high) in ((name, np.transpose(pairs)) for name, pairs in intervals.items()):
+        found[name] = float(((low <= truth) & (truth <= high)).mean())
+        found[f"{name}_width"] = float((high - low).mean() / spread)
     return found
 
 
@@ -153,9 +172,57 @@ def others_measured(case: Case, draw: Draw, reference: np.ndarray, trials: int) 
     found = np.stack([others_of(sample(), real, trial) for trial in range(trials)])
     held = ((found[:, :, 0] <= truth) & (truth <= found[:, :, 1])).mean(axis=0)
     widths = (found[:, :, 1] - found[:, :, 0]).mean(axis=0)
-    names = ("kid", "precision", "recall", "density", "coverage")
-    figures = zip(names, truth, held, widths, strict=True)
+    figures = zip(OTHERS, truth, held, widths, strict=True)
     return {"trials": trials, **{n: {"truth": t, "held": h, "width": w} for n, t, h, w in figures}}
+
+
+def entry_of(case: Case, trials: int, others: bool, features: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """The line of one case, the same whatever was measured before it."""
+    rng = np.random.default_rng(zlib.crc32(repr(case).encode()))
+    if case.population in REAL:
+        reference = features(case.population)
+        draw: Draw = lambda n: reference[rng.integers(0, len(reference), n)]  # noqa: E731
+    else:
+        draw = made_up(case, rng)
+        reference = draw(20_000)
+    trials = trials_of(case, trials)
+    found = others_measured(case, draw, reference, trials) if others else measured(case, draw, reference, trials, rng)
+    return {**asdict(case), **found}
+
+
+def table(entries: Iterable[dict[str, Any]]) -> str:
+    """Markdown: a row for each population and N, a cell for each way of drawing."""
+    rows: dict[tuple[str, int, int], dict[tuple[float, float], str]] = {}
+    for entry in entries:
+        row = rows.setdefault((entry["population"], entry["dim"], entry["n"]), {})
+        row[entry["shift"], entry["scale"]] = others_cell(entry) if "kid" in entry else distance_cell(entry)
+    lines = [f"| images, d | N | {' | '.join(DRAWN)} |", "|---" * (2 + len(DRAWN)) + "|"]
+    for (population, dim, n), row in sorted(rows.items()):
+        name = f"{NAMES[population]}, {dim}"
+        lines.append(f"| {name} | {n} | {' | '.join(row.get(how, '') for how in DRAWN.values())} |")
+    return "\n".join(lines)
+
+
+NAMES = {
+    "gauss": "Gaussian",
+    "heavy": "heavy-tailed",
+    "isotropic": "Gaussian, equal variances",
+    "real-128": "real",
+    "real-768": "real",
+}
+
+
+def distance_cell(entry: dict[str, Any]) -> str:
+    """Coverage in percent and relative width, in brackets the bootstrap's where it was measured."""
+    ours = f"{100 * entry['half_splits']:.1f}, {entry['half_splits_width']:.2f}"
+    if "bootstrap" not in entry:
+        return ours
+    return f"{ours} ({100 * entry['bootstrap']:.1f}, {entry['bootstrap_width']:.2f})"
+
+
+def others_cell(entry: dict[str, Any]) -> str:
+    """Coverage in percent of KID, precision, recall, density and coverage."""
+    return ", ".join(f"{100 * entry[name]['held']:.1f}" for name in OTHERS)
 
 
 def main() -> None:
@@ -165,46 +232,31 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="Inception's; without, no real-768")
     parser.add_argument("--limit", type=int, default=5000, help="real images of the population")
     parser.add_argument("--others", action="store_true", help="intervals of the other scores, where N is below 1,000")
-    parser.add_argument("--trials", type=int, default=400, help="a quarter where N is 1,000 or more")
+    parser.add_argument(
+        "--trials", type=int, default=400, help="of an entry; half or a quarter of them where it is dear"
+    )
+    parser.add_argument("--table", action="store_true", help="measure nothing, print what is there")
     args = parser.parse_args()
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     print(json.dumps(environment()), file=sys.stderr)
-    for seed, case in enumerate(cases()):
-        space = REAL.get(case.population)
-        if any(asdict(case).items() <= entry.items() for entry in done) or (space and args.images is None):
-            continue
-        if space == "inception-768" and args.weights is None:
-            continue
-        rng = np.random.default_rng(seed)
-        if space is None:
-            draw = made_up(case, rng)
-            reference = draw(20_000)
-        else:
-            kept = args.out.with_suffix(f".{case.population}.npy")
-            reference = features_of(space, args.images, args.weights, args.limit, kept)
 
-            def draw(n: int, rows: np.ndarray = reference, rng: np.random.Generator = rng) -> np.ndarray:
-                return rows[rng.integers(0, len(rows), n)]
+    def features(population: str) -> np.ndarray:
+        kept = args.out.with_suffix(f".{population}.npy")
+        return features_of(REAL[population], args.images, args.weights, args.limit, kept)
 
-        if args.others:
-            if case.n < 1000:
-                entry = {**asdict(case), **others_measured(case, draw, reference, args.trials)}
-                with args.out.open("a") as file:
-                    print(json.dumps(entry), file=file)
-                print(json.dumps(entry), flush=True)
+    for case in [] if args.table else cases():
+        if (
+            any(asdict(case).items() <= entry.items() for entry in done)
+            or (args.others and case.n >= OTHERS_REFERENCE)
+            or (case.population in REAL and args.images is None)
+            or (case.population == "real-768" and args.weights is None)
+        ):
             continue
-        entry = {
-            **asdict(case),
-            **measured(case, draw, reference, args.trials if case.n < 1000 else args.trials // 4, rng),
-        }
+        done.append(entry_of(case, args.trials, args.others, features))
         with args.out.open("a") as file:
-            print(json.dumps(entry), file=file)
-        print(
-            f"{case.population:9} d {case.dim:4} N {case.n:5} shift {case.shift:g} scale {case.scale:g}: "
-            f"half splits {entry['half_splits']:.1%} (width {entry['half_splits_width']:.2f}), "
-            f"bootstrap {entry['bootstrap']:.1%} ({entry['bootstrap_width']:.2f})",
-            flush=True,
-        )
+            print(json.dumps(done[-1]), file=file)
+        print(json.dumps(done[-1]), file=sys.stderr, flush=True)
+    print(table(done))
 
 
 if __name__ == "__main__":
