@@ -1,4 +1,4 @@
-"""bigroc models inspect FILE | convert FILE OUT | list"""
+"""bigroc models inspect FILE | convert FILE OUT | push FILE hf:OWNER/NAME | pull hf:OWNER/NAME | list"""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,14 @@ from robust_models.checkpoints.published import published
 from robust_models.inspection import ConvertConfig, InspectConfig, check_convert, run_convert, run_inspect
 from robust_models.runtime.command import Command, OneOf, Summary, run
 from robust_models.runtime.config import STRICT
+from robust_models.sharing import PullConfig, PushConfig, check_pull, check_push, run_pull, run_push
 
 EXAMPLES = """\
   bigroc models inspect CHECKPOINT.pt --data cifar10
   bigroc models inspect FOLDER/ --normalize 0.5,0.5
   bigroc models convert CHECKPOINT.pt classifier.safetensors --activation silu
+  bigroc models push runs/mine/classifier.safetensors hf:OWNER/NAME --licence mit
+  bigroc models pull hf:OWNER/NAME --out mine.safetensors
   bigroc models list
 """
 MAX_SHOWN = 8  # entries of a list
@@ -91,6 +94,11 @@ def _format_list(rows: Summary) -> str:
     return "\n".join(f"{name:{width}}  {about}" for name, about in lines)
 
 
+def _format_shared(seen: Summary) -> str:
+    lines = [f"{seen.get('commit') or seen.get('path') or seen['to']}"]
+    return "\n".join([*lines, *(f"  {name:24} {size:>12,} bytes" for name, size in seen["files"].items())])
+
+
 @dataclass(frozen=True, config=STRICT)
 class ListConfig:
     """`list` takes no settings."""
@@ -133,6 +141,26 @@ COMMANDS = {
         positionals=("file", "out"),
         check=check_convert,
     ),
+    "push": Command(
+        name="bigroc models push",
+        about="A classifier, its config and its card to the Hugging Face hub, or into a folder as it lies there.",
+        schema=PushConfig,
+        work=run_push,
+        format_summary=_format_shared,
+        examples=EXAMPLES,
+        positionals=("file", "to"),
+        check=check_push,
+    ),
+    "pull": Command(
+        name="bigroc models pull",
+        about="A checkpoint from the Hugging Face hub into its cache, or to a place of your own.",
+        schema=PullConfig,
+        work=run_pull,
+        format_summary=_format_shared,
+        examples=EXAMPLES,
+        positionals=("name",),
+        check=check_pull,
+    ),
     "list": Command(
         name="bigroc models list",
         about="The classifiers that load by name.",
@@ -144,4 +172,4 @@ COMMANDS = {
     ),
 }
 
-MODELS = OneOf("bigroc models", "Inspect, convert and list checkpoints.", "command", COMMANDS, EXAMPLES)
+MODELS = OneOf("bigroc models", "Inspect, convert, share and list checkpoints.", "command", COMMANDS, EXAMPLES)

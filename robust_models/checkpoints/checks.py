@@ -7,6 +7,7 @@ import torch
 
 from robust_models.architectures import ACTIVATIONS, build
 from robust_models.checkpoints.flags import file_of, split_flags
+from robust_models.checkpoints.hub import HubName, is_hub_name
 from robust_models.checkpoints.load import embedded_names, find
 from robust_models.checkpoints.published import published
 from robust_models.classifier import Normalizer
@@ -33,7 +34,7 @@ def check_inspected(config: Any) -> None:
     """UserError, as `models inspect` and `convert` would raise it, for their file and how it is to be read."""
     check_names(config)
     check_classifier(config.file, field="file")
-    if not is_published(config.file):
+    if not is_fetched(config.file):
         file_of(config.file)
 
 
@@ -54,7 +55,7 @@ def check_classifier(checkpoint: str, *, field: str) -> None:
     checkpoint, flags = split_flags(checkpoint)
     check_reading(flags)
     path = Path(checkpoint)
-    if path.suffix or len(path.parts) > 1 or is_published(checkpoint):
+    if path.suffix or len(path.parts) > 1 or is_fetched(checkpoint):
         return
     try:
         find(checkpoint)
@@ -62,8 +63,14 @@ def check_classifier(checkpoint: str, *, field: str) -> None:
         raise UserError(f"{field}: {str(error).removeprefix('ckpt: ')}") from error
 
 
-def is_published(name: str) -> bool:
-    """Whether a classifier that comes with the package, or is fetched where it is missing, is called so."""
+def is_fetched(name: str) -> bool:
+    """Whether a classifier that comes with the package, or is fetched where it is missing, is called so.
+
+    UserError where it can only be a name on the Hugging Face hub, and is not formed like one.
+    """
+    if is_hub_name(name):
+        HubName.parse(split_flags(name)[0])
+        return True
     return name in embedded_names() or name in published()
 
 

@@ -10,6 +10,7 @@ from robust_models.checkpoints.encoder_head import with_head
 from robust_models.checkpoints.fill import fill
 from robust_models.checkpoints.foreign import describe
 from robust_models.checkpoints.functions import load_function
+from robust_models.checkpoints.hub import HubName, fetch_from_hub, is_hub_name, own_file
 from robust_models.checkpoints.hugging_face import folder_of, read_folder
 from robust_models.checkpoints.layouts import Found, find_layout
 from robust_models.checkpoints.other_formats import refuse_other_formats
@@ -30,7 +31,8 @@ def embedded_names() -> list[str]:
 
 
 def find(checkpoint: str | Path) -> Path:
-    """Where `checkpoint` lies: an embedded classifier, a published one (downloaded if missing), a file or a folder.
+    """Where `checkpoint` lies: an embedded classifier, a published one or one of the Hugging Face hub (hf:OWNER/NAME),
+    downloaded if missing, a file or a folder.
 
     UserError where there is nothing.
     """
@@ -39,11 +41,13 @@ def find(checkpoint: str | Path) -> Path:
         return PRETRAINED / f"{name}.safetensors"
     if (known := _published(checkpoint)) is not None:
         return fetch(known)
+    if is_hub_name(checkpoint):
+        return fetch_from_hub(HubName.parse(name))
     if not (path.is_file() or path.is_dir()):
         near = difflib.get_close_matches(name, [*embedded_names(), *published()], n=1)
         hint = f"did you mean {near[0]}?" if near else f"give a file or one of: {', '.join(embedded_names())}"
         raise UserError(f"ckpt: no file {path}; {hint}")
-    return path
+    return own_file(path) or path
 
 
 def _published(checkpoint: str | Path) -> Published | None:
