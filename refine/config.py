@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from refine.balance import check_prior
 from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
 from refine.method import LOSSES, LossName
+from refine.stopping import MEDIAN, open_real
 from refine.targets import check_targets
 from robust_models.attacks import Center, Keep
 from robust_models.checkpoints.flags import file_of, split_checkpoints
@@ -43,6 +44,12 @@ class MethodFlags:
     steps: AtLeastOne = Field(default=7, description="PGD steps")
     step_size: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="length of a step, pixels in [0,1] (null: 1.5 * eps / steps)"
+    )
+    stop_energy: Number | str | None = Field(
+        default=None,
+        description="an image whose energy (-logsumexp of the logits) is this or less takes no further step: a number, "
+        "median (of real images, as a classifier trained to generate records it), or real images, whose median is "
+        "taken (null: all take all steps)",
     )
     center: Center = Field(
         default="input", description="the ball's centre; first_step is that of the paper's notebooks"
@@ -151,6 +158,8 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
         "device": device.type,
         "precision": precision,
     }
+    if isinstance(config.stop_energy, str) and config.stop_energy != MEDIAN:
+        plain["stop_energy files"] = fingerprint(open_real(config.stop_energy).path)
     for name, text in (("targets", config.targets), ("prior", config.prior)):
         if text is not None and Path(text).is_file():
             plain[f"{name} file"] = sha256_of(Path(text))[:16]

@@ -3,6 +3,7 @@
 Ganz & Elad 2023, arXiv:2108.03702.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -10,9 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine.network import consensus
-from robust_models.attacks import PGD, Center, Keep, Loss, cross_entropy, frozen_eval, target_margin
+from robust_models.attacks import (
+    PGD,
+    Center,
+    Keep,
+    Loss,
+    cross_entropy,
+    energy,
+    frozen_eval,
+    gradient_and_loss,
+    negative_logit,
+    target_margin,
+)
 from robust_models.errors import UserError, none_of
-from robust_models.threat import NormName, check_ball, check_step_size
+from robust_models.threat import NormName, check_ball, check_step_size, per_sample
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -29,8 +41,14 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(is_y, -torch.inf).logsumexp(dim=1) - logits[is_y]
 
 
-LossName = Literal["ce", "margin", "log_odds"]
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "log_odds": log_odds}
+LossName = Literal["ce", "margin", "log_odds", "logit", "energy"]
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "log_odds": log_odds,
+    "logit": negative_logit,
+    "energy": energy,
+}
 assert tuple(LOSSES) == get_args(LossName)
 
 
@@ -50,6 +68,28 @@ def find_loss(loss: str | Loss) -> Loss:
     return averaged
 
 
+@dataclass(frozen=True)
+class StopAtEnergy:
+    """The gradient of the loss, and 0 for images whose energy is `level` or less: they take no further step.
+
+    The energy is -logsumexp of the logits; that of several classifiers is their mean. An image that rests keeps its
+    energy, and so rests until the end. To be PGD's `gradient`.
+    """
+
+    level: float
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
+        """Gradient [N,C,H,W] and loss [N], from one pass."""
+        energies: list[Tensor] = []
+
+        def noted(logits: Tensor, y: Tensor) -> Tensor:
+            energies.append(find_loss("energy")(logits.detach(), y))
+            return loss(logits, y)
+
+        gradient, values = gradient_and_loss(model, x, y, noted)
+        return torch.where(per_sample(energies[0] <= self.level, x), 0.0, gradient), values
+
+
 def bigroc(
     eps: float,
     *,
@@ -59,6 +99,7 @@ def bigroc(
     center: Center = "input",
     keep: Keep = "last",
     loss: LossName | Loss = "ce",
+    stop_energy: float | None = None,
 ) -> PGD:
     """The paper's loop: from the image itself, ball around it, last iterate of one run, clipped once at the end.
 
@@ -67,7 +108,9 @@ def bigroc(
     center="first_step" is the loop of the authors' notebooks: the ball lies around the point after step 1, so that
     images move up to eps + step_size, and every step is clipped. Their CIFAR-10 notebooks hold pixels in [-1,1]: halve
     their eps. keep="best" takes each image's best iterate, which may be the image itself; as it compares images, it
-    clips every step too. loss: ce, margin, log_odds, or a function (logits, y) -> [N].
+    clips every step too. loss: ce, margin, log_odds, logit (of the target), energy (no target's), or a function
+    (logits, y) -> [N]. stop_energy: an image whose energy, -logsumexp of its logits, is this or less takes no further
+    step.
     """
     check_ball(norm, eps)
     check_step_size(norm, eps, step_size)
@@ -82,6 +125,7 @@ def bigroc(
         center=center,
         keep=keep,
         loss=find_loss(loss),
+        gradient=gradient_and_loss if stop_energy is None else StopAtEnergy(stop_energy),
     )
 
 

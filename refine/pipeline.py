@@ -26,6 +26,7 @@ from refine.method import bigroc
 from refine.network import together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
+from refine.stopping import MEDIAN, measured_level, open_real, recorded_level
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
 from refine.work_folder import Row, Shards, WorkFolder, as_line
 from robust_models.attacks import PGD
@@ -78,6 +79,8 @@ def _refine_and_publish(
     precision: PrecisionDecision,
 ) -> dict[str, Any] | None:
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
+    if isinstance(config.stop_energy, str):
+        config = replace(config, stop_energy=_stop_level(config, config.stop_energy, classifiers, ranks))
     refiner = _batch_refiner(config, classifiers)
     mode = config.targets or ("pseudo" if images.labels is None else "given")
     total = None if images.skipped else images.total
@@ -234,8 +237,22 @@ def _batch_refiner(config: RefineConfig, classifiers: Sequence[RobustClassifier]
     return BatchRefiner(together(classifiers), attack, device, block, "uint8", config.uncertain)
 
 
+def _stop_level(config: RefineConfig, stop_energy: str, classifiers: Sequence[RobustClassifier], ranks: Ranks) -> float:
+    """The energy that --stop-energy names; of images, measured by the first rank."""
+    if stop_energy == MEDIAN:
+        return recorded_level([classifier.description for classifier in classifiers])
+    real, level = open_real(stop_energy), None
+    if ranks.is_first:
+        refiner = _batch_refiner(replace(config, stop_energy=None), classifiers)
+        refiner = replace(refiner, block=fitting_block(refiner.block, refiner.device, real.size), depth=real.depth)
+        level = measured_level(real, refiner.logits, refiner.block)
+    return ranks.share(level)
+
+
 def attack_of(config: RefineConfig, eps: float) -> PGD:
-    """The steps that the config describes, with this eps."""
+    """The steps that the config describes, with this eps. config.stop_energy: a number or None."""
+    stop = config.stop_energy
+    assert not isinstance(stop, str), "its number is found before"
     return bigroc(
         eps,
         steps=config.steps,
@@ -244,6 +261,7 @@ def attack_of(config: RefineConfig, eps: float) -> PGD:
         center=config.center,
         keep=config.keep,
         loss=config.loss,
+        stop_energy=stop,
     )
 
 
@@ -297,6 +315,7 @@ def _facts(
         "targets": mode,
         "norm": config.norm,
         "loss": config.loss,
+        "stop_energy": config.stop_energy,
         "eps": attack.eps,
         "steps": config.steps,
         "step_size": attack.step_size,

@@ -1,15 +1,16 @@
 """Refinement as a function of tensors: at the end of a sampling loop, or over a stream of batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from refine.method import LossName, bigroc, pseudo_labels
 from refine.network import together
+from refine.stopping import MEDIAN, recorded_level
 from robust_models.attacks import Center, Keep, Loss, check_labels
-from robust_models.classifier import class_names_of
+from robust_models.classifier import Description, RobustClassifier, class_names_of
 from robust_models.errors import UserError
 from robust_models.images.pixels import check_images
 from robust_models.labels import class_index
@@ -36,6 +37,7 @@ class Refiner:
                  which insists on y.
     pixel_range  (0, 1) or (-1, 1), that of x and x_ref. eps and step_size are in [0,1] units for either: halve an eps
                  that was meant for pixels in [-1,1].
+    stop_energy  "median" is that of real images which a classifier trained to generate records.
     The other settings are those of refine.bigroc. UserError for what does not fit.
     """
 
@@ -50,13 +52,23 @@ class Refiner:
         center: Center = "input",
         keep: Keep = "last",
         loss: LossName | Loss = "ce",
+        stop_energy: float | Literal["median"] | None = None,
         targets: str | int = "pseudo",
         pixel_range: tuple[float, float] = (0, 1),
     ) -> None:
         if tuple(pixel_range) not in ((0, 1), (-1, 1)):
             raise UserError(f"pixel_range: {pixel_range} is neither (0, 1) nor (-1, 1)")
-        self.attack = bigroc(eps, steps=steps, step_size=step_size, norm=norm, center=center, keep=keep, loss=loss)
         self.model = together(model)
+        self.attack = bigroc(
+            eps,
+            steps=steps,
+            step_size=step_size,
+            norm=norm,
+            center=center,
+            keep=keep,
+            loss=loss,
+            stop_energy=recorded_level(_descriptions(self.model)) if stop_energy == MEDIAN else stop_energy,
+        )
         self.class_names = class_names_of(self.model)
         self.low, self.high = pixel_range
         self.targets = targets if targets in ("pseudo", "given") else self._class(targets)
@@ -90,6 +102,10 @@ class Refiner:
         raise UserError(f"targets: {name!r} is neither 'pseudo' nor 'given', and the classifier names no classes")
 
 
+def _descriptions(model: nn.Module) -> list[Description]:
+    return [part.description for part in model.modules() if isinstance(part, RobustClassifier)]
+
+
 @overload
 def refine(
     model: Models, images: Tensor, y: Tensor | Sequence[int] | None = None, *, eps: float, **settings: Any
@@ -110,8 +126,8 @@ def refine(
 
     images may also be an iterator of such batches, or of pairs (batch, y): the result is then an iterator, too, which
     takes a batch from it whenever one is asked for. eps is in [0,1] pixel units: halve what was meant for pixels in
-    [-1,1]. The settings are Refiner's: steps, step_size (default 1.5 * eps / steps), norm, center, keep, loss, targets,
-    pixel_range.
+    [-1,1]. The settings are Refiner's: steps, step_size (default 1.5 * eps / steps), norm, center, keep, loss,
+    stop_energy, targets, pixel_range.
     """
     refiner = Refiner(model, eps, **settings)
     if isinstance(images, Tensor) or hasattr(images, "dtype") or not isinstance(images, Iterable):

@@ -25,6 +25,19 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def negative_logit(logits: Tensor, y: Tensor) -> Tensor:
+    """The energy of each image together with class y, [N]: the negative of its logit. arXiv:1912.03263."""
+    return -logits.gather(1, y[:, None])[:, 0]
+
+
+def energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
+    """The energy of each image, [N]: -logsumexp of its logits [N,C], whatever the class. arXiv:1912.03263.
+
+    y has no part in it and is taken as every loss takes it.
+    """
+    return -logits.logsumexp(dim=1)
+
+
 @contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
     """The model in eval mode with parameters that collect no gradient; modes and flags are put back as found."""

@@ -58,6 +58,21 @@ NORMALIZERS = {
 
 
 @dataclass(frozen=True)
+class Generation:
+    """How a classifier that was trained to generate makes images best, and what it makes of real ones."""
+
+    step_size: float  # L2 length of a step up the logit of the class, pixels in [0,1]
+    steps: int
+    median_energy: float  # of held-out real images, -logsumexp of their logits
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} steps of {self.step_size:g} up the class's logit; median energy of real images "
+            f"{self.median_energy:.4g}"
+        )
+
+
+@dataclass(frozen=True)
 class Description:
     """What is known of a network besides its tensors; a checkpoint of this project states all of it."""
 
@@ -70,6 +85,7 @@ class Description:
     threat_model: ThreatModel | None = None  # None: not trained to withstand anything
     recipe: dict[str, Any] = field(default_factory=dict)  # the resolved training config
     scores: dict[str, Any] = field(default_factory=dict)  # measured accuracies, with N
+    generation: Generation | None = None  # None: not trained to generate
 
     @property
     def num_classes(self) -> int:

@@ -43,6 +43,7 @@ def _format_summary(seen: Summary) -> str:
         ("image size", f"{seen['image_size']} px"),
         ("normaliser", _with_source(_normalizer(seen["normalizer"]), seen["normalizer_from"])),
         ("threat model", seen["threat_model"] or "the file names none"),
+        ("generation", seen["generation"]),
         ("scores", _pairs(seen["scores"])),
         ("metadata", _pairs(seen["metadata"])),
         ("ignored", _listed(seen["ignored"])),

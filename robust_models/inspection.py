@@ -93,6 +93,7 @@ def _inspected(config: InspectConfig) -> tuple[RobustClassifier, dict[str, Any]]
         "normalizer": asdict(description.normalizer),
         "normalizer_from": source.get("normalizer", "the file's description"),
         "threat_model": str(description.threat_model) if description.threat_model else None,
+        "generation": str(description.generation) if description.generation else None,
         "scores": description.scores,
         "metadata": source.get("told", {}),
         "assumptions": description.assumptions,

@@ -46,6 +46,21 @@ class Mixture:
         around = torch.randn(self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + self.factors[k] @ along + self.noise[k].sqrt() * around
 
+    def principal(self, variance: float, spread: float) -> "Mixture":
+        """The fewest leading directions that hold the share `variance` of each Gaussian's, `spread` times as wide.
+
+        Where all R directions hold less than that, these are what is left.
+        """
+        lengths = self.factors.norm(dim=1).clamp_min(torch.finfo(self.factors.dtype).tiny)
+        along = lengths.square() + self.noise.unsqueeze(1)  # the columns of A are orthogonal
+        others = self.means.shape[1] - along.shape[1]
+        ordered, order = along.sort(dim=1, descending=True)
+        before = ordered.cumsum(dim=1) - ordered  # what the directions before each one hold
+        kept = before < variance * (along.sum(dim=1) + others * self.noise).unsqueeze(1)
+        widths = spread * along.sqrt() * kept.gather(1, order.argsort(dim=1))
+        factors = self.factors * (widths / lengths).unsqueeze(1)
+        return Mixture(self.weights, self.means, factors, torch.zeros_like(self.noise))
+
     def as_one(self) -> "Mixture":
         """The single Gaussian with the same mean and covariance."""
         if len(self.weights) == 1:

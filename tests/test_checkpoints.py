@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from robust_models import RobustClassifier, ThreatModel, UserError, embedded_names, load, save
+from robust_models.classifier import Generation
 from tests.tiny import tiny_classifier
 
 X = torch.rand(2, 3, 16, 16)
@@ -87,6 +89,36 @@ def test_a_checkpoint_of_another_shape_says_where(checkpoint, tmp_path):
     bare = load(tmp_path / "bare.safetensors").description
     assert bare.arch == "preact_resnet10_w16"
     assert bare.recipe["source"]["layout"].startswith("safetensors without this project's description")
+
+
+def test_how_it_generates_is_written_and_read(classifier, tmp_path):
+    save(classifier, tmp_path / "plain.safetensors")
+    assert "generation" not in json.loads(checkpoint_metadata(tmp_path / "plain.safetensors")["bigroc"])
+    assert load(tmp_path / "plain.safetensors").description.generation is None
+    classifier.description = replace(classifier.description, generation=Generation(0.5, 12, -3.25))
+    save(classifier, tmp_path / "energy.safetensors")
+    assert load(tmp_path / "energy.safetensors").description == classifier.description
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"step_size": 0}, "step size above zero"),
+        ({"step_size": "long"}, "step size above zero"),
+        ({"median_energy": float("nan")}, "finite energy"),
+        ({"steps": 1.5}, "steps are not a number up to 100,000"),
+        ({"steps": 10**9}, "steps are not a number up to 100,000"),
+        ({"other": 1}, "TypeError"),
+    ],
+)
+def test_a_broken_record_of_generation_is_named(classifier, tmp_path, changed, message):
+    save(classifier, tmp_path / "tiny.safetensors")
+    entries = json.loads(checkpoint_metadata(tmp_path / "tiny.safetensors")["bigroc"])
+    entries["generation"] = {"step_size": 0.5, "steps": 12, "median_energy": -3.0, **changed}
+    state = load_file(tmp_path / "tiny.safetensors")
+    save_file(state, tmp_path / "broken.safetensors", {"bigroc": json.dumps(entries)})
+    with pytest.raises(UserError, match=f"has a broken description .*{message}"):
+        load(tmp_path / "broken.safetensors")
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):

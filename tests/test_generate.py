@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,10 +7,11 @@ import torch
 
 from refine.cli import main
 from refine.synthesis import Ball
-from refine.synthesis.tasks.generate import TASK
+from refine.synthesis.tasks.generate import SAMPLERS, TASK
 from refine.synthesis.tasks.seeds import block_average
-from robust_models import UserError, open_images
+from robust_models import UserError, load, open_images, save
 from robust_models.class_seeds import EMBEDDED, ClassSeeds
+from robust_models.classifier import Generation
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.mixture import RIDGE, Mixture, fit, log_likelihood
 from robust_models.runtime.seeds import generator
@@ -197,6 +199,72 @@ def test_an_image_depends_on_seed_and_number_alone(checkpoint, seeds, tmp_path, 
     assert torch.equal(first, made("d.npz", "--mixture", "false"))  # a mixture of one is that one
 
 
+@pytest.fixture
+def generating(checkpoint, seeds):
+    """The checkpoint of a classifier that was trained to generate by 3 steps of 0.25."""
+    model = load(checkpoint)
+    model.description = replace(model.description, generation=Generation(0.25, 3, -1.5))
+    save(model, checkpoint)
+    return checkpoint
+
+
+def summary_of(*flags, capsys):
+    status, printed, error = run(*flags, "--num-images", 4, "--json", capsys=capsys)
+    assert status == 0, error
+    return json.loads(printed)
+
+
+def test_a_classifier_trained_to_generate_takes_its_own_steps_up_the_logit(generating, tmp_path, capsys):
+    common = ["--ckpt", generating, "--precision", "fp32"]
+    recorded = summary_of(*common, "--out", tmp_path / "a.npz", capsys=capsys)
+    assert (recorded["step_size"], recorded["steps"]) == (0.25, 3)
+    assert recorded["eps"] == pytest.approx((3 * 16 * 16) ** 0.5)  # as far as any image is from any other
+    rows = [json.loads(line) for line in (tmp_path / "a.npz.manifest.jsonl").read_text().splitlines()]
+    assert [row["target"] for row in rows] == [0, 1, 2, 0]
+    model = load(generating)
+    x = open_images(tmp_path / "a.npz").read(0, 4).float() / 255
+    with torch.no_grad():
+        logits = model(x)[range(4), [0, 1, 2, 0]]
+    assert [row["objective_after"] for row in rows] == pytest.approx((-logits).tolist(), abs=1e-4)
+    longer = summary_of(*common, "--out", tmp_path / "b.npz", "--steps", 5, "--objective", "ce", capsys=capsys)
+    assert (longer["step_size"], longer["steps"]) == (0.25, 5)
+    assert longer["objective_after"] > 0  # a cross-entropy
+    plain = summary_of(*common, "--out", tmp_path / "c.npz", "--steps", 1, "--sampler", "momentum", capsys=capsys)
+    assert plain["step_size"] == SAMPLERS["momentum"].step_size
+
+
+def test_a_file_without_a_record_keeps_the_papers_steps(checkpoint, seeds, tmp_path, capsys):
+    found = summary_of("--ckpt", checkpoint, "--out", tmp_path / "a.npz", "--step-size", 0.1, capsys=capsys)
+    assert (found["eps"], found["step_size"], found["steps"]) == (30, 0.1, 60)
+
+
+@pytest.mark.parametrize("sampler", ["ascent", *SAMPLERS])
+@pytest.mark.parametrize("start", ["seeds", "pca", "noise"])
+def test_every_sampler_from_every_start_gives_an_image_by_its_number_alone(
+    checkpoint, seeds, tmp_path, capsys, monkeypatch, sampler, start
+):
+    def made(name, *more):
+        out = tmp_path / name
+        flags = ["--ckpt", checkpoint, "--out", out, "--sampler", sampler, "--start", start, "--step-size", 0.05]
+        assert run(*flags, "--steps", 3, "--precision", "fp32", *more, capsys=capsys)[0] == 0
+        return open_images(out).read(0, 5)
+
+    whole = made("a.npz", "--num-images", 5)
+    assert torch.equal(whole, made("b.npz", "--num-images", 9))
+    monkeypatch.setattr("refine.synthesis.run.block_size", lambda *_: 2)
+    assert (whole.int() - made("c.npz", "--num-images", 5).int()).abs().max() <= 1  # rounding of another block
+    assert not torch.equal(whole, made("d.npz", "--num-images", 5, "--seed", 1))
+
+
+def test_generation_begins_at_any_image_set(checkpoint, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / "photos.npz", arr_0=pixels)
+    flags = ["--ckpt", checkpoint, "--start", tmp_path / "photos.npz", "--eps", 0, "--steps", 1, "--num-images", 6]
+    assert run(*flags, "--out", tmp_path / "o.npz", capsys=capsys)[0] == 0
+    made = open_images(tmp_path / "o.npz").read(0, 6).permute(0, 2, 3, 1).numpy()
+    assert all(any(np.array_equal(image, photo) for photo in pixels) for image in made)
+
+
 def test_chosen_classes(checkpoint, seeds, tmp_path, capsys):
     flags = ["--ckpt", checkpoint, "--num-images", 4, "--steps", 1]
     assert run(*flags, "--out", tmp_path / "o", "--classes", "Bird, 0", capsys=capsys)[0] == 0
@@ -212,6 +280,11 @@ def test_chosen_classes(checkpoint, seeds, tmp_path, capsys):
         (["--classes", "3"], "classes: class 3 is outside the classifier's 3 classes"),
         (["--classes", ","], "classes: ',' names none"),
         (["--num-images", "0"], "num_images: input should be greater than or equal to 1"),
+        (["--sampler", "momentun"], "sampler: 'momentun' is none of ascent, momentum, langevin"),
+        (["--objective", "l2"], "objective: 'l2' is none of ce, margin, log_odds, logit, energy"),
+        (["--noise", "0.1"], "noise: 0.1 is for --sampler momentum or langevin; ascent adds none"),
+        (["--momentum", "1"], "momentum: input should be less than 1"),
+        (["--start", "nothing.npz"], "nothing.npz: no such file"),
         (["--seeds", "nothing.npz"], "seeds: no file nothing.npz; bigroc refine --task seeds makes one"),
         (["--seeds", str(EMBEDDED)], "seeds: there are none for this classifier's classes (airplane, automobile, bird"),
     ],

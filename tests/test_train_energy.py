@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from robust_models import UserError, load, save
+from robust_models.attacks import energy, negative_logit
 from robust_models.class_seeds import ClassSeeds
+from robust_models.classifier import Generation
+from robust_models.cli import main
 from robust_models.mixture import fit
 from robust_models.runtime.config import resolve
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import generator
 from tests.tiny import CLASSES, SIZE, tiny_classifier, tiny_pixels
 from train.config import TrainConfig
-from train.energy import Energy, Pair, auc, climb, energy, negative_logit
+from train.energy import Energy, Pair, auc, climb
 from train.loop import train
 from train.state import Progress, load_state
 from train.validation import selection
@@ -65,9 +68,6 @@ def opened(root: Path, **fields) -> Energy:
 
 
 def test_the_losses_are_those_of_the_paper(root):
-    logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]])
-    assert energy(logits) == pytest.approx([-np.log(np.exp([1, 2, -1]).sum()), -np.log(3)])
-    assert negative_logit(logits, torch.tensor([1, 0])).tolist() == [-2, 0]
     stage = opened(root, weight=0.5)
     x = torch.rand(4, 3, SIZE, SIZE)
     model = tiny_classifier()
@@ -134,6 +134,23 @@ def test_a_run_keeps_batch_norms_and_finds_the_classifier_whose_images_are_neare
     judged = [row for row in rows if row["kind"] == "validation"]
     assert summary["validation"]["selection"] == max(row["selection"] for row in judged)
     assert all(row["generation_steps"] >= 1 for row in judged)
+
+
+def test_the_classifier_that_is_kept_records_how_it_generates_best_and_training_on_forgets_it(root, tmp_path, capsys):
+    summary = train(recipe(root, tmp_path / "run"))
+    assert summary is not None
+    kept, scores = load(summary["checkpoint"], quiet=True), summary["validation"]
+    real = torch.from_numpy(tiny_pixels(80)[0][48:68]).permute(0, 3, 1, 2).float() / 255  # the first of those held out
+    with torch.no_grad():
+        median = float(energy(kept(real)).median())
+    found = kept.description.generation
+    assert found == Generation(0.5, int(scores["generation_steps"]), scores["median_energy"])
+    assert found.median_energy == pytest.approx(median, rel=1e-5)
+    assert main(["inspect", summary["checkpoint"]]) == 0
+    assert f"generation      {found.steps} steps of 0.5 up the class's logit; median energy" in capsys.readouterr().out
+    changed = {"init": summary["checkpoint"], "objective": {"name": "cross_entropy"}, "epochs": 1}
+    again = train(recipe(root, tmp_path / "again", **changed))
+    assert load(again["checkpoint"], quiet=True).description.generation is None
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(root, tmp_path, monkeypatch):

@@ -150,7 +150,9 @@ class EnergyConfig:
     """objective.name=energy: a robust classifier learns to generate, from images that it makes."""
 
     start: str = Field(
-        default="seeds", description="where made images begin: seeds (of the classes), noise, or any image set"
+        default="seeds",
+        description="where made images begin: seeds (of the classes), pca (along their principal directions), noise, "
+        "or any image set",
     )
     step_size: Positive = Field(default=0.5, description="L2 length of a step up the class logit, pixels in [0,1]")
     first_steps: Count = Field(default=1, description="steps of the first climbs")

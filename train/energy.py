@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robust_models.attacks import PGD, frozen_eval
-from robust_models.class_seeds import seeds_of
-from robust_models.classifier import RobustClassifier
+from robust_models.attacks import PGD, energy, frozen_eval, negative_logit
+from robust_models.class_seeds import Start, open_start, seeds_of
+from robust_models.classifier import Generation, RobustClassifier
 from robust_models.datasets import Dataset
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
-from robust_models.images import open_images, to_float, to_u8
+from robust_models.images import to_float, to_u8
 from robust_models.metrics.kernel_resampled import measure_of, reference_for, resampler_for
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import DRAW, EVALUATION, generator
@@ -31,9 +31,6 @@ from train.config import EnergyConfig, TrainConfig
 from train.parallel import ALONE, whole
 from train.state import Progress
 
-Start = Callable[
-    [Tensor, list[torch.Generator]], Tensor
-]  # labels [n], a generator for each image -> [n,3,H,W] in [0,1]
 BATCH = 250
 SHOWN = 10  # classes
 LENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)  # of a climb that is judged, in lengths of training's
@@ -45,16 +42,6 @@ class Pair(NamedTuple):
     real: Tensor
     made: Tensor
     y: Tensor
-
-
-def energy(logits: Tensor) -> Tensor:
-    """-logsumexp over the classes of logits [n,C]; [n]. Grathwohl et al. 2020, arXiv:1912.03263."""
-    return -logits.logsumexp(dim=1)
-
-
-def negative_logit(logits: Tensor, y: Tensor) -> Tensor:
-    """The energy of an image together with class y, [n]: what a climb lowers."""
-    return -logits.gather(1, y[:, None])[:, 0]
 
 
 def auc(higher: Tensor, lower: Tensor) -> float:
@@ -88,7 +75,7 @@ class Energy:
             raise UserError(
                 f"energy.judge: {fields.judge} takes {judge.image_size} pixels, the images have {model.image_size}"
             )
-        return cls(config, _starts(config, model), judge, progress)
+        return cls(config, _start(config, model), judge, progress)
 
     @property
     def steps(self) -> int:
@@ -129,10 +116,14 @@ class Energy:
             progress.longer, progress.aucs = progress.longer + 1, []
 
     def scores(self, model: RobustClassifier, held_out: Dataset, between: Callable[[], None]) -> dict[str, float]:
-        """How far images made of the held-out images' classes are from these, at the best length of a climb."""
+        """How far images made of the held-out images' classes are from these, at the best length of a climb; and the
+        median energy of the held-out ones.
+        """
         n = min(self.config.energy.images, len(held_out))
-        real = torch.cat([self.judge(held_out[at : min(at + BATCH, n)].x_u8) for at in range(0, n, BATCH)]).cpu()
-        reference = reference_for(real, n)
+        parts = [held_out[at : min(at + BATCH, n)].x_u8 for at in range(0, n, BATCH)]
+        reference = reference_for(torch.cat([self.judge(x_u8) for x_u8 in parts]).cpu(), n)
+        with torch.no_grad(), frozen_eval(model):
+            of_real = torch.cat([energy(model(to_float(x_u8.to(model.device)))).cpu() for x_u8 in parts])
         counts = sorted({max(1, round(length * self.steps)) for length in LENGTHS})
         made: dict[int, list[Tensor]] = {count: [] for count in counts}
         for at in range(0, n, BATCH):
@@ -143,7 +134,15 @@ class Energy:
             count: resampler_for(torch.cat(features), reference).distance(ones) for count, features in made.items()
         }
         best = min(counts, key=distances.__getitem__)
-        return {f"generation_{measure_of(reference)}": distances[best], "generation_steps": float(best)}
+        return {
+            f"generation_{measure_of(reference)}": distances[best],
+            "generation_steps": float(best),
+            "median_energy": float(of_real.median()),
+        }
+
+    def generation(self, scores: dict[str, float]) -> Generation:
+        """What the file of a classifier with these scores says of making images with it."""
+        return Generation(self.config.energy.step_size, int(scores["generation_steps"]), scores["median_energy"])
 
     def selection(self, scores: dict[str, float]) -> float:
         """Above 0, the more the nearer, where the robust accuracy is at the floor; else below 0, and by accuracy."""
@@ -177,24 +176,12 @@ class Energy:
         return torch.cat(rows, dim=1)
 
 
-def _starts(config: TrainConfig, model: RobustClassifier) -> Start:
-    """Class seeds, noise, or images of a set, drawn at random."""
-    size, kind = model.image_size, config.energy.start
-    if kind == "seeds":
-        assert config.init is not None
-        seeds = seeds_of(config.init, model.class_names)
-        if seeds.image_size != size:
-            raise UserError(f"energy.start: seeds of {seeds.image_size} pixels, the images have {size}")
-        return lambda y, draw: torch.stack([seeds.draw(int(one), g) for one, g in zip(y, draw, strict=True)])
-    if kind == "noise":
-        return lambda y, draw: torch.stack([torch.rand(3, size, size, generator=g) for g in draw])
-    images = open_images(kind)
-    if images.size != (size, size):
-        height, width = images.size
-        raise UserError(f"energy.start: {kind} has images of {height}x{width}, the classifier's are {size}x{size}")
-
-    def of_images(y: Tensor, draw: list[torch.Generator]) -> Tensor:
-        chosen = [int(torch.randint(len(images), (), generator=g)) for g in draw]
-        return to_float(torch.cat([images.read(i, i + 1) for i in chosen]))
-
-    return of_images
+def _start(config: TrainConfig, model: RobustClassifier) -> Start:
+    """Where climbs begin. UserError where that has another size than the classifier's images."""
+    init, kind, side = config.init, config.energy.start, model.image_size
+    assert init is not None
+    start = open_start(kind, lambda: seeds_of(init, model.class_names), side)
+    if start.size != (side, side):
+        height, width = start.size
+        raise UserError(f"energy.start: {kind} has images of {height}x{width}, the classifier's are {side}x{side}")
+    return start

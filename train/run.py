@@ -174,7 +174,8 @@ class Run:
             self.progress.best, self.progress.best_scores = selection(scores), scores
             self.progress.without_better = 0
             model = self.ema.model
-            model.description = replace(model.description, scores={"validation": scores})
+            generation = self.energy.generation(scores) if self.energy else None
+            model.description = replace(model.description, scores={"validation": scores}, generation=generation)
             if self.ranks.is_first:
                 save(model, self.checkpoint)
 

@@ -111,6 +111,7 @@ def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: in
         threat_model=ThreatModel(config.attack.norm, radius) if radius > 0 else None,
         recipe=recipe | ({"init_assumed": assumed} if assumed else {}),
         scores={},
+        generation=None,
     )
     return model
 

@@ -201,14 +201,16 @@ def _synthesis(
     config: SynthesisConfig, asked: Asked, network: Network, x_u8: Tensor | None, mask: Tensor | None
 ) -> Run:
     task = task_of(asked.tab)
+    usual = None
     if x_u8 is None:
-        work = task.open(config, network).work(torch.zeros(1, dtype=torch.int64))
+        source = task.open(config, network)
+        work, usual = source.work(torch.zeros(1, dtype=torch.int64)), source.ball
     else:
         assert task.work is not None
         x = to_float(x_u8)
         y = _class_of(asked, network, network.here(task.start(config, x, mask)))
         work = task.work(config, network, x, mask, y.cpu())
-    ball = config.ball(task.defaults(max(work.start.shape[-2:])))
+    ball = config.ball(usual or task.defaults(max(work.start.shape[-2:])))
     if ball.steps > MOST_STEPS:
         ball = Ball(ball.eps, ball.step_size, MOST_STEPS, ball.norm)
     return Run(

@@ -32,6 +32,8 @@ def iterates(model: nn.Module, work: Work, ball: Ball) -> Iterator[Tensor]:
 
 def points(model: nn.Module, work: Work, ball: Ball) -> Iterator[Iterate]:
     """The iterates, each with its objective [N] (None after the last step, which needs none)."""
+    if work.sampler is not None:
+        return work.sampler(model, work, ball)
     attack = PGD(
         ball.eps, ball.step_size, ball.steps, norm=ball.norm, targeted=True, gradient=gradient_of(work.objective)
     )
@@ -63,6 +65,11 @@ def stored(x: Tensor, work: Work) -> Tensor:
 def work_towards_class(config: Any, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
     """The work of a task that moves images x towards classes y and asks for nothing else."""
     return Work(network.here(x), network.here(y), towards_class)
+
+
+def lowering(loss: Loss) -> Objective:
+    """The loss (logits, y) -> [N] of a classifier as a task's objective."""
+    return lambda model, x, y: loss(model(x), y)
 
 
 def towards_class(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _made(
     work: WorkFolder,
 ) -> Summary:
     """Makes set, manifest and pictures, the former two in the work folder; gives the summary."""
-    n, ball = len(source.names), config.ball(task.defaults(max(source.size)))
+    n, ball = len(source.names), config.ball(source.ball or task.defaults(max(source.size)))
     block = min(block_size(network.device, max(network.image_size, *source.size), config.batch_size), n)
     grid = Grid(n, config.grid_images)
     new = NewSet(source.targets.numpy(), network.class_names, source.names, source.size)

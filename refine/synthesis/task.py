@@ -21,7 +21,7 @@ A new task is a module in tasks/ with a `TASK` in it, and its name in registry.p
     TASK = Task("brighten", "Make images brighter.", BrightenConfig, lambda side: Ball(5, 0.5, 20), open_source)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from refine.network import Network
 from refine.synthesis.config import Ball, SynthesisConfig
+from robust_models.attacks import Iterate
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, x [N,3,H,W] in [0,1], y [N]) -> [N], lower is better. x may require grad; the model, for x of any size, is a
@@ -45,6 +46,8 @@ class Work:
     center: Tensor | None = None  # of the ball; None: start
     keep_outside: Tensor | None = None  # [N,1,H,W] of 0 and 1: where it is 0 the result is original_u8, bit for bit
     original_u8: Tensor | None = None  # [N,3,H,W], given together with keep_outside
+    # (model, work, ball) -> the points of the way, for a loop of the task's own (samplers.py); None: PGD's
+    sampler: "Callable[[nn.Module, Work, Ball], Iterator[Iterate]] | None" = None
 
 
 def confidences(row: dict[str, Any]) -> str:
@@ -76,6 +79,7 @@ class Source:
     before: Callable[[Tensor], Tensor]  # -> uint8 [n,3,h,w] on the CPU, which --grid shows beside the result
     names: Sequence[str]  # of each image in the manifest (robust_models.images.image_set.Numbered makes some)
     shown: Shown = Shown()
+    ball: Ball | None = None  # the usual one, where classifier or flags have another than the task's defaults
 
 
 def as_given(config: Any, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_models.architectures.libraries import LIBRARIES
 from robust_models.checkpoints.programs.program import Program
-from robust_models.classifier import Description, Normalizer, RobustClassifier
+from robust_models.classifier import Description, Generation, Normalizer, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.files import check_replaces, whole_file
 from robust_models.threat import ThreatModel
@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 1 << 40  # more is text of another format, read as a number
 MAX_CLASSES = 50_000  # ImageNet-21k has 21,843
 MAX_PIXELS = 2048  # of a side; some networks prepare tables that grow with its fourth power
+MAX_STEPS = 100_000  # of a generation
 MAX_OPTION = 1 << 17  # widths fit; lists as long as a huge depth do not
 # Options that make a library look for weights, files or code of its own.
 _NEVER = re.compile(r"_|pretrained|checkpoint|cache|weights|feature|scriptable|exportable|no_jit|auto_map|trust")
@@ -74,11 +75,13 @@ def read_description(text: str, path: Path, *, any_function: bool = False) -> De
         if version > FORMAT_VERSION:
             raise UserError(f"ckpt: {path} has format version {version}, newer than {FORMAT_VERSION}; update bigroc")
         normalizer, threat = entries.pop("normalizer"), entries.pop("threat_model")
+        generation = entries.pop("generation", None)
         description = Description(**{**entries, "class_names": tuple(entries["class_names"])})
         description = replace(
             description,
             normalizer=Normalizer(tuple(normalizer["mean"]), tuple(normalizer["std"])),
             threat_model=None if threat is None else ThreatModel(**threat),
+            generation=None if generation is None else Generation(**generation),
         )
         _check(description)
     except UserError:
@@ -146,6 +149,16 @@ def _check(description: Description) -> None:
     numbers = (*description.normalizer.mean, *description.normalizer.std)
     if not all(isinstance(n, int | float) and abs(n) <= 1e6 for n in numbers) or min(description.normalizer.std) <= 0:
         raise ValueError("the normalizer is not finite means and standard deviations above zero")
+    if description.generation is not None:
+        _check_generation(description.generation)
+
+
+def _check_generation(generation: Generation) -> None:
+    numbers = (generation.step_size, generation.median_energy)
+    if not all(isinstance(n, int | float) and abs(n) <= 1e6 for n in numbers) or generation.step_size <= 0:
+        raise ValueError("the generation is not a step size above zero and a finite energy")
+    if type(generation.steps) is not int or not 0 < generation.steps <= MAX_STEPS:
+        raise ValueError(f"the generation's steps are not a number up to {MAX_STEPS:,}")
 
 
 def save(model: RobustClassifier, path: Path | str) -> None:
@@ -156,7 +169,10 @@ def save(model: RobustClassifier, path: Path | str) -> None:
     if isinstance(model.network, Program):
         raise UserError(f"save: {model.description.arch} is code, not only tensors; keep the file it came from")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    described = json.dumps({"version": FORMAT_VERSION, **asdict(model.description)})
+    entries = asdict(model.description)
+    if model.description.generation is None:
+        del entries["generation"]  # versions that do not know it read the file
+    described = json.dumps({"version": FORMAT_VERSION, **entries})
     check_replaces(Path(path), _is_ours, "checkpoint of this project")
     with whole_file(Path(path)) as partial:
         partial.write_bytes(reproducible_bytes(state, {"bigroc": described, "format": "pt"}))

@@ -1,0 +1,123 @@
+"""Refinement that stops at an energy: each image by itself, on tensors, on sets, and from the record of a file."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from refine import Refiner, bigroc
+from refine.cli import main
+from robust_models import UserError, load, save
+from robust_models.attacks import cross_entropy, energy, negative_logit
+from robust_models.classifier import Generation
+from tests.tiny import tiny_classifier, tiny_pixels
+
+X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def test_the_energies_are_those_of_the_joint_model():
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]])
+    y = torch.tensor([1, 0])
+    assert energy(logits) == pytest.approx([-np.log(np.exp([1, 2, -1]).sum()), -np.log(3)])
+    assert torch.equal(energy(logits), energy(logits, y))
+    assert negative_logit(logits, y).tolist() == [-2, 0]
+    torch.testing.assert_close(cross_entropy(logits, y), negative_logit(logits, y) - energy(logits))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "fourier"])
+def test_an_image_takes_steps_until_its_energy_is_at_the_level(norm):
+    model = tiny_classifier().requires_grad_(False)
+    eps = {"linf": 0.05, "l1": 20.0}.get(norm, 1.0)
+    free = bigroc(eps, steps=6, norm=norm, loss="energy")
+    level = float(energy(model(X)).median())
+    stopped = bigroc(eps, steps=6, norm=norm, loss="energy", stop_energy=level)
+    points = [point.x_adv for point in stopped.iterates(model, X, Y, X)]
+    for before, after in itertools.pairwise(points):
+        moves = energy(model(before)) > level
+        assert torch.equal((before != after).flatten(1).any(1), moves)
+    left = energy(model(X)) <= level
+    assert 0 < left.sum() < len(X)
+    assert torch.equal(points[-1][left], X[left])
+    assert not torch.equal(free(model, X, Y)[left], X[left])
+
+
+def test_an_images_stop_does_not_depend_on_the_others():
+    model = tiny_classifier().requires_grad_(False)
+    attack = bigroc(1.0, steps=4, stop_energy=float(energy(model(X)).quantile(0.5)))
+    whole = attack(model, X, Y)
+    for i in range(len(X)):
+        torch.testing.assert_close(attack(model, X[i : i + 1], Y[i : i + 1])[0], whole[i], rtol=0, atol=1e-5)
+
+
+def test_a_level_that_none_reaches_and_one_that_all_have():
+    model = tiny_classifier().requires_grad_(False)
+    assert torch.equal(bigroc(1.0, stop_energy=-1e9)(model, X, Y), bigroc(1.0)(model, X, Y))
+    assert torch.equal(bigroc(1.0, stop_energy=1e9)(model, X, Y), X)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A classifier that records its energies, one that does not, images, and real ones."""
+    torch.manual_seed(0)
+    model = tiny_classifier().requires_grad_(False)
+    save(model, tmp_path / "plain.safetensors")
+    with torch.no_grad():
+        median = float(energy(model(X)).median())
+    model.description = replace(model.description, generation=Generation(0.5, 9, median))
+    save(model, tmp_path / "energy.safetensors")
+    for name, n, seed in (("made", 10, 1), ("real", 21, 2)):
+        pixels, labels = tiny_pixels(n, seed)
+        np.savez(tmp_path / f"{name}.npz", arr_0=pixels, arr_1=labels)
+    return tmp_path
+
+
+def refined(folder, name, capsys, *words) -> dict:
+    flags = ["--ckpt", folder / "energy.safetensors", "--input", folder / "made.npz", "--out", folder / f"{name}.npz"]
+    flags += ["--eps", 1, "--device", "cpu", "--precision", "fp32", "--json", *words]
+    assert main([str(word) for word in flags]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    with np.load(folder / f"{name}.npz") as arrays:
+        return summary | {"pixels": arrays["arr_0"]}
+
+
+def test_a_set_stops_at_what_is_recorded_measured_or_given(files, capsys):
+    model = load(files / "energy.safetensors")
+    recorded = refined(files, "a", capsys, "--stop-energy", "median")
+    assert recorded["stop_energy"] == pytest.approx(model.description.generation.median_energy)
+    given = refined(files, "b", capsys, f"--stop-energy={recorded['stop_energy']}")
+    assert np.array_equal(given["pixels"], recorded["pixels"])
+    measured = refined(files, "c", capsys, "--stop-energy", files / "real.npz")
+    real = torch.from_numpy(tiny_pixels(21, 2)[0]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        assert measured["stop_energy"] == pytest.approx(float(energy(model(real)).median()), rel=1e-4)
+    smaller = refined(files, "d", capsys, "--stop-energy", files / "real.npz", "--batch-size", 3, "--shard-size", 4)
+    assert np.array_equal(smaller["pixels"], measured["pixels"])
+    assert refined(files, "e", capsys)["stop_energy"] is None
+
+
+def test_the_refiner_takes_the_recorded_median(files):
+    model = load(files / "energy.safetensors")
+    level = model.description.generation.median_energy
+    assert torch.equal(Refiner(model, 1.0, stop_energy="median")(X, Y), Refiner(model, 1.0, stop_energy=level)(X, Y))
+    with pytest.raises(
+        UserError, match=r"stop_energy: median, but the file of the preact_resnet10_w16 records no ener"
+    ):
+        Refiner(load(files / "plain.safetensors"), 1.0, stop_energy="median")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("nothing.npz", "stop_energy: neither median nor a number, and no images: nothing.npz: no such file"),
+        ("median", "stop_energy: median, but the file of the preact_resnet10_w16 records no energies"),
+    ],
+)
+def test_what_is_no_level_is_one_line(files, capsys, value, message):
+    flags = ["--ckpt", files / "plain.safetensors", "--input", files / "made.npz", "--out", files / "out.npz"]
+    assert main([*map(str, flags), "--eps", "1", "--stop-energy", value]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(files.glob("out*"))
