@@ -8,6 +8,7 @@ import torch
 from robust_models import UserError
 from robust_models.metrics.cmmd import cmmd
 from robust_models.metrics.density_coverage import density_coverage
+from robust_models.metrics.diversity import nearest, within_class_distance
 from robust_models.metrics.vendi import vendi_score
 from tests.test_metrics_few import FEATURES, normal
 
@@ -88,3 +89,35 @@ def test_cmmd_is_unbiased_and_ignores_lengths():
         cmmd(x[:1], y)
     with pytest.raises(UserError, match="7 features cannot be compared with 8"):
         cmmd(x[:, :7], y)
+
+
+def test_within_class_distance_by_hand():
+    rows = torch.tensor([[0.0], [1.0], [3.0], [10.0], [14.0], [99.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert within_class_distance(rows, labels) == pytest.approx(((1 + 3 + 2) / 3 + 4) / 2)  # a class of one has none
+    with pytest.raises(ValueError, match="no two of 6 images are of one class"):
+        within_class_distance(rows, torch.arange(6))
+
+
+def test_within_class_distance_of_a_large_class_is_that_of_a_part():
+    rows = normal(3000, 4, 0)
+    expected = torch.pdist(rows.double()).mean()
+    assert within_class_distance(rows, torch.zeros(3000)) == pytest.approx(float(expected), rel=0.03)
+
+
+def test_the_nearest_real_image_its_distance_and_spacing_by_hand():
+    found = nearest(torch.tensor([[0.5], [2.9], [10.0]]), torch.tensor([[0.0], [3.0], [4.0]]))
+    assert found.index.tolist() == [0, 1, 2]
+    assert found.distance.tolist() == pytest.approx([0.5, 0.1, 6.0])
+    assert found.spacing.tolist() == pytest.approx([3.0, 1.0, 1.0])
+    assert found.authenticity == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="spacing needs 2 real images, got 1"):
+        nearest(torch.zeros(3, 1), torch.zeros(1, 1))
+
+
+def test_copies_are_found_whatever_their_offset():
+    real = normal(700, 6, 0) + 1000
+    found = nearest(real[:600], real)
+    assert found.index.tolist() == list(range(600))
+    assert (found.distance == 0).all()
+    assert found.authenticity == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from eval.cli import main
 from eval.quality.explain import explained
@@ -12,6 +13,7 @@ from eval.quality.metrics import METRICS, few_images
 from robust_models import UserError, load, open_images, save
 from robust_models.metrics.cmmd import cmmd
 from robust_models.metrics.density_coverage import density_coverage
+from robust_models.metrics.diversity import nearest, within_class_distance
 from robust_models.metrics.vendi import vendi_score
 from tests.test_quality import QUALITY, Pooled, features_of, pooled, run, sets  # noqa: F401  (fixtures)
 from tests.tiny import tiny_classifier, tiny_pixels
@@ -110,14 +112,40 @@ def test_what_no_space_can_give_is_refused_unless_all_is_asked_for(monkeypatch, 
 MISSING = [
     ("--metrics labels", "judge_classifier: needed by labels; name a classifier that did not refine"),
     ("--metrics moved", "originals: needed by moved; give the images as they were before they were refined"),
+    ("--nearest-picture near.png", "nearest_picture: is of the metric nearest; add it to --metrics"),
+    ("--metrics within-class --reference unlabelled.npz", "within-class needs real images with labels: an .npz with"),
     ("--metrics cmmd --reference null", "reference: needed by every metric but is, vendi, labels, moved"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), MISSING)
 def test_what_a_metric_lacks_is_one_line(pooled, capsys, words, message):  # noqa: F811
-    status, _, err = run(capsys, f"{QUALITY} {words}")
-    assert (status, message in err, err.count("\n")) == (2, True, 1)
+    np.savez("unlabelled.npz", arr_0=tiny_pixels(9)[0])
+    status, _, err = run(capsys, f"{QUALITY} {words} --cache none")
+    assert (status, message in err) == (2, True)
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_variety_beside_the_reference_and_a_picture_of_what_is_most_alike(pooled, capsys, sets):  # noqa: F811
+    words = f"{QUALITY} --metrics within-class,nearest --nearest-picture near.png --cache none"
+    status, found, _ = run(capsys, words)
+    assert status == 0
+    a, b = features_of("a.npz"), features_of("b.npz")
+    y = torch.from_numpy(open_images("a.npz").labels)
+    assert found["within_class"] == pytest.approx(within_class_distance(a, y))
+    expected = nearest(a, b)
+    assert found["nearest_distance"] == pytest.approx(float(expected.distance.mean()))
+    assert found["authenticity"] == expected.authenticity
+    with Image.open("near.png") as picture:
+        pixels = np.asarray(picture)
+    closest = int((expected.distance / expected.spacing).argmin())
+    for images, i in (("a.npz", closest), ("b.npz", int(expected.index[closest]))):
+        wanted = open_images(images).read(i, i + 1)[0].permute(1, 2, 0).numpy()
+        shown = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 0], (96, 96))[:, :, ::6, ::6]
+        assert (shown == wanted[:, :, 0]).all((2, 3)).any(), images  # enlarged six times
+    np.savez("mine.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    status, _, err = run(capsys, words.replace("near.png", "mine.npz"))
+    assert (status, "nearest_picture: mine.npz exists and is no picture" in err) == (2, True)
 
 
 def test_labels_are_seen_by_a_classifier_that_took_no_part(judge, capsys):

@@ -57,6 +57,9 @@ class QualityConfig(FeatureFlags, MachineFlags):
     originals: Path | None = Field(
         None, description="the images before they were refined, for metric moved; of the same names"
     )
+    nearest_picture: Path | None = Field(
+        None, description="a picture of the images that most resemble one of the reference, for metric nearest"
+    )
     explain: bool = Field(
         False, description="also what each metric rewards, what fools it, and from which N it means something"
     )
@@ -82,6 +85,7 @@ class QualityConfig(FeatureFlags, MachineFlags):
             self.seed,
             whole_sheet=self.metrics.strip() == ALL,
             judge_classifier=self.judge_classifier,
+            nearest_picture=self.nearest_picture,
         )
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,8 @@ from robust_models.images import ImageSet
 from robust_models.metrics import Moments, ScoreStatistics
 
 MetricName = Literal[
-    "fid", "is", "kid", "prc", "density-coverage", "vendi", "sfid", "fd-dinov2", "cmmd", "labels", "moved"
+    "fid", "is", "kid", "prc", "density-coverage", "vendi", "within-class", "nearest", "sfid", "fd-dinov2", "cmmd",
+    "labels", "moved"
 ]  # fmt: skip
 Part = Literal["frechet", "spatial", "score", "rows"]  # what a pass over a set can bring; see Side
 Summary = Mapping[str, Any]
@@ -45,6 +47,7 @@ class Options:
     whole_sheet: bool = False  # what cannot be had is left out, and said
     judge_classifier: str | None = None  # that took no part; metric "labels"
     originals: ImageSet | None = None  # the images before they were refined; metric "moved"
+    nearest_picture: Path | None = None  # where metric "nearest" draws the closest pairs
 
 
 class Metric(ABC):

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.quality.diversity import NearestReal, WithinClass
 from eval.quality.metric import Metric, MetricName, Options, Part, Side, Summary
 from eval.quality.sheet import CMMD, DensityCoverage, DistanceMoved, LabelAgreement, Vendi
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor
+from robust_models.grids import check_picture_out
 from robust_models.metrics import (
     LEAST_SPLITS,
     FrechetReference,
@@ -230,6 +232,8 @@ METRICS: dict[str, Metric] = {
         PrecisionRecall(),
         DensityCoverage(),
         Vendi(),
+        WithinClass(),
+        NearestReal(),
         SpatialFID(),
         DINOv2Distance(),
         CMMD(),
@@ -254,6 +258,10 @@ def check_options(options: Options, *, with_reference: bool, with_originals: boo
     of_distance = [name for name in ("per_class", "infinite") if getattr(options, name)]
     if of_distance and "fid" not in options.metrics:
         raise UserError(f"{of_distance[0]}: is of the Frechet distance; add fid to --metrics")
+    if options.nearest_picture is not None:
+        if "nearest" not in options.metrics:
+            raise UserError("nearest_picture: is of the metric nearest; add it to --metrics")
+        check_picture_out(options.nearest_picture, "nearest_picture")
     if options.intervals and not any(METRICS[name].has_intervals for name in options.metrics):
         raise UserError(f"intervals: none for {', '.join(options.metrics)}; leave it out")
     if 0 < options.intervals < LEAST_SPLITS:

@@ -39,6 +39,7 @@ def image_quality(
     seed: int = 0,
     judge_classifier: str | None = None,
     originals: Images | None = None,
+    nearest_picture: Path | str | None = None,
     cache: Path | str | None = None,
     batch_size: int = 50,
     device: str = "auto",
@@ -47,13 +48,14 @@ def image_quality(
 
     images, reference: uint8 or float-in-[0,1] pixels [N,3,H,W] or [N,H,W,3] as a tensor or array (floats are rounded to
     8 bits, as a file would hold them), an ImageSet, or the path of an image set or of stored statistics.
-    metrics: one or several of fid, is, kid, prc, density-coverage, vendi, sfid, fd-dinov2, cmmd, labels (needs
-    judge_classifier, one that did not refine) and moved (needs originals, the images before); or all: every one that
-    can be had, the others in "left_out" with the reason. All share one pass of each set in a feature space. The keys of
-    the result: "frechet" (and "fid", with Inception's 2048 features), "inception_score", "kid", "precision" and
-    "recall", "density" and "coverage", "vendi", "sfid", "fd_dinov2", "cmmd", "label_agreement" and "label_confidence",
-    "moved_mean", with their spreads and settings; "n_images" and "n_reference"; "few_images": the metrics that mean
-    something from more images only, with their number.
+    metrics: one or several of fid, is, kid, prc, density-coverage, vendi, within-class, nearest (nearest_picture: where
+    it draws the closest pairs), sfid, fd-dinov2, cmmd, labels (needs judge_classifier, one that did not refine) and
+    moved (needs originals, the images before); or all: every one that can be had, the others in "left_out" with the
+    reason. All share one pass of each set in a feature space. The keys of the result: "frechet" (and "fid", with
+    Inception's 2048 features), "inception_score", "kid", "precision" and "recall", "density" and "coverage", "vendi",
+    "within_class" and "within_class_reference", "nearest_distance", "nearest_spacing" and "authenticity", "sfid",
+    "fd_dinov2", "cmmd", "label_agreement" and "label_confidence", "moved_mean", with their spreads and settings;
+    "n_images" and "n_reference"; "few_images": the metrics that mean something from more images only, with that N.
     features, protocol, weights: see open_features; several names with commas: the numbers of all but the first are in
     "spaces", a list. per_class, intervals (half splits), infinite, seed: of the Frechet distance. cache: a folder in
     which features are kept. UserError for whatever does not fit.
@@ -69,6 +71,7 @@ def image_quality(
         whole_sheet=metrics == ALL,
         judge_classifier=judge_classifier,
         originals=None if originals is None else open_originals(originals),
+        nearest_picture=None if nearest_picture is None else Path(nearest_picture),
     )
     check_options(options, with_reference=reference is not None, with_originals=originals is not None)
     place = pick_device(device)
@@ -153,7 +156,8 @@ def plan(options: Options, spaces: Sequence[FeatureExtractor], device: torch.dev
             name for name in by_space[None] if not _cannot(METRICS[name], space) and (i == 0 or METRICS[name].needs)
         ]
         names += by_space.pop(space.name, [])
-        more = {} if "fid" in names else extras
+        more: dict[str, Any] = {} if "fid" in names else dict(extras)
+        more |= {} if i == 0 else {"nearest_picture": None}
         passes.append(Pass(space, replace(options, metrics=tuple(names), **more), own=False))
     for space_name, names in by_space.items():
         if space_name is None or not names:
