@@ -1,5 +1,6 @@
 import base64
 import csv
+import html
 import io
 import json
 import re
@@ -22,8 +23,9 @@ from eval.study.report.compare import Difference, Estimate
 from eval.study.report.digest import BEST, TIED, Digest, digested
 from eval.study.report.figures import figures
 from eval.study.report.latex import latex, latex_text
+from eval.study.report.page import page_text
 from eval.study.report.pictures import SHOWN, around_grey
-from eval.study.report.summary import standing, summary
+from eval.study.report.summary import answer, standing, summary
 from eval.study.report.words import cell_words, eps_words, listed, number_words, places, varied
 from eval.study.results import Accuracy, Axes, CellResult, ClassifierResult, Provenance, Results
 from robust_models import UserError
@@ -385,6 +387,28 @@ def test_robust_and_standard_classifiers_are_compared(lab, gain, words):
     cells = [lab.cell(RAW), lab.cell(refined("robust"), 0.5, noise=0.1), lab.cell(refined("standard"), gain, noise=0.1)]
     classifiers = (lab.classifier("robust"), lab.classifier("standard", threat_model="none"))
     assert re.search(words, only(summary(told(lab.results(*cells, classifiers=classifiers)))))
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ((0.2, 0.8, 0.2, 0.8), r"significantly better on vae \(.*\) and gan \(.*\)\."),
+        ((0.8, 0.2, 0.8, 0.2), r"significantly worse on vae \(.*\) and gan \(.*\)\."),
+        ((0.5, 0.5, 0.2, 0.8), r"significantly better on gan \(.*\); no significant difference on vae \(.*\)\."),
+    ],
+)
+def test_of_two_classifiers_the_page_begins_with_whether_the_second_is_better(lab, gains, verdict):
+    axes = [refined(name, images=images) for images in ("vae", "gan") for name in ("before", "after")]
+    cells = [lab.cell(RAW), lab.cell(Axes("gan"))]
+    cells += [lab.cell(axis, gain, noise=0.1) for axis, gain in zip(axes, gains, strict=True)]
+    digest = told(lab.results(*cells, vary=("classifier", "loss")))
+    text = answer(digest)
+    assert re.fullmatch(f"after against before, each at its best, by .*judge: {verdict}", text)
+    page = page_text(digest)
+    assert page.index(html.escape(text, quote=False)) < page.index("<strong>vae.")
+    assert answer(told(lab.results(*cells, vary=("eps",)))) == ""
+    third = lab.cell(refined("third"), 0.5)
+    assert answer(told(lab.results(*cells, third, vary=("classifier",)))) == ""
 
 
 def cautious(lab, *cells: CellResult, **changed: Any) -> str:

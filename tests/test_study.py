@@ -17,7 +17,7 @@ from eval.quality.config import QualityConfig, StatisticsConfig
 from eval.quality.run import run_quality
 from eval.quality.statistics import run_statistics
 from eval.study.cell import EXAMPLES
-from eval.study.cli import recipe_values
+from eval.study.cli import STUDY, recipe_values
 from eval.study.config import StudyConfig, located
 from eval.study.gather import load_results
 from eval.study.grid import Share, grid
@@ -32,11 +32,25 @@ from eval.study.report.summary import summary as summary_in_words
 from eval.study.results import Axes
 from eval.study.run import Part, work
 from eval.study.store import Place, key_of
-from robust_models import UserError, embedded_names, load, save, to_float
+from robust_models import Description, RobustClassifier, UserError, embedded_names, load, save, to_float
 from robust_models.checkpoints.flags import Source
+from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.metrics import read_statistics
+from robust_models.runtime.command import run
 from robust_models.runtime.config import RECIPES, overlaid, resolve
-from tests.study import command, config, done, log, pretended, scores, study, values, write_inputs
+from robust_models.runtime.files import sha256_of
+from tests.study import (
+    MADE_BY_TRAINING,
+    command,
+    config,
+    done,
+    log,
+    pretended,
+    scores,
+    study,
+    values,
+    write_inputs,
+)
 from tests.tiny import tiny_classifier, tiny_pixels
 from train.config import TrainConfig
 
@@ -132,6 +146,22 @@ def test_classifiers_come_with_accuracies_a_panel_and_what_they_are(finished):
         x = to_float(torch.from_numpy(panel["x_u8"])).requires_grad_()
         torch.nn.functional.cross_entropy(model(x), torch.from_numpy(panel["y"]), reduction="sum").backward()
         torch.testing.assert_close(torch.from_numpy(panel["gradient"]), x.grad)
+
+
+def test_a_cell_that_stops_stops_at_the_median_energy_of_the_real_images(root):
+    settings = config(root, eps=[1], loss="energy", stop=["never", "median"], reference_images=str(root / "real.npz"))
+    _, results = study(settings)
+    assert results is not None
+    free, stopped = (cell for cell in results.cells if cell.axes.classifier == "two")
+    assert (free.axes.stop, stopped.axes.stop) == ("never", "median")
+    assert stopped.scores["distance"] < free.scores["distance"]
+    assert f"--stop-energy {root}/real.npz" in stopped.provenance.command
+    assert "--stop-energy" not in free.provenance.command
+    out, words = root / "refined.npz", stopped.provenance.command.partition(" && ")[0]
+    words = words.removeprefix("bigroc refine ").replace("refined.npz", str(out))
+    assert refine.cli.main([*words.split(), "--device", "cpu"]) == 0
+    with np.load(out) as stored, np.load(stopped.arrays) as arrays:
+        assert np.array_equal(arrays["examples_u8"], stored["arr_0"].transpose(0, 3, 1, 2)[:EXAMPLES])
 
 
 def test_every_figure_says_where_it_came_from(finished):
@@ -429,12 +459,29 @@ def test_what_a_quick_form_names_comes_with_the_package(recipe):
     found = resolve(StudyConfig, recipe_values(recipe, quick=True), {})
     named = [found.reference, found.reference_images, found.data, *(images.path for images in found.images)]
     assert all(located(path, "any").is_file() for path in named)
-    assert {str(spec.ckpt) for spec in found.classifiers} <= set(embedded_names())
+    assert {str(spec.ckpt) for spec in found.classifiers} <= {*embedded_names(), MADE_BY_TRAINING}
 
 
-def test_there_are_four_shipped_studies():
+def test_the_energy_study_in_little_begins_with_its_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path(MADE_BY_TRAINING).parent.mkdir(parents=True)
+    save(RobustClassifier.from_description(Description("preact_resnet10_w8", CIFAR10_CLASSES, 32)), MADE_BY_TRAINING)
+    words = "--config ablation_energy.yaml --quick --eps 1 --steps 1 --loss ce,energy --data null --robust.eps {}"
+    words += " --judge classifier:cifar10-standard-small --device cpu"
+    images = "[{name: VAE, path: 'bundled:vae-cifar10', limit: 20}]"
+    assert run(STUDY, [*words.split(), "--images", images]) == 0
+    told = capsys.readouterr().out
+    page = Path("runs/studies/ablation_energy-quick/report.html").read_text()
+    answer = next(line for line in told.splitlines() if line.startswith("answer: ")).removeprefix("answer: ")
+    assert answer.startswith("after against before, each at its best, by classifier:cifar10-standard-small: ")
+    assert answer.split(" (")[0] in page.partition("<strong>VAE.")[0]
+    assert "after, energy, stop median" in page
+
+
+def test_there_are_five_shipped_studies():
     assert [name.removesuffix(".yaml").removeprefix("ablation_") for name in SHIPPED] == [
         "classifier",
+        "energy",
         "eps",
         "steps",
         "targets",
@@ -463,6 +510,8 @@ MISTAKES = {
     r"targets: 'guessed' is none of": {"targets": ["guessed"]},
     r"classifiers\.one: targets: class 'dog' is none of the classifier's 3 classes": {"targets": ["class:dog"]},
     r"loss: 'l2' is none of ce": {"loss": "l2"},
+    r"stop\.0: 'always' is none of never, median": {"stop": "always"},
+    r"stop: median is of real images, and reference holds statistics": {"stop": "median", "reference": "own.npz"},
     r"vary: 'epsilon' is no axis": {"vary": ["epsilon"]},
     r"seeds: 2 of them, but no image set has a limit": {"seeds": [0, 1]},
     r"judge: .* is the classifier that refines \(one\)": {"judge": "classifier:one.safetensors"},
@@ -483,6 +532,8 @@ def test_mistakes_are_told_in_one_line_before_any_work(message, root, monkeypatc
     np.savez("wide.npz", arr_0=pixels[:, :8])
     np.savez("deep.npz", arr_0=pixels.astype(np.uint16))
     np.savez("far.npz", arr_0=pixels, arr_1=np.full(12, 7))
+    judge = {"features": f"classifier:{root}/judge.safetensors", "sha256": sha256_of(root / "judge.safetensors")}
+    np.savez("own.npz", mu=np.zeros(128), sigma=np.eye(128), n=9, **judge)
     np.savez("foreign.npz", mu=np.zeros(128), sigma=np.eye(128), features="classifier:x", sha256="0", n=9)
     assert command(root, **MISTAKES[message]) == 2
     told = capsys.readouterr().err

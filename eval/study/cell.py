@@ -51,6 +51,7 @@ class Refinement:
     axes: Axes
     checkpoint: Checkpoint | None
     precision: Precision
+    real: Path | None = None  # real images, whose median energy stops the steps
 
 
 def run_cell(
@@ -105,7 +106,7 @@ def refine_config(refinement: Refinement, images: Path, out: Path, device: str) 
     axes, checkpoint = refinement.axes, refinement.checkpoint
     assert checkpoint is not None
     flags: dict[str, Any] = {name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__}
-    settings: dict[str, Any] = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+    settings = axes.settings(refinement.real)
     places: dict[str, Any] = {"ckpt": checkpoint.ckpt, "input": images, "out": out, "device": device, "overwrite": True}
     return RefineConfig(**flags, **settings, **places, precision=refinement.precision)
 

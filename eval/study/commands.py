@@ -21,9 +21,10 @@ def refinement(
     judge: FeatureExtractor,
     reference: Path,
     *,
+    real: Path | None = None,
     by_kernel: bool = False,
 ) -> str:
-    """Makes a cell's images and their distance and score again."""
+    """Makes a cell's images and their distance and score again. real: see Axes.settings."""
     judged = images if checkpoint is None else Path("refined.npz")
     metrics = ",".join(["fid", *(["kid"] if by_kernel else []), *([] if judge.num_classes is None else ["is"])])
     measured = {"images": judged, "reference": reference, "features": judge.name, "metrics": metrics}
@@ -32,7 +33,7 @@ def refinement(
     quality = _shell("bigroc eval quality", {**measured, **network})
     if checkpoint is None:
         return quality
-    settings = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+    settings = axes.settings(real)
     places = {"ckpt": checkpoint.ckpt, "input": images, "out": judged}
     flags = _flags(checkpoint.spec)
     return f"{_shell('bigroc refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"

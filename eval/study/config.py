@@ -1,7 +1,7 @@
 """What a study is: every field of its recipe, with its range."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from eval.quality.config import Protocol
 from eval.study.results import Axes
 from refine.config import RefineConfig
-from refine.method import find_loss
+from refine.method import LOSSES, find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
@@ -94,7 +94,11 @@ class AxisFlags:
     targets: Names = Field(
         default=(), description="as refine has them; none: given where there are labels, else pseudo"
     )
-    loss: Names = Field(default=("ce",), description="what the steps lower: ce, margin, log_odds")
+    loss: Names = Field(default=("ce",), description=f"what the steps lower: {', '.join(LOSSES)}")
+    stop: Annotated[tuple[Literal["never", "median"], ...], BeforeValidator(_several)] = Field(
+        default=("never",),
+        description="when an image takes no further steps: never, or at the median energy of the real images",
+    )
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_several)] = Field(
         default=(0,), description="which images a set's limit draws; nothing else in a cell is random"
     )
@@ -157,7 +161,7 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
     def _consistent(self) -> "StudyConfig":
         for axis, names in (("classifiers", self.classifiers), ("images", self.images)):
             _check_once(axis, [one.name for one in names])
-        for axis in ("norm", "steps", "targets", "loss", "seeds", "vary"):
+        for axis in ("norm", "steps", "targets", "loss", "stop", "seeds", "vary"):
             _check_once(axis, getattr(self, axis))
         if isinstance(self.eps, dict) and set(self.eps) != set(self.norm):
             raise ValueError(f"eps: has radii for {', '.join(self.eps)}, but norm is {', '.join(self.norm)}")

@@ -107,7 +107,15 @@ def _cell(study: Study, axes: Axes) -> CellResult | None:
     by_kernel = "kid" in found["scores"] and lead.real is not None
     reference = lead.real.set.path if by_kernel and lead.real is not None else study.reference(lead)
     command = commands.refinement(
-        study.config, axes, checkpoint, study.precision, images.path, lead.features, reference, by_kernel=by_kernel
+        study.config,
+        axes,
+        checkpoint,
+        study.precision,
+        images.path,
+        lead.features,
+        reference,
+        real=study.real,
+        by_kernel=by_kernel,
     )
     read = {
         "checkpoint": checkpoint and checkpoint.sha256,

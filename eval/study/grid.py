@@ -18,14 +18,15 @@ def grid(config: StudyConfig, labelled: Collection[str]) -> list[Axes]:
     return [
         *(Axes(images.name, seed=seed) for images in config.images for seed in _seeds(config, images)),
         *(
-            Axes(images.name, classifier.name, norm, eps, steps, targets, loss, seed)
+            Axes(images.name, classifier.name, norm, eps, steps, targets, loss, seed, stop)
             for images, classifier, norm in itertools.product(config.images, config.classifiers, config.norm)
-            for eps, steps, targets, loss, seed in itertools.product(
+            for eps, steps, targets, loss, seed, stop in itertools.product(
                 config.radii(norm),
                 config.steps,
                 config.targets or ("given" if images.name in labelled else "pseudo",),
                 config.loss,
                 _seeds(config, images),
+                config.stop,
             )
         ),
     ]
@@ -37,11 +38,12 @@ def _seeds(config: StudyConfig, images: ImagesSpec) -> Sequence[int]:
 
 
 def in_words(axes: Axes) -> str:
-    """ "vae by robust: l2 eps 3, 7 steps, pseudo, ce"; of seeds, 0 goes without saying."""
+    """ "vae by robust: l2 eps 3, 7 steps, pseudo, ce"; of seeds, 0 goes without saying, and that nothing stops."""
     seed = f", seed {axes.seed}" if axes.seed else ""
     if axes.is_raw:
         return f"{axes.images} raw{seed}"
     ball = f"{axes.norm} eps {axes.eps:g}, {axes.steps} steps"
+    ball += "" if axes.stop == "never" else f", stop {axes.stop}"
     return f"{axes.images} by {axes.classifier}: {ball}, {axes.targets}, {axes.loss}{seed}"
 
 

@@ -45,7 +45,7 @@ def cell_depends(
     }
     if checkpoint is None:
         return depends
-    settings = {name: getattr(axes, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+    settings = axes.settings(real=None)  # the judges' real images are in the key
     file = Path(axes.targets)
     return depends | {
         "classifier": classifier_identity(checkpoint),

@@ -130,6 +130,12 @@ class Study:
         data = self.config.data
         return str(located(data, "data")) if data is not None and data.startswith(BUNDLED) else data
 
+    @property
+    def real(self) -> Path | None:
+        """The real images; None where there are none."""
+        real = self.inputs.judges[0].real
+        return None if real is None else real.set.path
+
     def images(self, axes: Axes) -> ImageSet:
         """What a cell refines."""
         images = self.inputs.images[axes.images]
@@ -153,7 +159,7 @@ class Study:
         return Scorer(judge, reference, rows, self.device, self.config.batch_size)
 
     def _run_cell(self, axes: Axes, checkpoint: Checkpoint | None, place: Place) -> dict[str, Any]:
-        refinement = Refinement(axes, checkpoint, self.precision)
+        refinement = Refinement(axes, checkpoint, self.precision, self.real)
         return run_cell(self.images(axes), refinement, self._scorers, place, keep=self.config.keep_images)
 
     def _training(self, spec: ClassifierSpec) -> Job:

@@ -80,7 +80,7 @@ def run_study(
         else {"i": part.share.i, "n": part.share.n, "jobs": len(classifiers) + len(cells)},
         "failed": failures(results, classifiers, cells),
         "best": best_cells(results),
-        "answer": said.get("summary", {}),
+        "answer": ({"answer": said["answer"]} if said.get("answer") else {}) | said.get("summary", {}),
         "cautions": said.get("cautions", []),
         "reports": {name: str(path) for name, path in reports.items()},
         "wall_s": round(time.perf_counter() - started, 1),

@@ -56,6 +56,7 @@ class SetDigest:
     anchor: str
     rows: tuple[Row, ...]
     comparison: Comparison
+    others: tuple[Comparison, ...] = ()  # the same by each of the other judges
 
     @property
     def measure(self) -> str:
@@ -89,9 +90,13 @@ class SetDigest:
 
     def difference(self, row: Row, other: Row) -> Difference | None:
         """Of their distances; None where the features of one are not at hand."""
+        return next(iter(self.differences(row, other)), None)
+
+    def differences(self, row: Row, other: Row) -> list[Difference]:
+        """Of their distances, by each judge; [] where the features of one are not at hand."""
         if row.anchor not in self.comparison or other.anchor not in self.comparison:
-            return None
-        return self.comparison.difference(row.anchor, other.anchor)
+            return []
+        return [judge.difference(row.anchor, other.anchor) for judge in (self.comparison, *self.others)]
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _set(
             distance = Estimate(cell.scores[comparison.measure], None)
         label, mark = cell_words(cell.axes, axes), marks.get(cell_anchor, "")
         rows.append(Row(cell, cell_anchor, label, distance, opinions[0], tuple(opinions[1:]), mark))
-    return SetDigest(name, anchor, tuple(rows), comparison)
+    return SetDigest(name, anchor, tuple(rows), comparison, tuple(others))
 
 
 def _from_raw(comparison: Comparison, anchor: str, raw: str | None) -> Difference | None:

@@ -12,7 +12,7 @@ from eval.study.report.charts import style, swatch
 from eval.study.report.digest import Digest, Row
 from eval.study.report.figures import Figure, figures
 from eval.study.report.pictures import before_after, detail_strips, gradients
-from eval.study.report.summary import standing, summary
+from eval.study.report.summary import answer, standing, summary
 from eval.study.report.tables import MARKS, cells_table, classifiers_table
 from eval.study.report.words import AXES, axis_words, counted, listed
 from eval.study.results import Provenance
@@ -31,6 +31,7 @@ def page_text(digest: Digest, drawn: Sequence[Figure] | None = None) -> str:
         results=digest.results,
         digest=digest,
         standing=standing(digest),
+        answer=answer(digest),
         summary=summary(digest),
         cautions=cautions(digest),
         failures=failures(digest),

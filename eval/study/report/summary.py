@@ -15,6 +15,42 @@ def summary(digest: Digest) -> dict[str, str]:
     return {one.name: " ".join(_sentences(digest, one)) for one in digest.sets}
 
 
+def answer(digest: Digest) -> str:
+    """Whether the second of two classifiers refines better than the first; "" for a study of anything else.
+
+    Each at its best setting by the first judge, on the same images; what all judges say counts.
+    """
+    names = digest.classifiers
+    if len(names) != 2 or digest.results.vary[:1] != ("classifier",):
+        return ""
+    first, second = names
+    found: dict[str, list[str]] = {}
+    for one in digest.sets:
+        rows = one.best([second]), one.best([first])
+        if rows[0] is None or rows[1] is None or not (differences := one.differences(rows[0], rows[1])):
+            continue
+        ways = {difference.way for difference in differences}
+        sizes = [number_words(difference, places([difference]), signed=True) for difference in differences]
+        found.setdefault(_verdict(ways), []).append(f"{one.name} ({'; '.join(sizes)})")
+    if not found:
+        return ""
+    judges = listed(
+        [judge_words(judge) for judge in (digest.results.judge, *(one.judge for one in digest.results.others))]
+    )
+    verdicts = "; ".join(f"{verdict} on {listed(found[verdict])}" for verdict in VERDICTS if verdict in found)
+    return f"{second} against {first}, each at its best, by {judges}: {verdicts}."
+
+
+VERDICTS = ("significantly better", "significantly worse", "no significant difference", "the judges disagree")
+
+
+def _verdict(ways: set[str]) -> str:
+    """One of VERDICTS, for the ways in which the judges see a distance differ."""
+    if len(ways) > 1:
+        return VERDICTS[3]
+    return {"lower": VERDICTS[0], "higher": VERDICTS[1], "same": VERDICTS[2]}[next(iter(ways))]
+
+
 def standing(digest: Digest) -> str:
     """How much of the study there is: "18 of 24 cells: 2 failed, 4 have not been run"."""
     failed = len(digest.results.cells) - digest.num_done

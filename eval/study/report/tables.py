@@ -11,12 +11,20 @@ from typing import Any
 from eval.study.report.cautions import cautions
 from eval.study.report.compare import Difference, Estimate
 from eval.study.report.digest import BEST, MEASURES, TIED, Digest, Row, accuracy_at, radii
-from eval.study.report.summary import standing, summary
+from eval.study.report.summary import answer, standing, summary
 from eval.study.report.words import axis_words, eps_words, interval_words, judge_words, norm_words, places, value_words
 from eval.study.results import ClassifierResult
 
 MARKS = {BEST: "★", TIED: "≈", "": ""}
-_AXIS_HEADINGS = {"norm": "Norm", "eps": "eps", "steps": "Steps", "targets": "Targets", "loss": "Loss", "seed": "Seed"}
+_AXIS_HEADINGS = {
+    "norm": "Norm",
+    "eps": "eps",
+    "steps": "Steps",
+    "targets": "Targets",
+    "loss": "Loss",
+    "seed": "Seed",
+    "stop": "Stop",
+}
 _SCORES = {  # name: heading, factor
     "inception_score": ("Judge's IS\N{NO-BREAK SPACE}↑", 1),
     "precision": ("Precision\N{NO-BREAK SPACE}↑", 1),
@@ -101,6 +109,7 @@ def json_text(digest: Digest) -> str:
         "title": results.title,
         "question": results.question,
         "standing": standing(digest),
+        "answer": answer(digest),
         "summary": summary(digest),
         "cautions": cautions(digest),
         "judge": results.judge,

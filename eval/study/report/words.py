@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from eval.study.report.compare import Estimate
 from eval.study.results import Axes, CellResult
 
-AXES = ("norm", "eps", "steps", "targets", "loss", "seed")  # of a refined cell, besides its images and classifier
+AXES = (
+    "norm",
+    "eps",
+    "steps",
+    "targets",
+    "loss",
+    "seed",
+    "stop",
+)  # of a refined cell, besides its images and classifier
 NORMS = {"l1": "L1", "l2": "L2", "linf": "L∞"}
 NONE = "\N{EN DASH}"  # where there is no number
 MINUS = "\N{MINUS SIGN}"
