@@ -1,5 +1,6 @@
 """Training by several ranks: what one process makes, from the same batches."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_models import PGD, Description, RobustClassifier, UserError
+from robust_models import PGD, Description, RobustClassifier, UserError, save
 from robust_models.runtime.config import resolve
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.run_folder import read_metrics
@@ -28,7 +29,17 @@ FIRST, SECOND = Ranks(0, 2), Ranks(1, 2)
 VARIANTS = {
     "pgd": {},
     "trades": {"objective": {"name": "trades", "awp": 0.005}, "augment": {"crop_padding": 1, "mix": "cutmix"}},
-}
+    "energy": {
+        "objective": {"name": "energy"},
+        "arch": None,
+        "activation": None,
+        "init": "ROOT/start.safetensors",
+        "energy": {
+            "start": "noise", "judge": "classifier:ROOT/start.safetensors", "window": 2, "auc": 0.0, "images": 20,
+        },
+        "optimizer": {"lr": 0.005, "schedule": "constant"},
+    },
+}  # fmt: skip
 
 
 def recipe(root: Path, name: str, **changed) -> TrainConfig:
@@ -50,6 +61,7 @@ def recipe(root: Path, name: str, **changed) -> TrainConfig:
         "guard": {"every_steps": 3, "images": 32},
         "validate": {"steps": 2},
     }
+    changed = json.loads(json.dumps(changed).replace("ROOT", str(root)))
     return resolve(TrainConfig, {**values, **changed}, {})
 
 
@@ -135,16 +147,18 @@ def numbers(row) -> dict[str, float]:
 def test_two_ranks_train_what_one_process_trains_and_stop_and_fail_together(tmp_path):
     pixels, labels = tiny_pixels(95)
     np.savez(tmp_path / "labelled.npz", arr_0=pixels, arr_1=labels)
+    description = Description("preact_resnet10_w16", ("0", "1", "2"), SIZE, activation="silu")
+    save(RobustClassifier.from_description(description), tmp_path / "start.safetensors")
     ended = finish(start("-c", RANK, tmp_path))
     assert [status for status, _, _ in ended] == [0, 0], ended
     first, second = (out.splitlines() for _, out, _ in ended)
-    assert first[:4] == ["pgd 6", "trades 6", "left 75", "resumed True"]
-    assert second[:4] == ["pgd None", "trades None", "left 75", "resumed False"]
+    assert first[:5] == ["pgd 6", "trades 6", "energy 6", "left 75", "resumed True"]
+    assert second[:5] == ["pgd None", "trades None", "energy None", "left 75", "resumed False"]
     assert "SIGTERM: saved at step 3" in ended[0][2]
     assert "SIGTERM" not in ended[1][2]
-    assert first[4] == "UserError batch_size: 15 cannot be shared by 2 processes; give a multiple of 2"
-    assert first[5] == "UserError step 3: step 3: disk full"
-    assert second[4:] == ["PeerFailed 2", "PeerFailed 2"]
+    assert first[5] == "UserError batch_size: 15 cannot be shared by 2 processes; give a multiple of 2"
+    assert first[6] == "UserError step 3: step 3: disk full"
+    assert second[5:] == ["PeerFailed 2", "PeerFailed 2"]
 
     for name, changed in VARIANTS.items():
         train(recipe(tmp_path, f"one_{name}", **changed))
