@@ -20,8 +20,8 @@ PACKAGES = ("robust_models", "train", "refine", "eval", "bigroc", "configs")
 TRIED = {  # in the changed copy: what prints true if the change works
     "attack loss": """
 from refine import bigroc
-x_ref = bigroc(1.0, loss="logit")(model, x, y)
-good(model(x_ref).gather(1, y[:, None]).mean() > model(x).gather(1, y[:, None]).mean())
+x_ref = bigroc(1.0, loss="doubt")(model, x, y)
+good(model(x_ref).softmax(1).gather(1, y[:, None]).mean() > model(x).softmax(1).gather(1, y[:, None]).mean())
 """,
     "synthesis task": """
 import refine.cli
