@@ -1,5 +1,6 @@
 """bigroc refine --ckpt NAME_OR_FILE --input IMAGES --out PATH --eps 3 [--field value ...]
 
+bigroc refine --generator SPEC ... takes a generator's samples in place of images (refine/generators).
 bigroc refine --task NAME ... makes images in other ways (refine/synthesis).
 """
 
@@ -19,6 +20,7 @@ EXAMPLES = """\
   bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3 --grid before_after.png
   bigroc refine --ckpt runs/small/classifier.safetensors --input folder/ --out refined/ --eps 1 --targets pseudo
   bigroc refine --ckpt cifar10-l2-small --input IMAGES --out refined.npz --eps 3 --targets balanced
+  bigroc refine --ckpt cifar10-l2-small --generator diffusers:google/ddpm-cifar10-32 --num-images 500 --out new/ --eps 1
   torchrun --nproc-per-node 8 --no-python bigroc refine --ckpt CHECKPOINT.pt --input shards/ --out refined/ --eps 1.5
   bigroc refine --task generate --help
   python -m refine studio                                      (a page; the same as bigroc studio)
@@ -73,6 +75,8 @@ def _format_summary(summary: Summary) -> str:
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
         f"mean {summary['norm']} distance {summary['distance']:.2f}",
     ]
+    if summary["generator"] is not None:
+        lines.append(f"sampled from {summary['generator']}, seed {summary['generator_seed']}")
     if summary["untouched"]:
         lines.append(f"{summary['untouched']} uncertain images left alone")
     if summary["skipped"]:
@@ -84,7 +88,7 @@ def _format_summary(summary: Summary) -> str:
         )
     if "eps_search" in summary:
         lines += _search(summary["eps_search"])
-    lines += [f"{name}: {summary[name]}" for name in ("manifest", "grid", "trajectory") if summary[name]]
+    lines += [f"{name}: {summary[name]}" for name in ("manifest", "keep_raw", "grid", "trajectory") if summary[name]]
     return "\n".join(lines)
 
 

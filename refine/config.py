@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from refine.balance import check_prior
-from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
+from refine.flags import IMAGES, ClassifierFlags, MachineFlags, PictureFlags, ReadingFlags
+from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, check_generator
 from refine.method import LOSSES, LossName
 from refine.stopping import MEDIAN, open_real
 from refine.targets import check_targets
@@ -94,6 +95,13 @@ class AutoEpsFlags:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class SourceFlags(ReadingFlags):
+    """Input: which images to begin with."""
+
+    input: Path | None = Field(default=None, description=f"images: {IMAGES} (null: those of --generator)")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class OutputFlags:
     """Output: where the refined set goes, and how it is kept."""
 
@@ -111,9 +119,17 @@ class OutputFlags:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class RefineConfig(
-    MethodFlags, TargetFlags, AutoEpsFlags, InputFlags, OutputFlags, PictureFlags, MachineFlags, ClassifierFlags
+    MethodFlags,
+    TargetFlags,
+    AutoEpsFlags,
+    SourceFlags,
+    GeneratorFlags,
+    OutputFlags,
+    PictureFlags,
+    MachineFlags,
+    ClassifierFlags,
 ):
-    """A refinement of one image set with one or several classifiers."""
+    """A refinement of one image set, or of a generator's samples, with one or several classifiers."""
 
     ckpt: str = Field(
         description="an embedded classifier's name or a checkpoint file, anyone's; several: with commas; what a file "
@@ -127,6 +143,7 @@ class RefineConfig(
 
     @model_validator(mode="after")
     def _consistent(self) -> "RefineConfig":
+        self._check_source()
         if self.eps == "auto":
             if self.norm not in AUTO_NORMS:
                 raise ValueError(
@@ -144,15 +161,30 @@ class RefineConfig(
             check_prior(self.prior)
         return self
 
+    def _check_source(self) -> None:
+        """UserError unless either images or a generator are given, and flags of the latter with it only."""
+        if self.generator is None:
+            if self.input is None:
+                raise ValueError("input: is required, or --generator, whose images are refined as they are sampled")
+            for name, default in DEFAULTS.items():
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name}: {getattr(self, name)} is for --generator, which is not given")
+            return
+        for name in ("input", "limit"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name}: {value}, but --generator makes the images (--num-images); leave one out")
+        check_generator(self)
+
 
 def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, precision: Precision) -> dict[str, Any]:
     """Every setting that decides the images, JSON-ready, with what the files it names hold."""
     plain = {name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT}
     for i, name in enumerate(config.ckpts):
         plain["ckpt" if i == 0 else f"ckpt {i + 1}"] = f"{name} (sha256 {sha256_of(file_of(name))[:16]})"
+    if config.input is not None:
+        plain = {name: value for name, value in plain.items() if name not in DEFAULTS}
+        plain |= {"input": str(config.input.resolve()), "input files": fingerprint(config.input)}
     plain |= {
-        "input": str(config.input.resolve()),
-        "input files": fingerprint(config.input),
         "input images": ", ".join(f"{len(part)} of {part.size[1]}x{part.size[0]} {part.depth}" for part in images.sets),
         "targets": config.targets or ("pseudo" if images.labels is None else "given"),
         "device": device.type,

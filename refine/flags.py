@@ -20,19 +20,25 @@ class ClassifierFlags(CheckpointFlags):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class InputFlags:
-    """Which images to begin with."""
+class ReadingFlags:
+    """Input: which images to begin with."""
 
-    input: Path = Field(
-        description="images: a folder, .npz, .npy, .pt, .tar shards, parquet, or one image file; as the first word it "
-        "needs no flag"
-    )
     on_error: OnError = Field(
         default="fail", description="what an unreadable image does: fail (before any work) or skip (named)"
     )
     limit: AtLeastOne | None = Field(
         default=None, description="only the first so many images; the others are not opened (null: all)"
     )
+
+
+IMAGES = "a folder, .npz, .npy, .pt, .tar shards, parquet, or one image file; as the first word it needs no flag"
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class InputFlags(ReadingFlags):
+    """Input: which images to begin with."""
+
+    input: Path = Field(description=f"images: {IMAGES}")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

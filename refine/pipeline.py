@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
 from refine.balance import parse_prior
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
+from refine.generators.samples import check_raw, open_samples, samples_name, settings_of, store, stored, write_raw
 from refine.manifest import Means, rows
 from refine.method import bigroc
 from refine.network import together
@@ -35,6 +37,7 @@ from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images import ImageGroups, check_apart, check_groups_out, open_image_groups, write_image_groups
 from robust_models.images.image_set import SaveAs
+from robust_models.images.new_set import check_new_out
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import exclusive, whole_file
@@ -44,24 +47,28 @@ _AT_ONCE = 256  # images, while the shards are assembled
 
 
 def refine_set(config: RefineConfig) -> dict[str, Any] | None:
-    """Refines config.input into config.out and gives the summary: N, targets, means over the manifest, rate.
+    """Refines config.input, or what config.generator makes, into config.out.
+
+    Gives the summary: N, targets, means over the manifest, rate.
 
     None on the ranks of a torchrun job that only helped the first one.
     """
     with join() as ranks:
         work = WorkFolder(config.out)
-        for path in (config.out, work.path):
-            check_apart(path, config.input)
         if config.grid or config.trajectory:
             check_pictures_out(config)
-        images = _open(config, ranks)
-        check_groups_out(config.out, images)
-        _check_save_as(config, images)
+        images = None if config.input is None else _open(config, config.input, work, ranks)
         device = ranks.device(config.device)
         classifiers = [folded(config.load(name)) for name in config.ckpts]
+        images = images or _open_samples(config, classifiers[0].class_names, device)
+        _check_save_as(config, images)
         precision = decide_precision(config.precision, device, attack_loop(classifiers))
         classifiers = [place(classifier, device, precision.precision) for classifier in classifiers]
         settings = deciding(config, images, device, precision.precision)
+        if config.generator is not None:
+            settings |= settings_of(images)
+        if config.keep_raw is not None and ranks.is_first:
+            check_raw(config.keep_raw, settings, overwrite=config.overwrite)
         with exclusive(config.out) if ranks.is_first else nullcontext():
             done = work.finished(settings, overwrite=config.overwrite) if ranks.is_first else None
             if done := ranks.share(done):
@@ -94,6 +101,11 @@ def _refine_and_publish(
     if not ranks.share(work.is_assembled):
         sizes = [classifier.image_size for classifier in classifiers]
         passes = Passes(ranks, work, images, Shards(images.counts, config.shard_size), refiner, sizes, config.ckpt)
+        if config.generator is not None and _reads_again(config, mode):
+            passes = passes.keeping_samples()
+            search = search and replace(search, images=passes.images.one_set())
+            if config.keep_raw is not None and ranks.is_first:
+                write_raw(passes.images, config.keep_raw, settings, overwrite=config.overwrite)
         if mode in WHOLE_SET:
             targets = passes.whole_set_targets(mode, prior)
         if config.eps == "auto":
@@ -102,7 +114,7 @@ def _refine_and_publish(
         rate = passes.refine(targets, class_names, label_source(mode))
         if ranks.is_first:
             means = assemble(work, images, passes.shards, precision, config.save_as)
-            save_pictures(config, passes.refiner, images, work, passes.shards)
+            save_pictures(config, passes.refiner, passes.images, work, passes.shards)
             summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
             summary["assumptions"] = {
                 name: classifier.description.assumptions
@@ -131,6 +143,14 @@ class Passes:
         images, _ = self.images.at(self.shards.part(k).start)
         block = fitting_block(min(self.refiner.block, len(images)), self.refiner.device, images.size)
         return replace(self.refiner, block=block, depth=images.depth)
+
+    def keeping_samples(self) -> "Passes":
+        """The same, for a run that reads a generator's samples again: they are made here and lie in the work folder."""
+        for k, bar in self._mine("sample", lambda k: self.work.has(samples_name(k))):
+            for count in store(self.images.one_set(), self.shards.part(k), self.work.path / samples_name(k)):
+                bar.update(count)
+        self.ranks.barrier()
+        return replace(self, images=stored(self.images, self.work, self.shards))
 
     def whole_set_targets(self, mode: str, prior: Tensor | None) -> Tensor:
         """Classes [N] that all logits together decide: a first pass, whose logits the second one takes up."""
@@ -285,17 +305,34 @@ def _chosen_eps(
     return work.read_json(EPS)["eps_taken"]
 
 
-def _open(config: RefineConfig, ranks: Ranks) -> ImageGroups:
-    images = open_image_groups(config.input, on_error=config.on_error, limit=config.limit)
+def _open(config: RefineConfig, source: Path, work: WorkFolder, ranks: Ranks) -> ImageGroups:
+    for path in (config.out, work.path):
+        check_apart(path, source)
+    images = open_image_groups(source, on_error=config.on_error, limit=config.limit)
     for problem in images.skipped if ranks.is_first else ():
         print(f"skipped: {problem}", file=sys.stderr)
+    check_groups_out(config.out, images)
     return images
+
+
+def _open_samples(config: RefineConfig, class_names: Sequence[str], device: torch.device) -> ImageGroups:
+    for out in filter(None, (config.out, config.keep_raw)):
+        check_new_out(out, overwrite=True)
+    if config.keep_raw is not None:
+        check_apart(config.keep_raw, config.out)
+    given, suffix = config.targets in (None, "given"), config.out.suffix.lower()
+    return open_samples(config, suffix, class_names, device, trust=config.trust, given=given)
+
+
+def _reads_again(config: RefineConfig, mode: str) -> bool:
+    """Whether images are read more often than once, when they are refined."""
+    return config.eps == "auto" or mode in WHOLE_SET or any((config.keep_raw, config.grid, config.trajectory))
 
 
 def _check_save_as(config: RefineConfig, images: ImageGroups) -> None:
     if config.save_as == "png" and (images.sets[0].kind != "folder" or config.out.suffix.lower() == ".npz"):
         raise UserError(
-            f"save_as: png is for folders of image files, but {config.input} is {images.about} and {config.out} is to "
+            f"save_as: png is for folders of image files, but {images.path} is {images.about} and {config.out} is to "
             "be written; leave --save-as out"
         )
 
@@ -308,6 +345,9 @@ def _facts(
         "manifest": str(WorkFolder(config.out).manifest_out),
         "grid": None if config.grid is None else str(config.grid),
         "trajectory": None if config.trajectory is None else str(config.trajectory),
+        "generator": config.generator,
+        "generator_seed": config.generator_seed,
+        "keep_raw": None if config.keep_raw is None else str(config.keep_raw),
         "input_images": images.total,
         "limit": config.limit,
         "skipped": len(images.skipped),

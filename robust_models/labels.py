@@ -66,6 +66,16 @@ def class_indices(labels: Iterable[str | int], class_names: Sequence[str], *, so
     return found
 
 
+def listed_classes(text: str | None, class_names: Sequence[str]) -> list[int]:
+    """The classes of --classes, each once: names or indices with commas; None: all of them."""
+    if text is None:
+        return list(range(len(class_names)))
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"classes: {text!r} names none; give names or indices with commas")
+    return list(dict.fromkeys(class_indices(words, class_names, source="classes")))
+
+
 def _index_of(class_names: Sequence[str]) -> dict[str, int]:
     return {name.casefold(): i for i, name in enumerate(class_names)}
 

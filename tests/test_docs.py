@@ -200,7 +200,7 @@ def _is_there(flag: str, value: str, made: set[str]) -> bool:
 
 
 def _made(words: list[str]) -> set[str]:
-    out = {value.rstrip("/") for flag, value in pairwise(words) if flag == "--out"}
+    out = {value.rstrip("/") for flag, value in pairwise(words) if flag in ("--out", "--keep-raw")}
     if words[:1] == ["models"] and words[1] == "convert":
         out.add(words[3])
     return out | {f"{folder}/classifier.safetensors" for folder in out if words[0] == "train"}

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 FLOORS = {
     "robust_models": ("features", "checkpoints", "architectures", "datasets", "images", "metrics", "runtime"),
     "train": ("loaders",),
-    "refine": ("studio", "synthesis"),
+    "refine": ("studio", "synthesis", "generators"),
     "eval": ("study", "survey", "quality", "gradients", "robust"),
 }
 SEALED = "robust_models.checkpoints.torch_format"  # its one door is its __init__

@@ -44,7 +44,8 @@ class CheckpointFlags:
     )
     ema: bool = Field(default=False, description="take the averaged weights of a checkpoint that has both")
     trust: bool = Field(
-        default=False, description="load TorchScript, torch.export and ONNX files, which run with your rights"
+        default=False,
+        description="load TorchScript, torch.export and ONNX files and generators of code, which run with your rights",
     )
 
     def load(

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from robust_models.errors import UserError
-from robust_models.images import Add
 from robust_models.images.arrays import opened_rows
 from robust_models.images.codec import IMAGE_SUFFIXES, encode
+from robust_models.images.image_set import Add
 from robust_models.images.npz import npz_writer
 from robust_models.images.open import is_image_file_or_set
 from robust_models.images.pt_writer import Placeholder, pt_writer
@@ -26,21 +26,24 @@ _U8 = np.dtype(np.uint8)
 
 @dataclass(frozen=True)
 class NewSet:
-    """What is known before its pixels are: N labels, the classes they index, N names, and the size in pixels."""
+    """What is known before its pixels are: N labels and the classes they index, if any, N names, the size in pixels."""
 
-    labels: np.ndarray  # int64 [N]
-    class_names: Sequence[str]
+    labels: np.ndarray | None  # int64 [N]
+    class_names: Sequence[str] | None  # None where there are no labels
     names: Sequence[str]  # relative paths without suffix, as ImageSet.names
     size: tuple[int, int]  # height, width
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """[N,H,W,3]."""
-        return (len(self.labels), *self.size, 3)
+        return (len(self.names), *self.size, 3)
 
     def filed(self, i: int) -> str:
-        """The name of image i in a folder of classes: its own, below its class."""
-        name, label = self.names[i], self.class_names[int(self.labels[i])].replace("/", "_")
+        """The name of image i in a folder: its own, below its class where it has one."""
+        name = self.names[i]
+        if self.labels is None or self.class_names is None:
+            return name
+        label = self.class_names[int(self.labels[i])].replace("/", "_")
         return name if name.startswith(f"{label}/") else f"{label}/{name}"
 
 
@@ -52,9 +55,14 @@ def write_new_set(out: Path, new: NewSet) -> Iterator[Add]:
     where a folder stands there that is not empty, or a file that is no image set.
     """
     check_replaces(out, is_image_file_or_set, "image set")
-    writer = _WRITERS.get(out.suffix.lower(), _folder)
-    with (whole_folder if writer is _folder else whole_file)(out) as partial, writer(partial, new) as add:
+    suffix = out.suffix.lower()
+    with (whole_file if suffix in WRITERS else whole_folder)(out) as partial, writer_of(suffix)(partial, new) as add:
         yield add
+
+
+def writer_of(suffix: str) -> "Writer":
+    """What writes a new set to a place that ends in `suffix` (in small letters), whatever it is called meanwhile."""
+    return WRITERS.get(suffix, _folder)
 
 
 def check_new_out(out: Path, *, overwrite: bool) -> None:
@@ -62,8 +70,8 @@ def check_new_out(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise UserError(f"out: {out} exists; remove it, choose another place, or pass --overwrite")
     if out.suffix.lower() in IMAGE_SUFFIXES:
-        raise UserError(f"out: {out} is the name of one image; name a folder or a file ending in {', '.join(_WRITERS)}")
-    in_one_file = out.suffix.lower() in _WRITERS
+        raise UserError(f"out: {out} is the name of one image; name a folder or a file ending in {', '.join(WRITERS)}")
+    in_one_file = out.suffix.lower() in WRITERS
     if out.is_dir() if in_one_file else out.is_file():
         raise UserError(f"out: {out} is a {'folder' if in_one_file else 'file'}; choose another place")
 
@@ -79,13 +87,13 @@ def _npy(file: Path, new: NewSet) -> AbstractContextManager[Add]:
 def _pt(file: Path, new: NewSet) -> AbstractContextManager[Add]:
     n, height, width, _ = new.shape
     images = Placeholder((n, 3, height, width), _U8)
-    content = {"images": images, "labels": new.labels, "class_names": list(new.class_names)}
-    return pt_writer(file, content, channels_first=True)
+    labelled = {} if new.class_names is None else {"labels": new.labels, "class_names": list(new.class_names)}
+    return pt_writer(file, {"images": images, **labelled}, channels_first=True)
 
 
 @contextmanager
 def _folder(root: Path, new: NewSet) -> Iterator[Add]:
-    """Class subfolders of PNG files."""
+    """PNG files, in class subfolders where there are labels."""
 
     def put(i: int, png: bytes) -> None:
         file = root / f"{new.filed(i)}.png"
@@ -97,11 +105,12 @@ def _folder(root: Path, new: NewSet) -> Iterator[Add]:
 
 @contextmanager
 def _tar(file: Path, new: NewSet) -> Iterator[Add]:
-    """A WebDataset shard: number.png and number.cls for each image."""
+    """A WebDataset shard: number.png for each image, and number.cls where there are labels."""
     with tarfile.open(file, "w") as archive:
 
         def put(i: int, png: bytes) -> None:
-            for extension, data in (("png", png), ("cls", str(new.labels[i]).encode())):
+            label = [] if new.labels is None else [("cls", str(new.labels[i]).encode())]
+            for extension, data in [("png", png), *label]:
                 info = tarfile.TarInfo(f"{i:06d}.{extension}")  # no clock: equal images give equal bytes
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
@@ -112,22 +121,25 @@ def _tar(file: Path, new: NewSet) -> Iterator[Add]:
 
 @contextmanager
 def _parquet(file: Path, new: NewSet) -> Iterator[Add]:
-    """As Hugging Face datasets writes images and class labels, a row group for every batch."""
+    """As Hugging Face datasets writes images and class labels, if any, a row group for every batch."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
     except ImportError as error:
         raise UserError(f'out: parquet needs pyarrow ({error}); pip install "bigroc[parquet]"') from error
     image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
-    features = {"image": {"_type": "Image"}, "label": {"names": list(new.class_names), "_type": "ClassLabel"}}
-    schema = pyarrow.schema(
-        {"image": image, "label": pyarrow.int64()}, {"huggingface": json.dumps({"info": {"features": features}})}
-    )
+    columns: dict[str, Any] = {"image": image}
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    if new.class_names is not None:
+        columns["label"] = pyarrow.int64()
+        features["label"] = {"names": list(new.class_names), "_type": "ClassLabel"}
+    schema = pyarrow.schema(columns, {"huggingface": json.dumps({"info": {"features": features}})})
     with ParquetWriter(file, schema) as target:
         rows: list[dict[str, Any]] = []
 
         def put(i: int, png: bytes) -> None:
-            rows.append({"image": {"bytes": png, "path": f"{new.filed(i)}.png"}, "label": int(new.labels[i])})
+            label = {} if new.labels is None else {"label": int(new.labels[i])}
+            rows.append({"image": {"bytes": png, "path": f"{new.filed(i)}.png"}, **label})
 
         append = _each_as_png(put)
 
@@ -152,7 +164,8 @@ def _each_as_png(put: Callable[[int, bytes], None]) -> Add:
     return add
 
 
-_WRITERS: dict[str, Callable[[Path, NewSet], AbstractContextManager[Add]]] = {
+Writer = Callable[[Path, NewSet], AbstractContextManager[Add]]
+WRITERS: dict[str, Writer] = {
     ".npz": _npz,
     ".npy": _npy,
     ".pt": _pt,

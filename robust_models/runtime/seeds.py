@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-ORDER, STEP, EVALUATION, DRAW = range(4)  # purposes: independent streams under one seed
+ORDER, STEP, EVALUATION, DRAW, BLOCK = range(5)  # purposes: independent streams under one seed
 
 
 def generator(device: torch.device | str, seed: int, purpose: int, index: int) -> torch.Generator:

@@ -20,10 +20,9 @@ from refine.synthesis.samplers import NoisyMomentum
 from refine.synthesis.task import Source, Task, Work
 from robust_models.class_seeds import SUFFIX, ClassSeeds, open_start, seeds_of
 from robust_models.classifier import Generation
-from robust_models.errors import UserError
 from robust_models.images import to_u8
 from robust_models.images.image_set import Numbered
-from robust_models.labels import class_indices
+from robust_models.labels import listed_classes
 from robust_models.runtime.config import STRICT, AtLeastOne, Number
 from robust_models.runtime.seeds import DRAW, generator
 
@@ -103,7 +102,7 @@ class GenerateConfig(SynthesisConfig):
 def open_source(config: GenerateConfig, network: Network) -> Source:
     """A start drawn for every image, and the way from there to its class."""
     start = open_start(config.start, lambda: _seeds(config, network), network.image_size)
-    classes = _classes(config.classes, network.class_names)
+    classes = torch.tensor(listed_classes(config.classes, network.class_names))
     targets = classes.repeat(-(-config.num_images // len(classes)))[: config.num_images]
     objective = lowering(LOSSES[_objective(config, network)])
 
@@ -147,16 +146,6 @@ def _sampler(config: GenerateConfig, rows: tuple[int, ...]) -> NoisyMomentum | N
 def _seeds(config: GenerateConfig, network: Network) -> ClassSeeds:
     seeds = seeds_of(config.ckpt, network.class_names, given=config.seeds)
     return seeds if config.mixture else seeds.as_gaussians()
-
-
-def _classes(text: str | None, class_names: tuple[str, ...]) -> Tensor:
-    """Class indices, int64, each once."""
-    if text is None:
-        return torch.arange(len(class_names))
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UserError(f"classes: {text!r} names none; give names or indices with commas")
-    return torch.tensor(list(dict.fromkeys(class_indices(words, class_names, source="classes"))))
 
 
 TASK = Task(

@@ -26,6 +26,19 @@ _DANGERS: dict[Kind, str] = {
 }
 
 
+def named(source: str, kind: Kind) -> str:
+    """ "ckpt: FILE is a TorchScript program", the beginning of every message about it."""
+    return f"{source} is {_NAMES[kind]} program"
+
+
+def check_trusted(name: str, kind: Kind, *, trust: bool) -> None:
+    """UserError, which begins with `name`, unless the person trusts a program of this kind."""
+    if not trust:
+        raise UserError(
+            f"{name}, not only tensors: {_DANGERS[kind]}; pass --trust (in Python: trust=True) if you trust its maker"
+        )
+
+
 def load_program(
     path: Path,
     kind: Kind,
@@ -42,11 +55,8 @@ def load_program(
     "program:KIND"; `description.recipe["source"]` says what was found by calling it. UserError where the file is not
     trusted, is broken, or is no classifier with gradients at its input.
     """
-    name = f"ckpt: {path} is {_NAMES[kind]} program"
-    if not trust:
-        raise UserError(
-            f"{name}, not only tensors: {_DANGERS[kind]}; pass --trust (in Python: trust=True) if you trust its maker"
-        )
+    name = named(f"ckpt: {path}", kind)
+    check_trusted(name, kind, trust=trust)
     if kind == "onnx" and importlib.util.find_spec("onnx") is None:
         raise UserError(f'{name}, which needs the package onnx; pip install "bigroc[onnx]"')
     try:

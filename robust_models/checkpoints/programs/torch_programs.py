@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from robust_models.checkpoints.programs.program import Opened
@@ -14,8 +15,11 @@ from robust_models.checkpoints.programs.program import Opened
 _UNBOUNDED = 1 << 31  # export's own "no limit" lies above
 
 
-def open_exported(path: Path) -> Opened:
-    """The program's module. Unpickles parts of the file; raises whatever that raises."""
+def load_exported(path: Path) -> tuple[ExportedProgram, list[Tensor]]:
+    """The program on the CPU, and stand-ins for its inputs, with their shapes: those of its example.
+
+    Unpickles parts of the file; raises whatever that raises.
+    """
     logger = logging.getLogger("torch.export")
     disabled, logger.disabled = logger.disabled, True  # it logs a traceback before it raises
     try:
@@ -23,25 +27,30 @@ def open_exported(path: Path) -> Opened:
             program = torch.export.load(file)
     finally:
         logger.disabled = disabled
-    names = list(program.graph_signature.user_inputs)
-    if len(names) != 1:
-        raise TypeError(f"it takes {len(names)} inputs, not one batch of images")
-    image = next(node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
+    by_name = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [by_name[str(name)] for name in program.graph_signature.user_inputs]
+    on_cpu = all(one.device.type == "cpu" for one in inputs)
+    return program if on_cpu else move_to_device_pass(program, "cpu"), inputs
+
+
+def open_exported(path: Path) -> Opened:
+    """The program's module. Unpickles parts of the file; raises whatever that raises."""
+    program, inputs = load_exported(path)
+    if len(inputs) != 1:
+        raise TypeError(f"it takes {len(inputs)} inputs, not one batch of images")
+    image = inputs[0]
     if image.ndim != 4:
         raise TypeError(f"its input has {image.ndim} dimensions, not 4 ([N,C,H,W])")
-
-    if image.device.type != "cpu":
-        program = move_to_device_pass(program, "cpu")
 
     def move(device: torch.device) -> nn.Module:
         return move_to_device_pass(program, str(device)).module()
 
     channels, height, width = (n if isinstance(n, int) else None for n in image.shape[1:])
-    batch = _batch(image.shape[0], program.range_constraints)
+    batch = batch_limits(image.shape[0], program.range_constraints)
     return Opened(program.module(), move, dtype=image.dtype, size=(channels, height, width), batches=(batch,))
 
 
-def _batch(n: Any, ranges: dict[Any, Any]) -> tuple[int, int | None]:
+def batch_limits(n: Any, ranges: dict[Any, Any]) -> tuple[int, int | None]:
     """Smallest and largest batch that the program's guards let through."""
     if isinstance(n, int):
         return n, n
