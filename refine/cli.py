@@ -75,7 +75,7 @@ def _format_summary(summary: Summary) -> str:
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
         f"mean {summary['norm']} distance {summary['distance']:.2f}",
     ]
-    if summary["generator"] is not None:
+    if summary.get("generator") is not None:
         lines.append(f"sampled from {summary['generator']}, seed {summary['generator_seed']}")
     if summary["untouched"]:
         lines.append(f"{summary['untouched']} uncertain images left alone")
@@ -88,7 +88,9 @@ def _format_summary(summary: Summary) -> str:
         )
     if "eps_search" in summary:
         lines += _search(summary["eps_search"])
-    lines += [f"{name}: {summary[name]}" for name in ("manifest", "keep_raw", "grid", "trajectory") if summary[name]]
+    lines += [
+        f"{name}: {summary[name]}" for name in ("manifest", "keep_raw", "grid", "trajectory") if summary.get(name)
+    ]
     return "\n".join(lines)
 
 
