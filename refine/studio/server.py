@@ -88,7 +88,7 @@ class StudioServer(PageServer):
             "precision": str(self.precision),
             "features": self.sheet.count,
             "tabs": TABS,
-            "defaults": {tab: defaults(tab) for tab in TABS},
+            "defaults": {tab: defaults(tab, classifier) for tab in TABS},
             "mostSide": MOST_SIDE,
             "mostSteps": MOST_STEPS,
             "mostFileBytes": most_bytes(),

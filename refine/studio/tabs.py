@@ -24,9 +24,10 @@ from refine.synthesis.config import Ball, SynthesisConfig, by_size
 from refine.synthesis.loop import points, stored
 from refine.synthesis.task import Task
 from refine.synthesis.tasks.explain import ExplainConfig
+from refine.synthesis.tasks.generate import usual_ball
 from robust_models.attacks import Iterate
 from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.classifier import Precision
+from robust_models.classifier import Precision, RobustClassifier
 from robust_models.errors import UserError, none_of
 from robust_models.images import to_float, to_u8
 from robust_models.labels import class_index
@@ -227,12 +228,14 @@ def _class_of(asked: Asked, network: Network, seen: Tensor) -> Tensor:
     return pseudo_labels(network, seen) if asked.label is None else network.here(torch.tensor([asked.label]))
 
 
-def defaults(tab: Tab) -> dict[str, dict[str, float]]:
+def defaults(tab: Tab, classifier: RobustClassifier) -> dict[str, dict[str, float]]:
     """The ball and steps that a tab begins with, for "small" (up to 64 px) and "large" images."""
     if tab == "explain":
         return {}
     of_side = REFINE if tab == "refine" else task_of(tab).defaults
     balls = {"small": of_side(32), "large": of_side(224)}
+    if tab == "generate" and (usual := usual_ball("ascent", classifier.description.generation, classifier.image_size)):
+        balls = dict.fromkeys(balls, usual)
     return {
         size: {"eps": ball.eps, "step_size": ball.step_size, "steps": min(ball.steps, MOST_STEPS)}
         for size, ball in balls.items()

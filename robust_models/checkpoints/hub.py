@@ -160,6 +160,7 @@ def describe_in_words(model: RobustClassifier, name: str) -> str:
         "classes": f"{len(description.class_names)}: {', '.join(description.class_names[:10])}"
         + (", ..." if len(description.class_names) > 10 else ""),
         "trained against": str(description.threat_model or "nothing"),
+        "generates by": str(description.generation or ""),
         "not stated by its source, assumed": ", ".join(f"{k} {v}" for k, v in description.assumptions.items()),
         **{key.replace("_", " "): f"{value:.4g}" for key, value in scores.items()},
     }

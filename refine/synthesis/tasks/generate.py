@@ -30,7 +30,7 @@ EXAMPLES = """\
   bigroc refine --task generate --ckpt cifar10-l2-small --num-images 100 --out samples.npz --grid samples.png
   bigroc refine --task generate --ckpt cifar10-l2-small --classes cat,dog --num-images 20 --out pets/
   bigroc refine --task generate --ckpt runs/energy/classifier.safetensors --num-images 100 --out samples.npz
-  bigroc refine --task generate --ckpt cifar10-l2-small --sampler momentum --start pca --steps 200 --out samples.npz
+  bigroc refine --task generate --ckpt cifar10-l2-small --sampler momentum --start pca --steps 20 --out samples.npz
   bigroc refine --task generate --ckpt CHECKPOINT.pt --seeds imagenet.seeds.npz --num-images 5000 --out samples.tar
 Seeds for other classes: bigroc refine --task seeds --help
 """
@@ -45,9 +45,11 @@ class Usual(NamedTuple):
 
 
 SamplerName = Literal["ascent", "momentum", "langevin"]
+# Of those tried the nearest to real images with cifar10-l2-small (docs/synthesis.md). The 500 steps of 0.025 in
+# arXiv:2407.06315's notebooks over-drive it.
 SAMPLERS = {
-    "momentum": Usual(0.025, 500, 0.001),  # the best-looking of arXiv:2407.06315's notebooks
-    "langevin": Usual(0.5, 60, 0.005),
+    "momentum": Usual(0.1, 15, 0.001),
+    "langevin": Usual(0.5, 10, 0.005),
 }
 
 
@@ -113,16 +115,16 @@ def open_source(config: GenerateConfig, network: Network) -> Source:
         sampler = _sampler(config, tuple(rows.tolist()))
         return Work(network.here(starts(rows)), network.here(targets[rows]), objective, sampler=sampler)
 
-    ball = usual_ball(config.sampler, network.model.description.generation, start.size)
+    ball = usual_ball(config.sampler, network.model.description.generation, max(start.size))
     return Source(targets, start.size, work, lambda rows: to_u8(starts(rows)), Numbered(len(targets)), ball=ball)
 
 
-def usual_ball(sampler: SamplerName, recorded: Generation | None, size: tuple[int, int]) -> Ball | None:
+def usual_ball(sampler: SamplerName, recorded: Generation | None, side: int) -> Ball | None:
     """Steps as the sampler has them, or as the classifier's file records them; None where there is neither.
 
-    Their ball is no bound: it reaches from any image of this size (height, width) to any other.
+    Their ball is no bound: it reaches from any image of this side in pixels to any other.
     """
-    across = (3 * size[0] * size[1]) ** 0.5
+    across = 3**0.5 * side
     if sampler in SAMPLERS:
         return Ball(across, SAMPLERS[sampler].step_size, SAMPLERS[sampler].steps)
     return None if recorded is None else Ball(across, recorded.step_size, recorded.steps)
