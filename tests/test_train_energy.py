@@ -1,21 +1,24 @@
 """Objective energy: its losses, its curriculum, and that a run of it is like every other run."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from robust_models import UserError, load, save
+from robust_models import Description, RobustClassifier, UserError, load, save
 from robust_models.attacks import energy, negative_logit
 from robust_models.class_seeds import ClassSeeds
 from robust_models.classifier import Generation
 from robust_models.cli import main
 from robust_models.mixture import fit
-from robust_models.runtime.config import resolve
+from robust_models.runtime.config import RECIPES, resolve
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import generator
+from tests.documented import ROOT
 from tests.tiny import CLASSES, SIZE, tiny_classifier, tiny_pixels
 from train.config import TrainConfig
 from train.energy import Energy, Pair, auc, climb
@@ -210,3 +213,39 @@ def test_starts_and_judges_that_do_not_fit_are_one_line(root, tmp_path):
         opened(root, judge="classifier:cifar10-standard-small")
     with pytest.raises(UserError, match=r"no such file"):
         opened(root, start="absent.npz")
+
+
+PEAK_MIB = 3000  # what the head of imagenet_energy.yaml states
+TWO_STEPS = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))  # too much ends here and not in other processes
+from robust_models.runtime.config import read_recipe, resolve
+from train.config import TrainConfig
+from train.loop import train
+
+root = sys.argv[1]
+flags = {
+    "init": f"{root}/resnet50.safetensors", "data.path": f"{root}/images.npz", "out": f"{root}/run",
+    "energy.start": "noise",
+    "energy.judge": f"classifier:{root}/resnet50.safetensors", "energy.images": "2", "data.validation": "2",
+    "data.random_crop": "false", "data.loader": "auto", "batch_size": "2", "precision": "fp32", "device": "cpu",
+    "validate.show": "0",
+}
+summary = train(resolve(TrainConfig, read_recipe("imagenet_energy.yaml"), flags))
+print(json.dumps([summary["steps"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+@pytest.mark.slow
+def test_the_imagenet_recipe_takes_two_steps_in_the_memory_that_it_states(tmp_path):
+    assert f"{PEAK_MIB:,} MiB" in (RECIPES / "imagenet_energy.yaml").read_text()
+    names = tuple(str(i) for i in range(1000))
+    random = RobustClassifier.from_description(Description("torchvision:resnet50", names, 224))
+    save(random, tmp_path / "resnet50.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 224, 224, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=pixels, arr_1=np.arange(6), class_names=np.array(names))
+    done = subprocess.run([sys.executable, "-c", TWO_STEPS, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    steps, peak_mib = json.loads(done.stdout.splitlines()[-1])
+    assert steps == 2
+    assert peak_mib < PEAK_MIB, peak_mib

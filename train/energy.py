@@ -31,7 +31,7 @@ from train.config import EnergyConfig, TrainConfig
 from train.parallel import ALONE, whole
 from train.state import Progress
 
-BATCH = 250
+BATCH = 250  # images that are judged at once, where a training step has as many
 SHOWN = 10  # classes
 LENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)  # of a climb that is judged, in lengths of training's
 
@@ -82,6 +82,11 @@ class Energy:
         """Of the next climb."""
         return self.config.energy.first_steps + self.progress.longer
 
+    @property
+    def batch(self) -> int:
+        """Images at once in an evaluation, which then wants no more memory than a step."""
+        return min(BATCH, self.config.batch_size)
+
     def pair(self, victim: nn.Module, x_u8: Tensor, y: Tensor, step: int, draws: torch.Generator, ranks: Ranks) -> Pair:
         """This rank's: its real images, lightly augmented, and one made of each one's class. y: class indices [n]."""
         fields, n = self.config.energy, len(y)
@@ -120,14 +125,14 @@ class Energy:
         median energy of the held-out ones.
         """
         n = min(self.config.energy.images, len(held_out))
-        parts = [held_out[at : min(at + BATCH, n)].x_u8 for at in range(0, n, BATCH)]
+        parts = [held_out[at : min(at + self.batch, n)].x_u8 for at in range(0, n, self.batch)]
         reference = reference_for(torch.cat([self.judge(x_u8) for x_u8 in parts]).cpu(), n)
         with torch.no_grad(), frozen_eval(model):
             of_real = torch.cat([energy(model(to_float(x_u8.to(model.device)))).cpu() for x_u8 in parts])
         counts = sorted({max(1, round(length * self.steps)) for length in LENGTHS})
         made: dict[int, list[Tensor]] = {count: [] for count in counts}
-        for at in range(0, n, BATCH):
-            for count, x in self.made(model, held_out[at : min(at + BATCH, n)].y, at, counts, between).items():
+        for at in range(0, n, self.batch):
+            for count, x in self.made(model, held_out[at : min(at + self.batch, n)].y, at, counts, between).items():
                 made[count].append(self.judge(to_u8(x)).cpu())
         ones = torch.ones(n, dtype=torch.int64).numpy()
         distances = {
@@ -171,7 +176,11 @@ class Energy:
         classes = min(SHOWN, len(model.class_names))
         y = torch.arange(classes).repeat(4)
         steps = max(1, self.steps)
-        x = to_u8(self.made(model, y, 0, [steps], lambda: None)[steps]).cpu()
+        parts = [
+            self.made(model, part, i * self.batch, [steps], lambda: None)[steps]
+            for i, part in enumerate(y.split(self.batch))
+        ]
+        x = to_u8(torch.cat(parts)).cpu()
         rows = [torch.cat(list(row), dim=2) for row in x.split(classes)]
         return torch.cat(rows, dim=1)
 
