@@ -5,7 +5,6 @@ bigroc refine --task NAME ... makes images in other ways (refine/synthesis).
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 from refine.config import RefineConfig
 from robust_models.checkpoints.checks import check_names
 from robust_models.runtime.command import Command, OneLineParser, Summary, run
-from robust_models.runtime.signals import Interrupted
 
 EXAMPLES = """\
   bigroc refine photo.jpg --out better.jpg --ckpt cifar10-l2-small --eps 2
@@ -52,18 +50,10 @@ def _split_task(argv: Sequence[str]) -> tuple[str, list[str]]:
     return task, rest
 
 
-def _refine(config: RefineConfig) -> Summary:
+def _refine(config: RefineConfig) -> Summary | None:
     from refine.pipeline import refine_set
-    from refine.work_folder import standing
 
-    try:
-        summary = refine_set(config)
-    except (KeyboardInterrupt, Interrupted):
-        print(f"\nstopped: {standing(config.out)}", file=sys.stderr)
-        raise
-    if summary is None:
-        sys.exit(0)  # a rank that has helped; the first one prints the summary
-    return summary
+    return refine_set(config)
 
 
 def _format_summary(summary: Summary) -> str:

@@ -1,12 +1,15 @@
 """The manifest: one JSON row per image, in the order of the set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from refine.refine_batch import Outcome
 from refine.work_folder import Row
 
 DIGITS = 6
-MEASURES = ("confidence", "loss", "on_target")  # of the target, before and after
+MEASURES = (  # of the target, but for the last
+    *("confidence_before", "confidence_after", "loss_before", "loss_after", "on_target_before", "on_target_after"),
+    "distance",
+)
 UNTOUCHED = "untouched"  # instead of a label's source: the image was left alone
 
 
@@ -39,21 +42,20 @@ def _plain(number: float) -> float:
 
 
 class Means:
-    """Means over a manifest, row by row, so that no column of it is held in memory."""
+    """Means of some columns of a manifest, row by row, so that none of it is held in memory."""
 
-    def __init__(self) -> None:
-        names = [f"{measure}_{when}" for measure in MEASURES for when in ("before", "after")]
-        self.sums = dict.fromkeys([*names, "distance"], 0.0)
-        self.n = self.untouched = 0
+    def __init__(self, names: Iterable[str]) -> None:
+        self.sums = dict.fromkeys(names, 0.0)
+        self.n = 0
 
-    def add(self, row: Row) -> None:
-        """Counts one row."""
-        for name in self.sums:
-            self.sums[name] += row[name]
-        self.n += 1
-        self.untouched += row["label_source"] == UNTOUCHED
+    def over(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows, each counted as it passes."""
+        for row in rows:
+            for name in self.sums:
+                self.sums[name] += row[name]
+            self.n += 1
+            yield row
 
     def summary(self) -> dict[str, float]:
-        """N, how many images were left alone, and the mean of every measure."""
-        means = {name: round(total / self.n, 4) for name, total in self.sums.items()}
-        return {"n": self.n, "untouched": self.untouched, **means}
+        """The mean of every column."""
+        return {name: round(total / self.n, 4) for name, total in self.sums.items()}

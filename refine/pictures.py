@@ -10,7 +10,7 @@ from refine.config import RefineConfig
 from refine.method import trajectory
 from refine.refine_batch import BatchRefiner
 from refine.selection import spread
-from refine.work_folder import Row, Shards, WorkFolder
+from refine.work_folder import Shards, WorkFolder
 from robust_models.grids import difference_row, fitted, save_rows, save_trajectory
 from robust_models.images import ImageGroups, to_float, to_u8
 
@@ -38,7 +38,7 @@ def _save_grid(
     after = _of_one_size([work.image(shards, i) for i in index])
     captions = [
         f"{row['class']}\n{row['confidence_before']:.0%} > {row['confidence_after']:.0%}"
-        for row in _rows_at(index, work, shards)
+        for row in work.rows_of(shards, index)
     ]
     rows = [("before", before), ("refined", after), difference_row(before, after)]
     save_rows(path, rows, captions, note=f"{norm} eps {eps:g}. {CONFIDENCE_NOTE}")
@@ -49,7 +49,7 @@ def _save_trajectory(
 ) -> None:
     """Images after each step; refined once more, as shards keep the last step only."""
     index = spread(shards.n, count).tolist()
-    rows = _rows_at(index, work, shards)
+    rows = work.rows_of(shards, index)
     y = torch.tensor([row["target"] for row in rows], device=refiner.device)
     ways = [
         trajectory(refiner.attack, refiner.model, to_float(images.read(i, i + 1)).to(refiner.device), y[[k]])
@@ -57,13 +57,6 @@ def _save_trajectory(
     ]
     frames = [_of_one_size([to_u8(x).cpu() for x in points]) for points in zip(*ways, strict=True)]
     save_trajectory(path, frames, [row["class"] for row in rows])
-
-
-def _rows_at(index: Sequence[int], work: WorkFolder, shards: Shards) -> list[Row]:
-    wanted = set(index)
-    touched = sorted({shards.holder(i) for i in index})
-    numbered = ((shards.part(k).start + j, row) for k in touched for j, row in enumerate(work.rows(k)))
-    return [row for i, row in numbered if i in wanted]
 
 
 def _of_one_size(parts: Sequence[Tensor]) -> Tensor:

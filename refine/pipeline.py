@@ -7,8 +7,7 @@ on the number of ranks (refine_batch.py).
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,21 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
 from refine.balance import parse_prior
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
 from refine.generators.samples import check_raw, open_samples, samples_name, settings_of, store, stored, write_raw
-from refine.manifest import Means, rows
+from refine.manifest import MEASURES, UNTOUCHED, Means, rows
 from refine.method import bigroc
 from refine.network import together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
 from refine.stopping import MEDIAN, measured_level, open_real, recorded_level
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
-from refine.work_folder import Row, Shards, WorkFolder, as_line
+from refine.work_folder import Row, Shards, WorkFolder, made_once, my_shards
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
@@ -40,10 +38,8 @@ from robust_models.images.image_set import SaveAs
 from robust_models.images.new_set import check_new_out
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import exclusive, whole_file
 
 EPS = "eps.json"  # in the work folder
-_AT_ONCE = 256  # images, while the shards are assembled
 
 
 def refine_set(config: RefineConfig) -> dict[str, Any] | None:
@@ -69,26 +65,20 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
             settings |= settings_of(images)
         if config.keep_raw is not None and ranks.is_first:
             check_raw(config.keep_raw, settings, overwrite=config.overwrite)
-        with exclusive(config.out) if ranks.is_first else nullcontext():
-            done = work.finished(settings, overwrite=config.overwrite) if ranks.is_first else None
-            if done := ranks.share(done):
-                return done | {"already_done": True} if ranks.is_first else None
-            return _refine_and_publish(config, ranks, work, images, classifiers, settings, precision)
+        begin = partial(_begin, config, ranks, work, images, classifiers)
+        make = partial(_refined, settings, classifiers, precision)
+        return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
 
 
-def _refine_and_publish(
-    config: RefineConfig,
-    ranks: Ranks,
-    work: WorkFolder,
-    images: ImageGroups,
-    classifiers: Sequence[RobustClassifier],
-    settings: dict[str, Any],
-    precision: PrecisionDecision,
-) -> dict[str, Any] | None:
+def _begin(
+    config: RefineConfig, ranks: Ranks, work: WorkFolder, images: ImageGroups, classifiers: Sequence[RobustClassifier]
+) -> "Begun":
+    """All that may still be refused, before anything is written."""
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
     if isinstance(config.stop_energy, str):
         config = replace(config, stop_energy=_stop_level(config, config.stop_energy, classifiers, ranks))
-    refiner = _batch_refiner(config, classifiers)
+    sizes, shards = [classifier.image_size for classifier in classifiers], Shards(images.counts, config.shard_size)
+    passes = Passes(ranks, work, images, shards, _batch_refiner(config, classifiers), sizes, config.ckpt)
     mode = config.targets or ("pseudo" if images.labels is None else "given")
     total = None if images.skipped else images.total
     targets = known_targets(mode, images, classifiers[0], total=total)
@@ -96,34 +86,35 @@ def _refine_and_publish(
     search = None
     if config.eps == "auto" and ranks.is_first:
         search = EpsSearch.open(config, images.one_set(), classifiers, device)
-    if ranks.is_first:
-        work.claim(settings, overwrite=config.overwrite)
-    if not ranks.share(work.is_assembled):
-        sizes = [classifier.image_size for classifier in classifiers]
-        passes = Passes(ranks, work, images, Shards(images.counts, config.shard_size), refiner, sizes, config.ckpt)
-        if config.generator is not None and _reads_again(config, mode):
-            passes = passes.keeping_samples()
-            search = search and replace(search, images=passes.images.one_set())
-            if config.keep_raw is not None and ranks.is_first:
-                write_raw(passes.images, config.keep_raw, settings, overwrite=config.overwrite)
-        if mode in WHOLE_SET:
-            targets = passes.whole_set_targets(mode, prior)
-        if config.eps == "auto":
-            eps = _chosen_eps(config, search, passes.refiner_of(0), targets, work, ranks)
-            passes = replace(passes, refiner=replace(refiner, attack=attack_of(config, eps)))
-        rate = passes.refine(targets, class_names, label_source(mode))
-        if ranks.is_first:
-            means = assemble(work, images, passes.shards, precision, config.save_as)
-            save_pictures(config, passes.refiner, passes.images, work, passes.shards)
-            summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
-            summary["assumptions"] = {
-                name: classifier.description.assumptions
-                for name, classifier in zip(config.ckpts, classifiers, strict=True)
-            }
-            if search is not None:
-                summary["eps_search"] = work.read_json(EPS)
-            work.finish(summary)
-    return work.publish() if ranks.is_first else None
+    return Begun(config, passes, mode, targets, prior, search)
+
+
+def _refined(
+    settings: dict[str, Any], classifiers: Sequence[RobustClassifier], precision: PrecisionDecision, begun: "Begun"
+) -> dict[str, Any] | None:
+    """Refines what is not refined yet; on the first rank then assembles all, and gives the summary."""
+    config, passes, mode, targets, search = begun.config, begun.passes, begun.mode, begun.targets, begun.search
+    images, work, ranks = passes.images, passes.work, passes.ranks
+    if config.generator is not None and _reads_again(config, mode):
+        passes = passes.keeping_samples()
+        search = search and replace(search, images=passes.images.one_set())
+        if config.keep_raw is not None and ranks.is_first:
+            write_raw(passes.images, config.keep_raw, settings, overwrite=config.overwrite)
+    if mode in WHOLE_SET:
+        targets = passes.whole_set_targets(mode, begun.prior)
+    if config.eps == "auto":
+        eps = _chosen_eps(config, search, passes.refiner_of(0), targets, work, ranks)
+        passes = replace(passes, refiner=replace(passes.refiner, attack=attack_of(config, eps)))
+    rate = passes.refine(targets, classifiers[0].class_names, label_source(mode))
+    if not ranks.is_first:
+        return None
+    means = assemble(work, images, passes.shards, precision, config.save_as)
+    save_pictures(config, passes.refiner, passes.images, work, passes.shards)
+    summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
+    summary["assumptions"] = {
+        name: classifier.description.assumptions for name, classifier in zip(config.ckpts, classifiers, strict=True)
+    }
+    return summary | ({} if search is None else {"eps_search": work.read_json(EPS)})
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ class Passes:
 
     def keeping_samples(self) -> "Passes":
         """The same, for a run that reads a generator's samples again: they are made here and lie in the work folder."""
-        for k, bar in self._mine("sample", lambda k: self.work.has(samples_name(k))):
+        for k, bar in my_shards(self.ranks, self.shards, "sample", lambda k: self.work.has(samples_name(k))):
             for count in store(self.images.one_set(), self.shards.part(k), self.work.path / samples_name(k)):
                 bar.update(count)
         self.ranks.barrier()
@@ -162,7 +153,7 @@ class Passes:
 
     def _predict(self) -> None:
         """Stores the logits of every shard."""
-        for k, bar in self._mine("predict", lambda k: self.work.has(logits_name(k))):
+        for k, bar in my_shards(self.ranks, self.shards, "predict", lambda k: self.work.has(logits_name(k))):
             logits: list[Tensor] = []
             refiner = self.refiner_of(k)
             for part in self._blocks(k, refiner.block):
@@ -174,7 +165,7 @@ class Passes:
     def refine(self, targets: Tensor | None, class_names: Sequence[str], label_source: str) -> dict[str, float]:
         """Refines and stores every shard, towards targets [N] or (None) the model's guesses; gives the rate."""
         started, done, all_names = time.perf_counter(), 0, self.images.names
-        for k, bar in self._mine("refine", self.work.has_shard):
+        for k, bar in my_shards(self.ranks, self.shards, "refine", self.work.has_shard):
             refiner, first = self.refiner_of(k), self.shards.part(k).start
             images, _ = self.images.at(first)
             seen = self.work.read_array(logits_name(k)) if self.work.has(logits_name(k)) else None
@@ -196,16 +187,6 @@ class Passes:
         wall_s = time.perf_counter() - started
         return {"wall_s": round(wall_s, 2), "images_per_s": round(done / wall_s, 1)}
 
-    def _mine(self, what: str, is_done: Callable[[int], bool]) -> Iterator[tuple[int, "tqdm[Any]"]]:
-        """This rank's shards among those not done, with a bar over its images; the first rank's bar is shown."""
-        done = self.ranks.share([is_done(k) for k in range(len(self.shards))])
-        mine = [k for k in range(len(self.shards)) if not done[k]][self.ranks.rank :: self.ranks.world]
-        total = sum(self.shards.count(k) for k in mine)
-        label = what if self.ranks.world == 1 else f"{what} (rank 0 of {self.ranks.world})"
-        with tqdm(total=total, unit="img", desc=label, disable=not self.ranks.is_first or not mine) as bar:
-            for k in mine:
-                yield k, bar
-
     def _blocks(self, k: int, block: int) -> Iterator[slice]:
         part = self.shards.part(k)
         for start in range(part.start, part.stop, block):
@@ -218,6 +199,18 @@ class Passes:
         return {"size": list(size), "seen_at": [[side, side] for side in self.seen_at]}
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A refinement that nothing can be said against any more."""
+
+    config: RefineConfig  # its stop_energy is a number, or None
+    passes: Passes
+    mode: str  # of the targets
+    targets: Tensor | None  # [N], where they are known
+    prior: Tensor | None
+    search: EpsSearch | None  # on the first rank
+
+
 def assemble(
     work: WorkFolder, images: ImageGroups, shards: Shards, precision: PrecisionDecision, save_as: SaveAs
 ) -> dict[str, Any]:
@@ -228,18 +221,18 @@ def assemble(
     work.drop_assembled()
     out, names = work.assembled, images.class_names
     with write_image_groups(out, like=images, labels=images.labels, class_names=names, save_as=save_as) as adds:
-        for k in range(len(shards)):
-            add, pixels = adds[images.set_of(shards.part(k).start)], work.pixels(k)
-            for start in range(0, len(pixels), _AT_ONCE):
-                add(torch.from_numpy(pixels[start : start + _AT_ONCE].copy()))
-    means, lossy = Means(), 0
-    with whole_file(work.manifest) as partial, partial.open("w", encoding="utf-8") as manifest:
-        for place, row in enumerate(_rows_in_order(work, images, shards)):
-            means.add(row)
-            loss = {"lossy": True} if images.is_lossy(out, place) else {}
-            lossy += bool(loss)
-            manifest.write(as_line(row | {"precision": precision.precision} | loss))
-    return means.summary() | {"lossy": lossy}
+        work.copy_pixels(shards, lambda k: adds[images.set_of(shards.part(k).start)])
+    means, counts = Means(MEASURES), {"untouched": 0, "lossy": 0}
+
+    def completed() -> Iterator[Row]:
+        for i, row in enumerate(means.over(_rows_in_order(work, images, shards))):
+            loss = {"lossy": True} if images.is_lossy(out, i) else {}
+            counts["untouched"] += row["label_source"] == UNTOUCHED
+            counts["lossy"] += bool(loss)
+            yield row | {"precision": precision.precision} | loss
+
+    work.write_manifest(completed())
+    return {"n": means.n, **means.summary(), **counts}
 
 
 def _rows_in_order(work: WorkFolder, images: ImageGroups, shards: Shards) -> Iterator[Row]:

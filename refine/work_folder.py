@@ -5,36 +5,42 @@
              targets.npy           [N], where they took the whole set to know
              logits-00012.npy      of a shard, where the targets need them first
              shard-00012.jsonl     the shard's manifest rows
-             shard-00012.npy       its refined images; written last, so that where it stands the shard is finished
+             shard-00012.npy       its images as they are to be; written last: where it stands the shard is finished
              manifest.jsonl        assembled from the shards, and
              assembled/OUT         so is the set
              record.json           what OUT.run.json is to say; what remains is to move the three to their places
 
-Every file is written whole: it is there, complete, or not there. run.json comes first and goes last.
+Every file is written whole: it is there, complete, or not there. run.json comes first and goes last. The ranks of a
+torchrun job take shards in turn; the first one claims the folder, assembles and moves.
 """
 
 import json
 import os
 import shutil
+import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from robust_models.errors import UserError
 from robust_models.images.record import RECORD_SUFFIX, finished_run, record_of
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.distributed import Ranks
+from robust_models.runtime.files import exclusive, whole_file
 
 Row = dict[str, Any]
 Add = Callable[[Tensor, list[Row]], None]
+Begun = TypeVar("Begun")
 STATE = "run.json"
 _PARTIAL = ".*.partial"  # what a killed run was writing (runtime/files.py)
+_AT_ONCE = 256  # images, while the shards are assembled
 
 
 class Shards:
@@ -96,18 +102,25 @@ class WorkFolder:
 
     @property
     def is_assembled(self) -> bool:
-        """Whether all is refined and put together, so that only moving it to its place remains."""
+        """Whether all is made and put together, so that only moving it to its place remains."""
         return self.has(STATE) and "summary" in self._read_state()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is finished of what the settings describe."""
+        return all(path.name == STATE for path in self.path.iterdir())
 
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Makes the folder, or takes up that of an earlier run with equal settings.
 
-        UserError naming the first setting that differs; with overwrite, the other run's work is dropped instead.
+        UserError naming the first setting that differs; with overwrite, or where nothing is finished, the other run's
+        folder is dropped instead.
         """
         if self.has(STATE):
+            self._clean(_PARTIAL)
             old = self._read_state()["settings"]
             changed = [name for name in {**settings, **old} if old.get(name) != settings.get(name)]
-            if changed and not overwrite:
+            if changed and not overwrite and not self.is_empty:
                 name = changed[0]
                 raise UserError(
                     f"out: {self.path} holds an unfinished run with another {name} ({old.get(name)} there, "
@@ -115,7 +128,6 @@ class WorkFolder:
                     "or pass --overwrite to drop it"
                 )
             if not changed:
-                self._clean(_PARTIAL)
                 return
             self.remove()
         elif self.path.exists():
@@ -123,6 +135,13 @@ class WorkFolder:
             if any(self.path.iterdir()):
                 raise UserError(f"out: {self.path} is no run's work folder; remove it or choose another --out")
         self.write_json(STATE, {"settings": settings})
+
+    def agreed(self, name: str, value: Any) -> Any:
+        """What run.json has under this name; `value`, which it then has, where there is nothing yet."""
+        state = self._read_state()
+        if name not in state:
+            self.write_json(STATE, state | {name: value})
+        return state.get(name, value)
 
     def has_shard(self, k: int) -> bool:
         """Whether shard k is finished."""
@@ -150,18 +169,33 @@ class WorkFolder:
             assert written == shape[0], f"{written} of {shape[0]} images written"
 
     def pixels(self, k: int) -> np.ndarray:
-        """The refined images [n,3,H,W] of shard k, mapped from the disk."""
+        """The finished images [n,3,H,W] of shard k, mapped from the disk."""
         return np.load(self._shard(k, "npy"), mmap_mode="r")
 
     def image(self, shards: Shards, i: int) -> Tensor:
-        """Image i of the set, refined, [1,3,H,W]."""
+        """Image i of the set, finished, [1,3,H,W]."""
         k = shards.holder(i)
         return torch.from_numpy(self.pixels(k)[[i - shards.part(k).start]])
+
+    def copy_pixels(self, shards: Shards, add_of: Callable[[int], Callable[[Tensor], None]]) -> None:
+        """Gives the finished images of every shard k, in their order and a few at a time, to add_of(k)."""
+        for k in range(len(shards)):
+            add, pixels = add_of(k), self.pixels(k)
+            for start in range(0, len(pixels), _AT_ONCE):
+                add(torch.from_numpy(pixels[start : start + _AT_ONCE].copy()))
 
     def rows(self, k: int) -> Iterator[Row]:
         """The manifest of shard k."""
         with self._shard(k, "jsonl").open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
+
+    def rows_of(self, shards: Shards, index: Sequence[int]) -> list[Row]:
+        """The manifest rows of these images of the set; index ascends."""
+        wanted, found = set(index), []
+        for k in sorted({*map(shards.holder, index)}):
+            numbered = enumerate(self.rows(k), start=shards.part(k).start)
+            found += [row for i, row in numbered if i in wanted]
+        return found
 
     def row_starts(self, k: int) -> list[int]:
         """Where each row of shard k's manifest begins, bytes."""
@@ -173,6 +207,11 @@ class WorkFolder:
         with self._shard(k, "jsonl").open("rb") as lines:
             lines.seek(start)
             return json.loads(lines.readline())
+
+    def write_manifest(self, rows: Iterable[Row]) -> None:
+        """Writes the manifest of the whole set, whole."""
+        with whole_file(self.manifest) as partial, partial.open("w", encoding="utf-8") as lines:
+            lines.writelines(map(as_line, rows))
 
     def has(self, name: str) -> bool:
         """Whether the file of this name is there, and so complete."""
@@ -244,11 +283,74 @@ class WorkFolder:
         return self.path / f"shard-{k:05d}.{kind}"
 
 
+def made_once(
+    ranks: Ranks,
+    work: WorkFolder,
+    settings: dict[str, Any],
+    *,
+    overwrite: bool,
+    begin: Callable[[], Begun],
+    make: Callable[[Begun], dict[str, Any] | None],
+) -> dict[str, Any] | None:
+    """What make(begin()) puts into the work folder, moved to its place; an equal run's that stands there is kept.
+
+    begin: UserError for what does not fit, before anything is written. make gives the summary on the first rank, None
+    on the others, which only help; so does this. What a run that fails or is stopped has finished is gone on with.
+    """
+    with exclusive(work.out) if ranks.is_first else nullcontext():
+        if done := ranks.share(work.finished(settings, overwrite=overwrite) if ranks.is_first else None):
+            return done | {"already_done": True} if ranks.is_first else None
+        begun = begin()
+        if ranks.is_first:
+            work.claim(settings, overwrite=overwrite)
+        if not ranks.share(ranks.is_first and work.is_assembled):
+            with _keeping_what_is_finished(work, ranks):
+                summary = make(begun)
+                if summary is not None:
+                    work.finish(summary)
+        return work.publish() if ranks.is_first else None
+
+
+@contextmanager
+def _keeping_what_is_finished(work: WorkFolder, ranks: Ranks) -> Iterator[None]:
+    """Where the block fails or is stopped, says what stands; a folder in which nothing is finished goes."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # the latter: SIGTERM, or another rank has ended
+        if ranks.world == 1 and work.is_empty:  # others may be writing
+            work.remove()
+        if ranks.is_first and not isinstance(error, Exception):
+            print(f"\nstopped: {standing(work.out)}", file=sys.stderr)
+        raise
+
+
+def my_shards(
+    ranks: Ranks,
+    shards: Shards,
+    what: str,
+    is_done: Callable[[int], bool],
+    *,
+    amount: Callable[[int], int] | None = None,
+    unit: str = "img",
+) -> Iterator[tuple[int, "tqdm[Any]"]]:
+    """This rank's shards among those not done, with a bar over amount(k) of each (None: its images).
+
+    The first rank's bar is shown. All ranks come here together.
+    """
+    done = ranks.share([is_done(k) for k in range(len(shards))] if ranks.is_first else [])
+    mine = [k for k in range(len(shards)) if not done[k]][ranks.rank :: ranks.world]
+    label = what if ranks.world == 1 else f"{what} (rank 0 of {ranks.world})"
+    total = sum(map(amount or shards.count, mine))
+    with tqdm(total=total, unit=unit, desc=label, disable=not ranks.is_first or not mine) as bar:
+        for k in mine:
+            yield k, bar
+
+
 def standing(out: Path) -> str:
     """What there is of an unfinished run to `out`, and how it goes on, in words."""
     work = WorkFolder(out)
     if work.is_assembled:
-        return f"all is refined and lies in {work.path}; the same command moves it to {out}"
+        return f"all is done and lies in {work.path}; the same command moves it to {out}"
     shards = len(list(work.path.glob("shard-*.npy")))
     if not shards:
         return f"nothing of {out} was finished; the same command begins anew"

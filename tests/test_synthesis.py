@@ -366,12 +366,6 @@ def test_an_output_in_the_input_is_told(config):
         synthesize_set(BRIGHTEN, replace(config, out=config.input, overwrite=True))
 
 
-def test_several_ranks_are_refused(config, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="task: brighten runs in one process; call it without torchrun"):
-        synthesize_set(BRIGHTEN, config)
-
-
 @pytest.mark.slow
 def test_a_step_on_a_resnet50_at_224_pixels(tmp_path):
     classes = tuple(str(i) for i in range(1000))

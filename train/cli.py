@@ -1,6 +1,5 @@
 """bigroc train --config NAME.yaml [--out DIR] [--field value ...]"""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,13 +30,10 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"init_reading.{error}") from error
 
 
-def _train(config: TrainConfig) -> Summary:
+def _train(config: TrainConfig) -> Summary | None:
     from train.loop import train
 
-    summary = train(config)
-    if summary is None:
-        sys.exit(0)  # a rank that has helped; the first one reports
-    return summary
+    return train(config)
 
 
 def _format_summary(summary: Summary) -> str:

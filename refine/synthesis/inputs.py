@@ -1,6 +1,5 @@
 """Image sets as tasks begin with them: opened, read by rows, and each image's class."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -14,21 +13,22 @@ from refine.network import Network
 from refine.refine_batch import block_size, filled
 from refine.targets import known_targets
 from robust_models.images import ImageSet, check_apart, open_images, to_float
+from robust_models.runtime.distributed import print_once
 
 
 def open_set(config: InputFlags, out: Path) -> ImageSet:
     """The set at config.input; what was skipped is listed on stderr. UserError where `out` would lie in it."""
     check_apart(out, config.input)
     images = open_images(config.input, on_error=config.on_error, limit=config.limit)
-    for problem in images.skipped:
-        print(f"skipped: {problem}", file=sys.stderr)
+    print_once(f"skipped: {problem}" for problem in images.skipped)
     return images
 
 
 def read(images: ImageSet, rows: Tensor) -> Tensor:
-    """The images at these rows, [n,3,H,W] float in [0,1] on the CPU; everything between the first and last is read."""
-    first, last = int(rows.min()), int(rows.max())
-    return to_float(images.read(first, last + 1))[rows - first]
+    """The images at these rows, in any order, [n,3,H,W] float in [0,1] on the CPU; no others are read."""
+    wanted, place = rows.unique(return_inverse=True)
+    runs = wanted.tensor_split((wanted.diff() != 1).nonzero().flatten() + 1)
+    return to_float(torch.cat([images.read(int(run[0]), int(run[-1]) + 1) for run in runs]))[place]
 
 
 class Targeted(Protocol):

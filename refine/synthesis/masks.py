@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from refine.synthesis.inputs import read
 from robust_models.errors import UserError
 from robust_models.images import IMAGE_SUFFIXES, ImageSet, open_images, to_float
 from robust_models.images.codec import decode
@@ -51,11 +52,7 @@ def read_masks(path: Path, images: ImageSet) -> Masks:
         for i, mask in enumerate(_white(pixels), start=part.start):
             _check_known(mask, f"mask: {path}, mask {i}")
 
-    def at(rows: Tensor) -> Tensor:
-        first, last = int(rows.min()), int(rows.max())
-        return _white(masks.read(first, last + 1))[rows - first]
-
-    return at
+    return lambda rows: _white(read(masks, rows))
 
 
 def one_for_all(mask: Tensor, source: str) -> Masks:

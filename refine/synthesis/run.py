@@ -1,115 +1,89 @@
 """A task on a whole set: makes, writes and lists its images, a block at a time.
 
-Blocks have one size (refine/refine_batch.py), so that an image does not depend on the batch size; memory does not grow
-with the number of images. One process; a run that was killed begins anew, as nothing stands before all is done, but
-one killed while it moves the finished set to its place (refine/work_folder.py) goes on with that.
+A block is a shard of the work folder (refine/work_folder.py): the ranks of a torchrun job take them in turn, and a run
+that was killed goes on with those that are not finished. Blocks have one size (refine/refine_batch.py), so that images
+depend neither on the batch size nor on the number of ranks; memory does not grow with their number.
 """
 
-import os
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from refine.flags import InputFlags, check_pictures_out
+from refine.manifest import Means
 from refine.network import Network
 from refine.refine_batch import block_size, check_finite, filled, naming
 from refine.synthesis.config import Ball, SynthesisConfig, deciding_of_task
 from refine.synthesis.loop import iterates, stored
 from refine.synthesis.measures import MEANS, manifest_rows, measure
 from refine.synthesis.task import Source, Task
-from refine.synthesis.task_pictures import Grid, save_trajectory
-from refine.work_folder import Row, WorkFolder, as_line
+from refine.synthesis.task_pictures import save_grid, save_trajectory
+from refine.work_folder import Row, Shards, WorkFolder, made_once, my_shards
 from robust_models.attacks import frozen_eval
 from robust_models.checkpoints.checks import check_names
-from robust_models.errors import UserError
 from robust_models.folding import folded
 from robust_models.images import check_apart
 from robust_models.images.new_set import NewSet, check_new_out, write_new_set
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, pick_device, place
-from robust_models.runtime.files import exclusive, whole_file
+from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
+from robust_models.runtime.distributed import Ranks, join
 
-Begun = TypeVar("Begun")
-
-
-class Block(NamedTuple):
-    """What became of some consecutive images."""
-
-    rows: Tensor  # their numbers, [n]
-    x_u8: Tensor  # [n,3,H,W] on the CPU
-    manifest: list[Row]
+Block = tuple[Tensor, list[Row]]  # some images, uint8 [n,3,H,W] on the CPU, and their rows of the manifest
+MakeBlock = Callable[[Tensor, "tqdm[Any]"], Block]
 
 
-def synthesize_set(task: Task, config: SynthesisConfig) -> Summary:
-    """Makes config.out and OUT.manifest.jsonl, a row per image; gives the summary: N, means over the manifest, rate."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"task: {task.name} runs in one process; call it without torchrun")
-    check_new_out(config.out, overwrite=True)
-    check_pictures_out(config)
-    classifier, device = folded(config.load(config.ckpt)), pick_device(config.device)
-    precision = decide_precision(config.precision, device, attack_loop([classifier]))
-    network = Network(place(classifier, device, precision.precision))
-    settings = deciding_of_task(task.name, config, device, precision.precision)
-    work = WorkFolder(config.out)
-    if isinstance(config, InputFlags):
-        check_apart(config.out, config.input)
-    make = partial(_made, task, config, network, precision)
-    return made_once(work, settings, overwrite=config.overwrite, begin=partial(task.open, config, network), make=make)
+def synthesize_set(task: Task, config: SynthesisConfig) -> Summary | None:
+    """Makes config.out and OUT.manifest.jsonl, a row per image; gives the summary: N, means over the manifest, rate.
 
-
-def made_once(
-    work: WorkFolder,
-    settings: dict[str, Any],
-    *,
-    overwrite: bool,
-    begin: Callable[[], Begun],
-    make: Callable[[Begun, WorkFolder], Summary],
-) -> Summary:
-    """What make(begin(), work) puts into the work folder, moved to its place; an equal run's that stands there is kept.
-
-    begin: UserError for what does not fit, before anything is written.
+    None on the ranks of a torchrun job that only helped the first one.
     """
-    with exclusive(work.out):
-        if done := work.finished(settings, overwrite=overwrite):
-            return done | {"already_done": True}
-        begun = begin()
-        work.claim(settings, overwrite=overwrite)
-        if not work.is_assembled:
-            try:
-                work.finish(make(begun, work))
-            except BaseException:
-                work.remove()  # nothing in it could be gone on with
-                raise
-        return work.publish()
+    with join() as ranks:
+        check_new_out(config.out, overwrite=True)
+        check_pictures_out(config)
+        classifier, device = folded(config.load(config.ckpt)), ranks.device(config.device)
+        precision = decide_precision(config.precision, device, attack_loop([classifier]))
+        network = Network(place(classifier, device, precision.precision))
+        settings = deciding_of_task(task.name, config, device, precision.precision)
+        if isinstance(config, InputFlags):
+            check_apart(config.out, config.input)
+        work = WorkFolder(config.out)
+        begin = partial(_begin, task, config, network)
+        make = partial(_make, task, config, network, precision, ranks, work)
+        return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
 
 
-def _made(
+def _begin(task: Task, config: SynthesisConfig, network: Network) -> tuple[Source, Ball]:
+    """All that may still be refused, before anything is written."""
+    source = task.open(config, network)
+    return source, config.ball(source.ball or task.defaults(max(source.size)))
+
+
+def _make(
     task: Task,
     config: SynthesisConfig,
     network: Network,
     precision: PrecisionDecision,
-    source: Source,
+    ranks: Ranks,
     work: WorkFolder,
-) -> Summary:
-    """Makes set, manifest and pictures, the former two in the work folder; gives the summary."""
-    n, ball = len(source.names), config.ball(source.ball or task.defaults(max(source.size)))
+    begun: tuple[Source, Ball],
+) -> Summary | None:
+    """Makes what is not finished yet; on the first rank then set, manifest and pictures, and gives the summary."""
+    source, ball = begun
+    n = len(source.names)
     block = min(block_size(network.device, max(network.image_size, *source.size), config.batch_size), n)
-    grid = Grid(n, config.grid_images)
     new = NewSet(source.targets.numpy(), network.class_names, source.names, source.size)
-    started = time.perf_counter()
-    with closing(synthesize_blocks(network, source, ball, block, label=task.name, ckpt=config.ckpt)) as blocks:
-        means = _write(work.assembled, work.manifest, blocks, new, grid)
-    wall_s = time.perf_counter() - started
+    make = partial(synthesize_block, network, source, ball, ckpt=config.ckpt)
+    with frozen_eval(network):
+        made = make_set(ranks, work, new, block, make, MEANS, label=task.name, steps=ball.steps)
+    if made is None:
+        return None
     if config.grid is not None:
-        grid.save(config.grid, source, ball)
+        save_grid(config.grid, config.grid_images, source, ball, work, made.shards)
     if config.trajectory is not None:
         save_trajectory(config.trajectory, network, source, ball, block, config.trajectory_images)
     return {
@@ -127,50 +101,77 @@ def _made(
         "steps": ball.steps,
         "seed": config.seed,
         **precision.summary(),
-        **means,
-        "wall_s": round(wall_s, 2),
-        "images_per_s": round(n / wall_s, 2),
+        **made.means.summary(),
+        **made.rate,
     }
 
 
-def synthesize_blocks(
-    network: Network, source: Source, ball: Ball, block: int, *, label: str, ckpt: str = "the classifier"
-) -> Generator[Block]:
-    """All images of the source, `block` at a time; progress on stderr under `label`."""
-    numbers = torch.arange(len(source.names))
-    parts = numbers.split(block)
-    with frozen_eval(network), tqdm(total=len(parts) * ball.steps, unit="step", desc=label) as bar:
-        for rows in parts:
-            bar.set_postfix_str(f"images {int(rows[0])}-{int(rows[-1])} of {len(numbers)}")
-            work = source.work(filled(rows, block))
-            x = work.start
-            for step, x in enumerate(iterates(network, work, ball)):  # noqa: B007  (only the last one is wanted)
-                bar.update(step > 0)
-            x_u8 = stored(x, work)
-            names = [source.names[int(i)] for i in rows]
-            with naming(names, ckpt):
-                check_finite(x, "gradients")
-                measured = measure(network, work, x_u8, ball.norm)
-                check_finite(torch.stack([measured[name].float() for name in MEANS], dim=1), "outputs")
-            manifest = manifest_rows(measured, names, network.class_names, network.model.precision)
-            yield Block(rows, x_u8[: len(rows)].cpu(), manifest)
+def synthesize_block(
+    network: Network, source: Source, ball: Ball, rows: Tensor, bar: "tqdm[Any]", *, ckpt: str = "the classifier"
+) -> Block:
+    """The images of these rows [n]. The network is the caller's to freeze (frozen_eval)."""
+    work = source.work(rows)
+    x = work.start
+    for step, x in enumerate(iterates(network, work, ball)):  # noqa: B007  (only the last one is wanted)
+        bar.update(step > 0)
+    x_u8 = stored(x, work)
+    names = [source.names[int(i)] for i in rows]
+    with naming(names, ckpt):
+        check_finite(x, "gradients")
+        measured = measure(network, work, x_u8, ball.norm)
+        check_finite(torch.stack([measured[name].float() for name in MEANS], dim=1), "outputs")
+    return x_u8.cpu(), manifest_rows(measured, names, network.class_names, network.model.precision)
 
 
-def _write(out: Path, manifest: Path, blocks: Iterator[Block], new: NewSet, grid: Grid) -> dict[str, float]:
-    """Writes set and manifest while the blocks come in; gives the means."""
-    sums: Counter[str] = Counter()
-    with (
-        whole_file(manifest) as unfinished,
-        unfinished.open("w", encoding="utf-8") as lines,
-        write_new_set(out, new) as add,
+class MadeSet(NamedTuple):
+    """A set that stands assembled in the work folder."""
+
+    shards: Shards
+    means: Means
+    rate: dict[str, float]  # of what was made just now
+
+
+def make_set(
+    ranks: Ranks,
+    work: WorkFolder,
+    new: NewSet,
+    block: int,
+    make: MakeBlock,
+    columns: Iterable[str],
+    *,
+    label: str,
+    steps: int = 1,
+) -> MadeSet | None:
+    """Makes the shards that are not finished and then, on the first rank (None on the others), set and manifest.
+
+    make(rows, bar) gives the images of `block` consecutive rows, the last of which may come again to fill it, and moves
+    the bar by `steps`. columns: those of the manifest whose means are wanted. A run that is gone on with keeps its
+    shards, though the block may be another one now.
+    """
+    n = len(new.labels)
+    size = ranks.share(work.agreed("shard_size", block) if ranks.is_first else block)
+    shards, block = Shards(n, size), min(block, size)
+    started, done = time.perf_counter(), 0
+    for k, bar in my_shards(
+        ranks, shards, label, work.has_shard, amount=lambda k: steps * -(-shards.count(k) // block), unit="step"
     ):
-        for block in blocks:
-            add(block.x_u8)
-            lines.writelines(map(as_line, block.manifest))
-            grid.take(*block)
-            for row in block.manifest:
-                sums.update({name: row[name] for name in MEANS})
-    return {name: round(sums[name] / len(new.labels), 4) for name in MEANS}
+        part = shards.part(k)
+        bar.set_postfix_str(f"images {part.start}-{part.stop - 1} of {n}")
+        with work.writing_shard(k, (shards.count(k), 3, *new.size), "uint8") as add:
+            for rows in torch.arange(part.start, part.stop).split(block):
+                x_u8, lines = make(filled(rows, block), bar)
+                add(x_u8[: len(rows)], lines[: len(rows)])
+        done += shards.count(k)
+    done = ranks.total(done)
+    wall_s = time.perf_counter() - started
+    if not ranks.is_first:
+        return None
+    work.drop_assembled()
+    with write_new_set(work.assembled, new) as add:
+        work.copy_pixels(shards, lambda _: add)
+    means = Means(columns)
+    work.write_manifest(means.over(row for k in range(len(shards)) for row in work.rows(k)))
+    return MadeSet(shards, means, {"wall_s": round(wall_s, 2), "images_per_s": round(done / wall_s, 2)})
 
 
 def command_of(task: Task) -> Command:

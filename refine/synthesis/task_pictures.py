@@ -1,6 +1,5 @@
 """Pictures of a task's images: some as they began and ended, and a few after each of a dozen steps."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from refine.selection import spread
 from refine.synthesis.config import Ball
 from refine.synthesis.loop import iterates
 from refine.synthesis.task import Source
-from refine.work_folder import Row
+from refine.work_folder import Shards, WorkFolder
 from robust_models.attacks import frozen_eval
 from robust_models.grids import save_rows
 from robust_models.grids import save_trajectory as save_frames
@@ -21,29 +20,17 @@ from robust_models.images import to_u8
 _FRAMES = 12  # a run may have hundreds of steps
 
 
-class Grid:
-    """Collects, while the blocks pass by, the images that a picture of `count` of n shows."""
-
-    def __init__(self, n: int, count: int) -> None:
-        self.rows = spread(n, count)
-        self.after: list[Tensor] = []
-        self.manifest: list[Row] = []
-
-    def take(self, rows: Tensor, x_u8: Tensor, manifest: Sequence[Row]) -> None:
-        """Keeps the wanted ones of the images x_u8 [n,3,H,W] of these consecutive rows, with their manifest rows."""
-        for i in (self.rows[(self.rows >= rows[0]) & (self.rows <= rows[-1])] - rows[0]).tolist():
-            self.after.append(x_u8[i])
-            self.manifest.append(manifest[i])
-
-    def save(self, path: Path, source: Source, ball: Ball) -> None:
-        """What each image was made of above what it became, at the size of the latter."""
-        after = torch.stack(self.after)
-        before = torch.cat([source.before(row) for row in self.rows.split(1)])
-        if before.shape != after.shape:
-            before = F.interpolate(before, after.shape[-2:], mode="nearest-exact")
-        rows = [(source.shown.before, before), (source.shown.after, after)]
-        note = f"{ball.norm} eps {ball.eps:g}, {ball.steps} steps. {source.shown.note}"
-        save_rows(path, rows, [source.shown.caption(row) for row in self.manifest], note=note)
+def save_grid(path: Path, count: int, source: Source, ball: Ball, work: WorkFolder, shards: Shards) -> None:
+    """Some finished images, and above each what it was made of, at the size of the former."""
+    index = spread(shards.n, count)
+    after = torch.cat([work.image(shards, i) for i in index.tolist()])
+    before = torch.cat([source.before(row) for row in index.split(1)])
+    if before.shape != after.shape:
+        before = F.interpolate(before, after.shape[-2:], mode="nearest-exact")
+    rows = [(source.shown.before, before), (source.shown.after, after)]
+    note = f"{ball.norm} eps {ball.eps:g}, {ball.steps} steps. {source.shown.note}"
+    captions = [source.shown.caption(row) for row in work.rows_of(shards, index.tolist())]
+    save_rows(path, rows, captions, note=note)
 
 
 def save_trajectory(path: Path, network: Network, source: Source, ball: Ball, block: int, count: int) -> None:

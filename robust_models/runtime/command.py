@@ -165,7 +165,7 @@ class Command:
     name: str  # as it is typed
     about: str
     schema: type
-    work: Callable[[Any], Summary]
+    work: Callable[[Any], Summary | None]  # None: a rank of torchrun's that has helped; the first one has the summary
     format_summary: Callable[[Summary], str]
     examples: str = ""
     defaults: Callable[[str], dict[str, Any]] = lambda recipe: {}  # fields that a recipe's name sets
@@ -189,7 +189,8 @@ class Command:
             if os.environ.get("WORLD_SIZE", "1") == "1":
                 print(f"go on with: {self.name} {shlex.join(argv)}", file=sys.stderr)
             raise
-        print(json.dumps(summary) if as_json else self.format_summary(summary), flush=True)
+        if summary is not None:
+            print(json.dumps(summary) if as_json else self.format_summary(summary), flush=True)
         return 0
 
     def parser(self) -> OneLineParser:

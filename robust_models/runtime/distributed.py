@@ -29,6 +29,13 @@ class PeerFailed(SystemExit):
         super().__init__(2)
 
 
+class PeerLost(SystemExit):
+    """Another rank has ended, killed or by an error of its own: this one says so in a line and leaves with status 1."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(f"error: another rank of this job has ended, and with it this one ({_first_line(reason)})")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """One of `world` processes that share the work; alone (world 1), nothing here costs or waits."""
@@ -64,13 +71,18 @@ class Ranks:
         self.barrier()
         box = [value]
         if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
+            with _peers_needed():
+                dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def total(self, number: int) -> int:
         """The sum of every rank's number, on every rank."""
+        return int(self.sum(torch.tensor(number)))
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum of every rank's numbers (of one shape, on the CPU), on every rank; `numbers` become it."""
         self.barrier()
-        return int(self._sum(torch.tensor(number)))
+        return self._sum(numbers)
 
     def failing(self, here: bool) -> list[int]:
         """The ranks that have failed, this one among them if `here`.
@@ -83,8 +95,28 @@ class Ranks:
 
     def _sum(self, numbers: Tensor) -> Tensor:
         if self.world > 1:
-            dist.all_reduce(numbers)  # on the CPU: a waiting rank leaves its accelerator alone
+            with _peers_needed():
+                dist.all_reduce(numbers)  # on the CPU: a waiting rank leaves its accelerator alone
         return numbers
+
+
+@contextmanager
+def _peers_needed() -> Iterator[None]:
+    """PeerLost where a peer's connection closes while the block waits for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(error) from error
+
+
+def _first_line(error: object) -> str:
+    return str(error).partition("\n")[0]
+
+
+def check_alone(what: str) -> None:
+    """UserError where torchrun has started several processes: `what` (of a flag, or a command) runs in one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{what} runs in one process; call it without torchrun")
 
 
 @contextmanager

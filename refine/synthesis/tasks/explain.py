@@ -4,7 +4,7 @@ That change is the gradient of the pixels. Of a robust classifier it looks like 
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -13,23 +13,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from refine.flags import ClassifierFlags, InputFlags, MachineFlags
-from refine.manifest import DIGITS
+from refine.manifest import DIGITS, Means
 from refine.network import Network
-from refine.refine_batch import block_size, filled
+from refine.refine_batch import block_size
 from refine.synthesis.config import deciding_of_task
 from refine.synthesis.inputs import find_targets, open_set, read
-from refine.synthesis.run import made_once
+from refine.synthesis.run import Block, make_set
 from refine.targets import check_targets
-from refine.work_folder import WorkFolder, as_line
+from refine.work_folder import WorkFolder, made_once
 from robust_models.attacks import frozen_eval, input_gradient
 from robust_models.checkpoints.checks import check_names
 from robust_models.folding import folded
 from robust_models.images import ImageSet, check_apart, to_u8
-from robust_models.images.new_set import NewSet, check_new_out, write_new_set
+from robust_models.images.new_set import NewSet, check_new_out
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT
-from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, pick_device, place
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, place
+from robust_models.runtime.distributed import Ranks, join
 
 STRONGEST = 0.995  # of the gradient's numbers are no larger than what is drawn as black or white
 
@@ -82,49 +82,57 @@ def explain(network: Network, x: Tensor, y: Tensor) -> Explained:
     return Explained(probs.cpu(), to_u8(drawn(raising)).cpu())
 
 
-def explain_set(config: ExplainConfig) -> Summary:
-    """Writes the gradients and OUT.manifest.jsonl, a row per image with its probabilities; gives the summary."""
-    check_new_out(config.out, overwrite=True)
-    device = pick_device(config.device)
-    precision = decide_precision(config.precision, device, "measurement")
-    network = Network(place(folded(config.load(config.ckpt)), device, precision.precision))
-    check_apart(config.out, config.input)
-    settings = deciding_of_task("explain", config, device, precision.precision)
+def explain_set(config: ExplainConfig) -> Summary | None:
+    """Writes the gradients and OUT.manifest.jsonl, a row per image with its probabilities; gives the summary.
 
-    def make(begun: tuple[ImageSet, Tensor], work: WorkFolder) -> Summary:
-        images, targets = begun
-        facts = {"out": str(config.out), "manifest": str(work.manifest_out), "checkpoint": config.ckpt}
-        right = _write(config, images, targets, network, work)
-        return facts | {"n": len(images), "seen_as_target": right, **precision.summary()}
+    None on the ranks of a torchrun job that only helped the first one.
+    """
+    with join() as ranks:
+        check_new_out(config.out, overwrite=True)
+        device = ranks.device(config.device)
+        precision = decide_precision(config.precision, device, "measurement")
+        network = Network(place(folded(config.load(config.ckpt)), device, precision.precision))
+        check_apart(config.out, config.input)
+        settings = deciding_of_task("explain", config, device, precision.precision)
+        work = WorkFolder(config.out)
 
-    def begin() -> tuple[ImageSet, Tensor]:
-        images = open_set(config, config.out)
-        return images, find_targets(config, images, network)
+        def begin() -> tuple[ImageSet, Tensor]:
+            images = open_set(config, config.out)
+            return images, find_targets(config, images, network)
 
-    return made_once(WorkFolder(config.out), settings, overwrite=config.overwrite, begin=begin, make=make)
+        def make(begun: tuple[ImageSet, Tensor]) -> Summary | None:
+            made = _make(config, *begun, network, ranks, work)
+            if made is None:
+                return None
+            facts = {"out": str(config.out), "manifest": str(work.manifest_out), "checkpoint": config.ckpt}
+            return facts | {"n": made.n, "seen_as_target": round(made.sums["on_target"]), **precision.summary()}
+
+        return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
 
 
-def _write(config: ExplainConfig, images: ImageSet, targets: Tensor, network: Network, work: WorkFolder) -> int:
-    """Writes set and manifest into the work folder; gives how many images are seen as their target."""
-    new, right = NewSet(targets.numpy(), network.class_names, images.names, images.size), 0
+def _make(
+    config: ExplainConfig, images: ImageSet, targets: Tensor, network: Network, ranks: Ranks, work: WorkFolder
+) -> Means | None:
+    """Makes set and manifest in the work folder; on the first rank, gives how many images are seen as their target."""
+    new, names = NewSet(targets.numpy(), network.class_names, images.names, images.size), network.class_names
     block = min(block_size(network.device, max(network.image_size, *images.size), config.batch_size), len(images))
-    with (
-        whole_file(work.manifest) as unfinished,
-        unfinished.open("w", encoding="utf-8") as lines,
-        write_new_set(work.assembled, new) as add,
-        tqdm(total=len(images), unit="img", desc="explain") as bar,
-    ):
-        for rows in torch.arange(len(images)).split(block):
-            whole = filled(rows, block)  # blocks of one size: no image depends on how many there are
-            found = explain(network, read(images, whole), targets[whole])
-            add(found.gradient_u8[: len(rows)])
-            for i, probs in zip(rows.tolist(), found.probs, strict=False):
-                right += int(probs.argmax() == targets[i])
-                seen = {network.class_names[c]: round(p, DIGITS) for c, p in enumerate(probs.tolist())}
-                row = {"source": images.names[i], "class": network.class_names[int(targets[i])], "probs": seen}
-                lines.write(as_line(row))
-            bar.update(len(rows))
-    return right
+
+    def explain_block(rows: Tensor, bar: "tqdm[Any]") -> Block:
+        y = targets[rows]
+        found = explain(network, read(images, rows), y)
+        bar.update()
+        return found.gradient_u8, [
+            {
+                "source": images.names[i],
+                "class": names[target],
+                "on_target": int(probs.argmax()) == target,
+                "probs": {name: round(p, DIGITS) for name, p in zip(names, probs.tolist(), strict=True)},
+            }
+            for i, target, probs in zip(rows.tolist(), y.tolist(), found.probs, strict=True)
+        ]
+
+    made = make_set(ranks, work, new, block, explain_block, ["on_target"], label="explain")
+    return None if made is None else made.means
 
 
 def _format_summary(summary: Summary) -> str:

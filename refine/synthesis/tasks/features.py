@@ -27,6 +27,7 @@ from robust_models.labels import fit_labels
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT, AtLeastOne
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, pick_device, place
+from robust_models.runtime.distributed import check_alone
 from robust_models.runtime.run_folder import write_json
 
 SHOWN_CLASSES = 3  # for each feature on the terminal; the JSON has all
@@ -65,6 +66,7 @@ def check_feature(classifier: RobustClassifier, k: int) -> int:
 
 def list_features(config: FeaturesConfig) -> Summary:
     """Writes the picture and the JSON; gives what the JSON holds."""
+    check_alone("task: features")
     if config.out.suffix.lower() != ".png":
         raise UserError(f"out: {config.out} is a picture; let its name end in .png")
     check_picture_out(config.out, "out")

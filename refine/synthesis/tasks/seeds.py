@@ -16,6 +16,7 @@ from robust_models.images import to_float
 from robust_models.mixture import Mixture, fit
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT, AtLeastOne
+from robust_models.runtime.distributed import check_alone
 from robust_models.runtime.seeds import DRAW, generator
 
 MOST = 16  # side of the low resolution unless asked for: the covariances of 3 * 16 * 16 numbers are still cheap
@@ -48,6 +49,7 @@ class SeedsConfig:
 
 def fit_seeds(config: SeedsConfig) -> Summary:
     """Fits and writes config.out; gives what it holds."""
+    check_alone("task: seeds")
     if config.out.suffix != ".npz":
         raise UserError(f"out: {config.out} is to end in .npz")
     if config.out.exists() and not config.overwrite:
