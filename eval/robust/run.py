@@ -2,8 +2,10 @@
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,21 +24,30 @@ from refine.network import together
 from robust_models import ImageSet, RobustClassifier, open_images
 from robust_models.checkpoints.flags import CheckpointFlags, Source, load_classifier
 from robust_models.datasets import AnyDataset, open_dataset
-from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
+from robust_models.runtime.device import decide_precision, exact_fp32, place
+from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import exclusive, sweep_partials
 
 
-def run_robust(config: RobustConfig) -> dict[str, Any]:
+def run_robust(config: RobustConfig) -> dict[str, Any] | None:
     """Clean and robust accuracy (fractions) of a classifier on a data set, with what the config asks for beside them.
 
-    Ready for JSON. With a state, no other process may write it meanwhile; what was stopped goes on from it. UserError
-    for bad input.
+    Ready for JSON; None on the ranks of a torchrun job that only helped the first one. With a state, no other process
+    may write it meanwhile; what was stopped goes on from it, with any number of ranks. UserError for bad input.
     """
-    if config.state is None:
-        return _measured(config)
-    with exclusive(config.state, "state"):
-        sweep_partials(config.state.parent, config.state.name)
-        return _measured(config)
+    with join() as ranks, _state_held(config.state if ranks.is_first else None):
+        return _measured(config, ranks)
+
+
+@contextmanager
+def _state_held(state: Path | None) -> Iterator[None]:
+    """Keeps other processes from the state, and removes what killed ones left half written."""
+    if state is None:
+        yield
+        return
+    with exclusive(state, "state"):
+        sweep_partials(state.parent, state.name)
+        yield
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,9 @@ class Inputs:
         return cls(model, checkpoint, data, x_u8, y, others, corruptions)
 
 
-def _measured(config: RobustConfig) -> dict[str, Any]:
-    device = pick_device(config.device)
+def _measured(config: RobustConfig, ranks: Ranks) -> dict[str, Any] | None:
+    """Attacks and corruptions by all ranks; by the first one alone what is a pass or two over the images."""
+    device = ranks.device(config.device)
     inputs = Inputs.open(config)
     model, x_u8, y, corruptions = inputs.model, inputs.x_u8, inputs.y, inputs.corruptions
     balls, origin = config.balls(model.description, x_u8[0].numel())
@@ -74,9 +86,11 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
     seen = together(place(model, device, precision.precision))
     with exact_fp32():
         warnings = probability_warnings(first_logits(seen, x_u8))
-        for warning in warnings:
+        for warning in warnings if ranks.is_first else ():
             print(f"warning: {warning}", file=sys.stderr)
-        passed = _run(config, seen, x_u8, y, stages, _progress(config, inputs, plans))
+        passed = _run(config, seen, x_u8, y, stages, _progress(config, inputs, plans, ranks), ranks)
+        if not ranks.is_first:
+            return None
         sanity = _sanity(config, balls, seen, x_u8, y) if config.sanity else {}
         outputs = _outputs(config, seen, inputs)
     corrupted = {} if corruptions is None else {"corruptions": corruptions.summary(passed[len(attacked) :])}
@@ -112,16 +126,23 @@ def _measured(config: RobustConfig) -> dict[str, Any]:
 
 
 def _run(
-    config: RobustConfig, model: nn.Module, x_u8: Tensor, y: Tensor, stages: Sequence[Stage], progress: Progress
+    config: RobustConfig,
+    model: nn.Module,
+    x_u8: Tensor,
+    y: Tensor,
+    stages: Sequence[Stage],
+    progress: Progress,
+    ranks: Ranks,
 ) -> list[StageProgress]:
     """run_stages, which says what stands when it begins and when it is stopped."""
-    if config.state is not None and progress.stages:
+    if config.state is not None and progress.stages and ranks.is_first:
         print(f"state: {progress.standing(len(stages))} ({config.state})", file=sys.stderr)
     try:
-        return run_stages(model, x_u8, y, stages, batch_size=config.batch_size, progress=progress)
+        return run_stages(model, x_u8, y, stages, batch_size=config.batch_size, progress=progress, ranks=ranks)
     except (KeyboardInterrupt, SystemExit):
         where = f"kept in {config.state}; the same command goes on" if config.state else "not kept: give --state"
-        print(f"stopped: {progress.standing(len(stages))}, {where}", file=sys.stderr)
+        if ranks.is_first:
+            print(f"stopped: {progress.standing(len(stages))}, {where}", file=sys.stderr)
         raise
 
 
@@ -183,10 +204,17 @@ def _result(radius: Radius, passed: list[StageProgress]) -> dict[str, Any]:
 _PGD_SETTINGS = ("steps", "step_size", "random_start")  # where earlier releases had them
 
 
-def _progress(config: RobustConfig, inputs: Inputs, plans: Mapping[Ball, Plan]) -> Progress:
-    """Where --state left off; its fingerprint is all that the result depends on, but for the device's rounding."""
+def _progress(config: RobustConfig, inputs: Inputs, plans: Mapping[Ball, Plan], ranks: Ranks) -> Progress:
+    """Where --state left off, on every rank; the first one alone goes on writing it."""
     if config.state is None:
         return Progress()
+    progress = _stored_progress(config.state, config, inputs, plans) if ranks.is_first else Progress()
+    stages = ranks.share(progress.stages)
+    return progress if ranks.is_first else Progress(stages)
+
+
+def _stored_progress(state: Path, config: RobustConfig, inputs: Inputs, plans: Mapping[Ball, Plan]) -> Progress:
+    """What the state holds; its fingerprint is all that the result depends on, but for the device's rounding."""
     x_u8, y, corruptions = inputs.x_u8, inputs.y, inputs.corruptions
     norms = _norms(plans)
     fingerprint = {
@@ -204,7 +232,7 @@ def _progress(config: RobustConfig, inputs: Inputs, plans: Mapping[Ball, Plan]) 
         "precision": inputs.model.precision,
         "corruptions": None if corruptions is None else [corruptions.fingerprint, config.limit],
     }
-    return StoredProgress.open(config.state, fingerprint)
+    return StoredProgress.open(state, fingerprint)
 
 
 def _sanity(config: RobustConfig, balls: list[Ball], model: nn.Module, x_u8: Tensor, y: Tensor) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from eval.robust.attacks.budget import Attempt, Plan
 from eval.robust.progress import Progress, StageProgress
 from robust_models import NORMS, UserError, to_float
 from robust_models.attacks import frozen_eval
+from robust_models.runtime.distributed import Ranks
 from robust_models.threat import NormName, ThreatModel
 
 RELATIVE_TOLERANCE = 1e-4  # of eps, and
 ABSOLUTE_TOLERANCE = 1e-6  # the float32 rounding of a pixel, many times
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -104,21 +106,31 @@ def run_stages(
     *,
     batch_size: int = 250,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[StageProgress]:
     """What each stage left rightly classified; each begins with the survivors of the one before, or as it says.
 
     A progress that has been under way goes on where it was, with the batches that an uninterrupted run would have.
+    Ranks take as many batches at a time as they are, one each: the same batches, whatever their number, and the same
+    progress on all of them.
     """
     progress = Progress() if progress is None else progress
     with frozen_eval(model):
         for number, stage in enumerate(stages):
             images = (x_u8, y) if stage.images is None else stage.images
-            _pass(model, *images, stage, batch_size, progress, number)
+            _pass(model, *images, stage, batch_size, progress, number, ranks)
     return progress.stages
 
 
 def _pass(
-    model: nn.Module, x_u8: Tensor, y: Tensor, stage: Stage, batch_size: int, progress: Progress, number: int
+    model: nn.Module,
+    x_u8: Tensor,
+    y: Tensor,
+    stage: Stage,
+    batch_size: int,
+    progress: Progress,
+    number: int,
+    ranks: Ranks,
 ) -> None:
     """One stage, the number-th of the progress."""
     if number == 0 or stage.images is not None:
@@ -128,33 +140,45 @@ def _pass(
     if number == len(progress.stages):
         progress.stages.append(StageProgress(torch.zeros_like(alive), int(alive.sum())))
     so_far = progress.stages[number]
-    device = device_of(model)
     index = alive.nonzero().squeeze(1)
-    with tqdm(total=len(index), initial=so_far.done, desc=stage.title, unit="img", mininterval=0.5) as bar:
-        for part in index[so_far.done :].split(batch_size) if so_far.done < len(index) else ():
+    left = index[so_far.done :]
+    with tqdm(
+        total=len(index),
+        initial=so_far.done,
+        desc=stage.title,
+        unit="img",
+        mininterval=0.5,
+        disable=not ranks.is_first,
+    ) as bar:
+        for part in left.split(batch_size * ranks.world) if len(left) else ():
             started = time.perf_counter()
-            x, labels = to_float(x_u8[part].to(device)), y[part].to(device)
-            right, outside = _judge(model, x, labels, part, stage)
-            so_far.survived[part] = right.cpu()
-            so_far.outside += outside
+            found = torch.zeros(len(part) + 1, dtype=torch.int64)  # which are right, and how many were fooled outside
+            own = slice(ranks.rank * batch_size, min((ranks.rank + 1) * batch_size, len(part)))
+            if len(batch := part[own]):
+                found[own], found[-1] = _judge(model, x_u8[batch], y[batch], batch, stage)
+            found = ranks.sum(found)
+            so_far.survived[part] = found[:-1].bool()
+            so_far.outside += int(found[-1])
             so_far.done += len(part)
             so_far.wall_s += time.perf_counter() - started
             progress.save()
             bar.update(len(part))
 
 
-def _judge(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, stage: Stage) -> tuple[Tensor, int]:
+def _judge(model: nn.Module, x_u8: Tensor, y: Tensor, index: Tensor, stage: Stage) -> tuple[Tensor, int]:
     """Right after the stage, bool [n]; and how many were fooled by an image outside the ball, which does not count.
 
     An attacked image is clipped to [0,1] first: x lies in the box, so no pixel moves away from it.
     """
+    device = device_of(model)
+    x, y = to_float(x_u8.to(device)), y.to(device)
     x_adv = x if stage.attempt is None else stage.attempt(model, x, y, index).clamp(0, 1)
     inside = torch.ones_like(y, dtype=torch.bool) if stage.ball is None else stage.ball.holds(x_adv, x)
     with torch.no_grad():
         logits = model(x_adv)
     check_finite(logits[inside], index[inside.cpu()], stage.title)
     fooled = logits.argmax(1) != y
-    return ~(fooled & inside), int((fooled & ~inside).sum())
+    return ~(fooled & inside).cpu(), int((fooled & ~inside).sum())
 
 
 def check_finite(logits: Tensor, index: Tensor, when: str) -> None:

@@ -41,6 +41,7 @@ def run_classifier(
         place.folder.mkdir(parents=True, exist_ok=True)
         state = place.folder / f"{norm}.json"
         found = run_robust(_robust_config(config, checkpoint, data, norm, radii, device, state))
+        assert found is not None  # ranks share the jobs of a study, not the images of one
         n = found["n"]
         accuracies += [] if accuracies else [_accuracy("", 0.0, found["clean_accuracy"], found["clean_interval"], "")]
         accuracies += [
