@@ -254,7 +254,7 @@ def _stop_level(config: RefineConfig, stop_energy: str, classifiers: Sequence[Ro
     """The energy that --stop-energy names; of images, measured by the first rank."""
     if stop_energy == MEDIAN:
         return recorded_level([classifier.description for classifier in classifiers])
-    real, level = open_real(stop_energy), None
+    real, level = open_real(stop_energy), 0.0  # the first rank's counts
     if ranks.is_first:
         refiner = _batch_refiner(replace(config, stop_energy=None), classifiers)
         refiner = replace(refiner, block=fitting_block(refiner.block, refiner.device, real.size), depth=real.depth)

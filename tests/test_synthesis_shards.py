@@ -26,7 +26,7 @@ from tests.tiny import CLASSES, tiny_pixels
 
 N = 150  # images: three blocks of the CPU's 64
 FAMILY = {  # every task that makes images
-    "generate": ["--num-images", N],
+    "generate": ["--num-images", N, "--sampler", "langevin"],
     "inpaint": ["--hole", 4],
     "superres": ["--factor", 2],
     "translate": ["--source-class", CLASSES[0], "--target-class", CLASSES[1]],
