@@ -58,9 +58,12 @@ def _refine(config: RefineConfig) -> Summary | None:
 
 def _format_summary(summary: Summary) -> str:
     lines = ["already done, with the same settings:"] if summary.get("already_done") else []
+    level = summary.get("stop_energy")
+    until = "" if level is None else f" until an energy of {level:.4g}"
     lines += [
         f"{summary['out']}: {summary['n']} {_images(summary)} refined towards {_targets(summary['targets'])}, "
-        f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps, {summary['images_per_s']} images/s, "
+        f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps{until}, "
+        f"{summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "
         f"mean {summary['norm']} distance {summary['distance']:.2f}",

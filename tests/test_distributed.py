@@ -140,7 +140,9 @@ def test_ranks_split_the_shards_and_make_the_same_bytes_as_one(checkpoint, tmp_p
     import refine.cli
 
     np.savez(tmp_path / "in.npz", arr_0=tiny_pixels(20)[0])
+    np.savez(tmp_path / "real.npz", arr_0=tiny_pixels(21, seed=2)[0])
     flags = f"--ckpt {checkpoint} --input {tmp_path / 'in.npz'} --eps 1 --steps 2 --shard-size 8 --targets balanced"
+    flags += f" --loss logit --stop-energy {tmp_path / 'real.npz'}"
     words = [*flags.split(), "--device", "cpu", "--precision", "fp32"]
     assert refine.cli.main([*words, "--out", str(tmp_path / "one.npz")]) == 0
     first, second = finish(start("-m", "refine", *words, "--out", tmp_path / "two.npz", "--json"))

@@ -107,7 +107,7 @@ def test_within_class_distance_of_a_large_class_is_that_of_a_part():
 
 def test_the_nearest_real_image_its_distance_and_spacing_by_hand():
     found = nearest(torch.tensor([[0.5], [2.9], [10.0]]), torch.tensor([[0.0], [3.0], [4.0]]))
-    assert found.index.tolist() == [0, 1, 2]
+    assert found.which.tolist() == [0, 1, 2]
     assert found.distance.tolist() == pytest.approx([0.5, 0.1, 6.0])
     assert found.spacing.tolist() == pytest.approx([3.0, 1.0, 1.0])
     assert found.authenticity == pytest.approx(1 / 3)
@@ -118,6 +118,6 @@ def test_the_nearest_real_image_its_distance_and_spacing_by_hand():
 def test_copies_are_found_whatever_their_offset():
     real = normal(700, 6, 0) + 1000
     found = nearest(real[:600], real)
-    assert found.index.tolist() == list(range(600))
+    assert found.which.tolist() == list(range(600))
     assert (found.distance == 0).all()
     assert found.authenticity == 0

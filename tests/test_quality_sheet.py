@@ -139,7 +139,7 @@ def test_variety_beside_the_reference_and_a_picture_of_what_is_most_alike(pooled
     with Image.open("near.png") as picture:
         pixels = np.asarray(picture)
     closest = int((expected.distance / expected.spacing).argmin())
-    for images, i in (("a.npz", closest), ("b.npz", int(expected.index[closest]))):
+    for images, i in (("a.npz", closest), ("b.npz", int(expected.which[closest]))):
         wanted = open_images(images).read(i, i + 1)[0].permute(1, 2, 0).numpy()
         shown = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 0], (96, 96))[:, :, ::6, ::6]
         assert (shown == wanted[:, :, 0]).all((2, 3)).any(), images  # enlarged six times

@@ -97,6 +97,18 @@ def test_a_set_stops_at_what_is_recorded_measured_or_given(files, capsys):
     smaller = refined(files, "d", capsys, "--stop-energy", files / "real.npz", "--batch-size", 3, "--shard-size", 4)
     assert np.array_equal(smaller["pixels"], measured["pixels"])
     assert refined(files, "e", capsys)["stop_energy"] is None
+    flags = [
+        "--ckpt",
+        files / "energy.safetensors",
+        "--input",
+        files / "made.npz",
+        "--out",
+        files / "f.npz",
+        "--eps",
+        1,
+    ]
+    assert main([*map(str, flags), "--stop-energy=-1.5", "--steps", "2", "--device", "cpu"]) == 0
+    assert "l2 eps 1, 2 steps until an energy of -1.5, " in capsys.readouterr().out
 
 
 def test_the_refiner_takes_the_recorded_median(files):

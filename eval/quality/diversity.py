@@ -82,7 +82,7 @@ def save_nearest(path: Path, found: Nearest, images: ImageSet, reference: ImageS
     """A picture of the images that most resemble a real one, each above it: those nearest for their surroundings."""
     closest = (found.distance / found.spacing.clamp_min(torch.finfo(torch.float64).tiny)).argsort()[:SHOWN].tolist()
     made = torch.cat([images.read(i, i + 1) for i in closest])
-    real = torch.cat([reference.read(i, i + 1) for i in found.index[closest].tolist()])
+    real = torch.cat([reference.read(i, i + 1) for i in found.which[closest].tolist()])
     captions = [f"{found.distance[i]:.3g}\n{found.spacing[i]:.3g}" for i in closest]
     note = "Below each pair: how far apart the two are in the features, and how far the real one is from another."
     save_rows(path, [("made", made), ("nearest", real)], captions, note=note)

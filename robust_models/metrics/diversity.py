@@ -29,7 +29,7 @@ def within_class_distance(features: Tensor, labels: Tensor) -> float:
 class Nearest(NamedTuple):
     """The nearest real image of each image."""
 
-    index: Tensor  # [N] into the real ones
+    which: Tensor  # [N] of the real ones
     distance: Tensor  # [N] to it
     spacing: Tensor  # [N] from it to the nearest other real one
 
