@@ -1,9 +1,10 @@
 """Peak memory of `bigroc refine` by the number of images: a stream should need no more for ten times as many.
 
     python -m benchmarks.refine_memory [--num-images 20000 200000] [--size 16] [--kind npz]
+    python -m benchmarks.refine_memory --task superres --factor 2 --grid GRID.png --trajectory WAY.gif
 
 A process for each number, on a random set of that size, a network of random weights and one step; the peak is that of
-the whole process, as the kernel counts it (resident pages, mapped files included).
+the whole process, as the kernel counts it (resident pages, mapped files included). Further flags go to the command.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--kind", choices=("npz", "npy"), default="npz")
     parser.add_argument("--targets", default="pseudo")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -74,14 +75,14 @@ def main() -> None:
             images = zipped(images) if args.kind == "npz" else images
             out = images.with_name(f"out{images.suffix}")
             words = f"-m refine --ckpt {checkpoint} --input {images} --out {out} --eps 1 --steps 1 --device cpu"
-            command = [sys.executable, *words.split(), "--targets", args.targets, "--overwrite"]
+            command = [sys.executable, *words.split(), "--targets", args.targets, "--overwrite", *more]
             peak_mib, seconds = peak_of(command)
             print(f"{n:9,} images  {peak_mib:8.1f} MiB  {seconds:7.1f} s", flush=True)
             rows.append({"n": n, "peak_mib": round(peak_mib, 1), "seconds": round(seconds, 1)})
             images.unlink()
     growth = rows[-1]["peak_mib"] / rows[0]["peak_mib"] - 1
     print(f"{growth:+.1%} from the first to the last")
-    print(json.dumps({"rows": rows, "growth": growth, **vars(args), "environment": environment()}))
+    print(json.dumps({"rows": rows, "growth": growth, **vars(args), "more": more, "environment": environment()}))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ EXAMPLES = """\
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.25,0.5,1 --attack autoattack --state aa.json
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --threats l2:0.5,linf:8/255 --calibration --ood OTHER
+  torchrun --nproc-per-node 8 --no-python bigroc eval robust --ckpt CHECKPOINT.pt --data cifar10 --attack autoattack
   bigroc eval gradients --ckpt cifar10-l2-small --data test.npz --reference train.npz
   bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
   bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json

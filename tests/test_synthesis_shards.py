@@ -168,6 +168,28 @@ def stopped(folder: Path, task: str, out: Path, *more: object) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+def test_ctrl_c_says_what_stands_and_the_same_command_goes_on(folder, capsys, monkeypatch):
+    out, more = folder / "out.npz", ["--num-images", 7]
+    original, made = refine.synthesis.run.synthesize_block, []
+
+    def interrupted(*given, **named):
+        made.append(original(*given, **named))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refine.synthesis.run, "synthesize_block", interrupted)
+        assert main(words(folder, "generate", out, *more)) == 130
+    error = capsys.readouterr().err
+    assert f"\nstopped: 2 finished shards are kept in {out}.work; the same command goes on from there\n" in error
+    assert "go on with: bigroc refine --task generate --ckpt " in error
+    figures_of = [make(folder, "generate", place, *more, capsys=capsys) for place in (out, folder / "whole.npz")]
+    assert figures_of[0] == figures_of[1]
+    assert everything(out) == everything(folder / "whole.npz")
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_an_unfinished_run_keeps_its_shards_when_the_blocks_are_others_now(folder, capsys, monkeypatch):
     more = ["--num-images", 7]
     stopped(folder, "generate", folder / "out.npz", *more)
