@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from bigroc.recipes import recipes
 from refine.cli import tasks
 from refine.config import GUESSES
+from refine.stopping import MEDIAN
 from refine.generators.generator_flags import KINDS
 from refine.targets import ONE_CLASS
 from robust_models import embedded_names
@@ -55,6 +56,7 @@ def open_values() -> dict[str, Sequence[str]]:
         "activation": tuple(ACTIVATIONS),
         "normalize": tuple(NORMALIZERS),
         "targets": ("given", *GUESSES, ONE_CLASS),
+        "stop_energy": (MEDIAN,),
         "generator": [f"{kind}:" for kind in KINDS],
     }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from refine.cli import main
+from refine.studio.tabs import defaults
 from refine.synthesis import Ball
 from refine.synthesis.tasks.generate import SAMPLERS, TASK
 from refine.synthesis.tasks.seeds import block_average
@@ -233,6 +234,14 @@ def test_a_classifier_trained_to_generate_takes_its_own_steps_up_the_logit(gener
     assert plain["step_size"] == SAMPLERS["momentum"].step_size
 
 
+def test_the_studio_begins_with_the_recorded_steps(generating, checkpoint):
+    classifier = load(generating)
+    found = defaults("generate", classifier)
+    assert {(ball["step_size"], ball["steps"]) for ball in found.values()} == {(0.25, 3)}
+    classifier.description = replace(classifier.description, generation=None)
+    assert defaults("generate", classifier)["small"] == {"eps": 30, "step_size": 0.5, "steps": 60}
+
+
 def test_a_file_without_a_record_keeps_the_papers_steps(checkpoint, seeds, tmp_path, capsys):
     found = summary_of("--ckpt", checkpoint, "--out", tmp_path / "a.npz", "--step-size", 0.1, capsys=capsys)
     assert (found["eps"], found["step_size"], found["steps"]) == (30, 0.1, 60)
@@ -284,6 +293,8 @@ def test_chosen_classes(checkpoint, seeds, tmp_path, capsys):
         (["--objective", "l2"], "objective: 'l2' is none of ce, margin, log_odds, logit, energy"),
         (["--noise", "0.1"], "noise: 0.1 is for --sampler momentum or langevin; ascent adds none"),
         (["--momentum", "1"], "momentum: input should be less than 1"),
+        (["--momentum", "0.5"], "momentum: 0.5 is for --sampler momentum; ascent has none"),
+        (["--seeds", "x.npz", "--start", "noise"], "seeds: x.npz is for --start seeds or pca; noise needs none"),
         (["--start", "nothing.npz"], "nothing.npz: no such file"),
         (["--seeds", "nothing.npz"], "seeds: no file nothing.npz; bigroc refine --task seeds makes one"),
         (["--seeds", str(EMBEDDED)], "seeds: there are none for this classifier's classes (airplane, automobile, bird"),

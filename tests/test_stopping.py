@@ -53,6 +53,14 @@ def test_an_images_stop_does_not_depend_on_the_others():
         torch.testing.assert_close(attack(model, X[i : i + 1], Y[i : i + 1])[0], whole[i], rtol=0, atol=1e-5)
 
 
+def test_several_classifiers_stop_at_their_mean_energy():
+    models = [tiny_classifier().requires_grad_(False) for _ in range(2)]
+    mean = torch.stack([energy(model(X)) for model in models]).mean(0)
+    level = float(mean.quantile(0.5))
+    x_ref = Refiner(models, 1.0, stop_energy=level)(X, Y)
+    assert torch.equal((x_ref == X).flatten(1).all(1), mean <= level)
+
+
 def test_a_level_that_none_reaches_and_one_that_all_have():
     model = tiny_classifier().requires_grad_(False)
     assert torch.equal(bigroc(1.0, stop_energy=-1e9)(model, X, Y), bigroc(1.0)(model, X, Y))

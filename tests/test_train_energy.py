@@ -108,7 +108,7 @@ def test_a_climb_takes_unit_steps_up_the_logit_and_leaves_the_start_behind(root)
         assert (negative_logit(model(made), y) < negative_logit(model(x), y)).all()
 
 
-@pytest.mark.parametrize("start", ["seeds", "noise", "images"])
+@pytest.mark.parametrize("start", ["seeds", "pca", "noise", "images"])
 def test_a_made_image_depends_on_its_number_alone(root, start):
     stage = opened(root, start=str(root / "other.npz") if start == "images" else start)
     model, y = load(str(root / "start.safetensors"), quiet=True), torch.tensor([0, 1, 2, 0])

@@ -45,6 +45,7 @@ class Usual(NamedTuple):
 
 
 SamplerName = Literal["ascent", "momentum", "langevin"]
+MOMENTUM = 0.8  # arXiv:2407.06315's
 # Of those tried the nearest to real images with cifar10-l2-small (docs/synthesis.md). The 500 steps of 0.025 in
 # arXiv:2407.06315's notebooks over-drive it.
 SAMPLERS = {
@@ -85,8 +86,9 @@ class GenerateConfig(SynthesisConfig):
         description="how: ascent (steps of one length), momentum (arXiv:2407.06315) or langevin; the latter two scale "
         "the gradient by --step-size",
     )
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        default=0.8, description="--sampler momentum: share of the last step that goes into the next"
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description=f"--sampler momentum: share of the last step that goes into the next (null: {MOMENTUM:g})",
     )
     noise: Annotated[Number, Field(ge=0)] | None = Field(
         default=None,
@@ -95,9 +97,13 @@ class GenerateConfig(SynthesisConfig):
     )
 
     @model_validator(mode="after")
-    def _noise_has_a_sampler(self) -> "GenerateConfig":
+    def _nothing_is_ignored(self) -> "GenerateConfig":
+        if self.momentum is not None and self.sampler != "momentum":
+            raise ValueError(f"momentum: {self.momentum:g} is for --sampler momentum; {self.sampler} has none")
         if self.noise is not None and self.sampler == "ascent":
             raise ValueError(f"noise: {self.noise:g} is for --sampler momentum or langevin; ascent adds none")
+        if self.seeds is not None and self.start not in ("seeds", "pca"):
+            raise ValueError(f"seeds: {self.seeds} is for --start seeds or pca; {self.start} needs none")
         return self
 
 
@@ -141,8 +147,8 @@ def _sampler(config: GenerateConfig, rows: tuple[int, ...]) -> NoisyMomentum | N
     if config.sampler not in SAMPLERS:
         return None
     noise = SAMPLERS[config.sampler].noise if config.noise is None else config.noise
-    momentum = config.momentum if config.sampler == "momentum" else 0.0
-    return NoisyMomentum(momentum, noise, config.seed, rows)
+    momentum = MOMENTUM if config.momentum is None else config.momentum
+    return NoisyMomentum(momentum if config.sampler == "momentum" else 0.0, noise, config.seed, rows)
 
 
 def _seeds(config: GenerateConfig, network: Network) -> ClassSeeds:
