@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from bigroc.recipes import recipes
 from refine.cli import tasks
 from refine.config import GUESSES
-from refine.stopping import MEDIAN
 from refine.generators.generator_flags import KINDS
+from refine.stopping import MEDIAN
 from refine.targets import ONE_CLASS
 from robust_models import embedded_names
 from robust_models.errors import UserError
