@@ -1,7 +1,9 @@
-"""bigroc eval robust|gradients|quality|statistics|study|survey [--field value ...]"""
+"""bigroc eval robust|certify|gradients|quality|statistics|study|survey [--field value ...]"""
 
 from collections.abc import Sequence
 
+from eval.certify.config import CertifyConfig
+from eval.certify.run import format_certify, run_certify
 from eval.gradients.config import GradientsConfig
 from eval.gradients.run import format_gradients, run_gradients
 from eval.quality.config import FeatureFlags, QualityConfig, StatisticsConfig
@@ -22,6 +24,7 @@ EXAMPLES = """\
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --eps 0.5 --attack foolbox:L2PGD --sanity
   bigroc eval robust --ckpt cifar10-l2-small --data test.npz --threats l2:0.5,linf:8/255 --calibration --ood OTHER
   torchrun --nproc-per-node 8 --no-python bigroc eval robust --ckpt CHECKPOINT.pt --data cifar10 --attack autoattack
+  bigroc eval certify --ckpt MINE.safetensors --data test.npz --sigma 0.25 --n 10000 --state certificates.jsonl
   bigroc eval gradients --ckpt cifar10-l2-small --data test.npz --reference train.npz
   bigroc eval quality --images generated.npz --reference train.npz --features classifier:cifar10-l2-small
   bigroc eval quality --images generated/ --reference train/ --metrics fid,is,kid,prc,sfid --protocol tf --json
@@ -51,6 +54,15 @@ COMMANDS: dict[str, Described] = {
         schema=RobustConfig,
         work=run_robust,
         format_summary=format_robust,
+        examples=EXAMPLES,
+        check=check_names,
+    ),
+    "certify": Command(
+        name="bigroc eval certify",
+        about="Certified accuracy by randomized smoothing: what no attack of this L2 length can change.",
+        schema=CertifyConfig,
+        work=run_certify,
+        format_summary=format_certify,
         examples=EXAMPLES,
         check=check_names,
     ),

@@ -1,11 +1,13 @@
-"""Gradients averaged over noise around the image: an option of any gradient attack, whatever its ball."""
+"""Randomized smoothing: a classifier, and the gradient of any loss, averaged over Gaussian noise around the image."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robust_models.attacks import Loss, cross_entropy, gradient_and_loss
+from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
 
 
@@ -23,10 +25,7 @@ class SmoothedGradient:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise UserError(f"sigma: {self.sigma} is not a standard deviation above 0 (pixels in [0,1])")
-        if self.draws < 1:
-            raise UserError(f"draws: {self.draws} is less than 1")
+        check_noise(self.sigma, self.draws)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
         """Gradient [N,C,H,W] and loss [N]."""
@@ -37,3 +36,74 @@ class SmoothedGradient:
             gradient += one_gradient / self.draws
             value += one_value / self.draws
         return gradient, value
+
+
+class Smoothed(RobustClassifier):
+    """The classifier of the mean soft-max over `draws` points x + sigma * N(0, 1), pixels in [0,1] and not clipped.
+
+    The noise is the same for all images and all calls: the classifier is one function, so that attacks and refinement
+    see one loss, and what becomes of an image does not depend on the images beside it. Its gradient is the Monte-Carlo
+    gradient of the smoothed soft-max; a call costs `draws` of the network's. Cohen et al. 2019, arXiv:1902.02918, take
+    votes in place of the mean; Salman et al. 2019, arXiv:1906.04584, this.
+    """
+
+    def __init__(self, base: RobustClassifier, sigma: float, draws: int = 16, seed: int = 0) -> None:
+        check_noise(sigma, draws)
+        super().__init__(base.network, base.description)
+        self.precision = base.precision
+        self.sigma, self.draws, self.seed = sigma, draws, seed
+        self._noise: dict[tuple[torch.Size, torch.device], Tensor] = {}
+        self.to(base.device).train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N,3,H,W] in [0,1] -> logarithms of the mean probabilities [N,classes], which serve as logits."""
+        return log_mean_probabilities(super().forward(noisy(x, self._scaled_noise(x))), self.draws)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The mean over the noise of what the last linear layer sees, [N,D] float32."""
+        return super().features(x).unflatten(0, (-1, self.draws)).mean(1)
+
+    def _find_head(self) -> str:
+        return RobustClassifier(self.network, self.description).to(self.device)._find_head()
+
+    def _scaled_noise(self, x: Tensor) -> Tensor:
+        key = (x.shape[1:], x.device)
+        if key not in self._noise:
+            draws = torch.Generator().manual_seed(self.seed)
+            self._noise[key] = self.sigma * torch.randn((self.draws, *x.shape[1:]), generator=draws).to(x.device)
+        return self._noise[key]
+
+
+class UnderNoise(nn.Module):
+    """A model [N,3,H,W] -> logits [N,classes], and the noise [N,m,3,H,W] under which it sees each image of one batch.
+
+    The logits are the logarithms of the mean probabilities over the m points; for one point, the model's own up to a
+    constant. The noise stays while an attack climbs, and is that of the update after it: SmoothAdv (Salman et al.
+    2019, arXiv:1906.04584) where there is an attack, Cohen et al.'s training without one and m = 1.
+    """
+
+    def __init__(self, model: nn.Module, noise: Tensor) -> None:
+        super().__init__()
+        self.model, self.noise = model, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x [N,3,H,W], the batch that the noise was drawn for."""
+        return log_mean_probabilities(self.model(noisy(x, self.noise)), self.noise.shape[1])
+
+
+def check_noise(sigma: float, draws: int) -> None:
+    """UserError for noise that is none."""
+    if not sigma > 0:
+        raise UserError(f"sigma: {sigma} is not a standard deviation above 0 (pixels in [0,1])")
+    if draws < 1:
+        raise UserError(f"draws: {draws} is less than 1")
+
+
+def noisy(x: Tensor, noise: Tensor) -> Tensor:
+    """Each image with each noise: x [N,C,H,W] and noise [m,C,H,W], or [N,m,C,H,W], give [N*m,C,H,W]."""
+    return (x[:, None] + noise).flatten(0, 1)
+
+
+def log_mean_probabilities(logits: Tensor, draws: int) -> Tensor:
+    """Of the mean soft-max over each image's draws, logits [N*draws,classes] -> [N,classes]."""
+    return logits.log_softmax(1).unflatten(0, (-1, draws)).logsumexp(1) - math.log(draws)

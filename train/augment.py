@@ -1,13 +1,13 @@
-"""Random crop, flip, colour jitter and rotation for a whole batch on its device, from one seeded generator."""
+"""Random crop, flip, colour jitter, rotation and noise for a batch on its device, from one seeded generator."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_models.runtime.distributed import Ranks
-from train.config import AugmentConfig
+from train.config import AugmentConfig, SmoothingConfig
 from train.parallel import ALONE, part
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
@@ -27,6 +27,25 @@ def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator, ranks:
     if config.rotation:
         x = rotate(x, config.rotation, generator, ranks)
     return x
+
+
+def noise_for(
+    config: SmoothingConfig, x: Tensor, count: int, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Tensor | None:
+    """Gaussian noise [N,draws,C,H,W] for these images x, of `count` in the whole batch; None where none is wanted."""
+    if config.sigma == 0:
+        return None
+    shape = (count, config.draws, *x.shape[1:])
+    return config.sigma * part(torch.randn(shape, generator=generator, device=x.device), ranks)
+
+
+def under(noise: Tensor | None, model: nn.Module) -> nn.Module:
+    """The model as it sees the images that the noise was drawn for."""
+    if noise is None:
+        return model
+    from robust_models.smoothing import UnderNoise
+
+    return UnderNoise(model, noise)
 
 
 def random_crop(x: Tensor, padding: int, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:

@@ -70,6 +70,18 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SmoothingConfig:
+    """Gaussian noise on every image, for classifiers that randomized smoothing is to certify."""
+
+    sigma: NonNegative = Field(
+        default=0.0, description="standard deviation of the noise, pixels in [0,1]; 0 trains without"
+    )
+    draws: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="of the noise for each image, whose mean probabilities are trained and attacked"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class AttackConfig:
     """The attack that training withstands: its ball and its steps."""
 
@@ -255,6 +267,7 @@ class TrainConfig(MachineFlags):
     log_every: Annotated[int, Field(ge=1)] = Field(default=20, description="steps between rows of metrics")
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    smoothing: SmoothingConfig = Field(default_factory=SmoothingConfig)
     attack: AttackConfig = Field(default_factory=AttackConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -269,6 +282,8 @@ class TrainConfig(MachineFlags):
             raise ValueError(f"normalize: {none_of(self.normalize, NORMALIZERS)}")
         if self.init is None and self.init_reading != CheckpointFlags():
             raise ValueError("init_reading: has nothing to read without --init CHECKPOINT")
+        if self.init_reading.smoothing is not None:
+            raise ValueError("init_reading.smoothing: init's weights are trained on; give --smoothing.sigma for noise")
         for name in _READ_WITH:
             own, read = getattr(self, name), getattr(self.init_reading, name)
             if None not in (own, read) and own != read:
@@ -288,8 +303,9 @@ class TrainConfig(MachineFlags):
     def _check_energy(self) -> None:
         if self.init is None or self.new_head:
             raise ValueError("objective.name: energy goes on from a robust classifier; give --init CHECKPOINT")
-        if self.objective.awp:
-            raise ValueError("objective.awp: does not go with objective.name=energy; leave it out")
+        for name, value in (("objective.awp", self.objective.awp), ("smoothing.sigma", self.smoothing.sigma)):
+            if value:
+                raise ValueError(f"{name}: does not go with objective.name=energy; leave it out")
         if self.attack.radius == 0:
             raise ValueError("attack.eps: 0, but objective.name=energy keeps a classifier robust; give its radius")
         if self.energy.first_steps > self.energy.most_steps:

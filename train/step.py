@@ -12,7 +12,7 @@ from robust_models.errors import UserError
 from robust_models.images import to_float
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import STEP, generator
-from train.augment import augment
+from train.augment import augment, noise_for, under
 from train.config import AttackConfig, TrainConfig
 from train.mixing import mix
 from train.objectives import CrossEntropy, Objective, Trades, adversarial_weights
@@ -133,8 +133,10 @@ def train_step(
         mixed = mix(whole(x, ranks), whole(y, ranks), num_classes, config.augment, draws)
         x, y_mixed = (part(values, ranks) for values in mixed)
     objective = make_objective(config)
-    x_adv = objective.attacked(victim or model, attack, x, y_mixed, draws, ranks)
-    loss, logits = objective.loss(model, x, x_adv, y_mixed)
+    noise = noise_for(config.smoothing, x, len(x) * ranks.world, draws, ranks)
+    seen = under(noise, model)
+    x_adv = objective.attacked(under(noise, victim or model), attack, x, y_mixed, draws, ranks)
+    loss, logits = objective.loss(seen, x, x_adv, y_mixed)
     if energy:
         pair = energy.pair(victim or model, x_u8, y, step, draws, ranks)
         loss = loss + energy.loss(model, pair, ranks)
@@ -144,7 +146,7 @@ def train_step(
     optimizer.zero_grad()
     if config.objective.awp:
         with adversarial_weights(model, loss, config.objective.awp, ranks):
-            objective.loss(model, x, x_adv, y_mixed)[0].backward()
+            objective.loss(seen, x, x_adv, y_mixed)[0].backward()
     else:
         loss.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -13,6 +13,7 @@ from robust_models.datasets import Dataset
 from robust_models.images import to_float, to_u8
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import EVALUATION, generator
+from train.augment import noise_for, under
 from train.config import TrainConfig
 from train.parallel import ALONE, part, starts
 
@@ -34,10 +35,14 @@ ONE_PROCESS = Together()
 def validate(
     model: RobustClassifier, data: Dataset, config: TrainConfig, together: Together = ONE_PROCESS
 ) -> dict[str, float]:
-    """Clean accuracy and, where the recipe has an attack, PGD accuracy (fractions) on the held-out images."""
+    """Clean accuracy and, where the recipe has an attack, PGD accuracy (fractions) on the held-out images.
+
+    Both under the recipe's noise, where it has some.
+    """
     if len(data) == 0:
         return {}
-    scores = {"n": float(len(data)), "clean_accuracy": accuracy(model, data, None, config, SCORES, together)}
+    clean = "noisy_accuracy" if config.smoothing.sigma else "clean_accuracy"
+    scores = {"n": float(len(data)), clean: accuracy(model, data, None, config, SCORES, together)}
     if config.attack.radius > 0:
         attack = judging_attack(config, config.attack.radius)
         scores["robust_accuracy"] = accuracy(model, data, attack, config, SCORES, together)
@@ -49,7 +54,10 @@ def selection(scores: dict[str, float]) -> float:
 
     Objective energy has a measure of its own.
     """
-    return scores.get("selection", scores.get("robust_accuracy", scores.get("clean_accuracy", math.inf)))
+    for name in ("selection", "robust_accuracy", "noisy_accuracy", "clean_accuracy"):
+        if name in scores:
+            return scores[name]
+    return math.inf
 
 
 def judging_attack(config: TrainConfig, eps: float) -> PGD:
@@ -77,12 +85,13 @@ def accuracy(
             batch = data[start : start + BATCH]
             x, y = to_float(part(batch.x_u8, ranks).to(device)), part(batch.y, ranks).to(device)
             begin = starts(attack, len(batch), x, draws, ranks) if attack else None
+            seen = under(noise_for(config.smoothing, x, len(batch), draws, ranks), model)
             if len(y) == 0:
                 continue
             if attack:
-                x = attack(model, x, y, start=begin)
+                x = attack(seen, x, y, start=begin)
             with torch.no_grad():
-                correct += int((model(x).argmax(1) == y).sum())
+                correct += int((seen(x).argmax(1) == y).sum())
     return ranks.total(correct) / len(data)
 
 

@@ -12,7 +12,7 @@ from robust_models.architectures import ACTIVATIONS
 from robust_models.checkpoints.load import find, load, report_assumptions
 from robust_models.classifier import NORMALIZERS, RobustClassifier
 from robust_models.errors import UserError
-from robust_models.runtime.config import STRICT
+from robust_models.runtime.config import STRICT, AtLeastOne, Number
 from robust_models.runtime.files import sha256_of
 
 
@@ -43,6 +43,12 @@ class CheckpointFlags:
         "or of a linear layer's weight and bias",
     )
     ema: bool = Field(default=False, description="take the averaged weights of a checkpoint that has both")
+    smoothing: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None,
+        description="classify by the mean over Gaussian noise of this standard deviation, pixels in [0,1]: randomized "
+        "smoothing (null: without noise)",
+    )
+    smoothing_draws: AtLeastOne = Field(default=16, description="of that noise; each costs a pass of the network")
     trust: bool = Field(
         default=False,
         description="load TorchScript, torch.export and ONNX files and generators of code, which run with your rights",

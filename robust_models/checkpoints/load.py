@@ -65,6 +65,8 @@ def load(
     image_size: int | None = None,
     head: str | Path | None = None,
     ema: bool = False,
+    smoothing: float | None = None,
+    smoothing_draws: int = 16,
     trust: bool = False,
     fresh_head: bool = False,
     quiet: bool = False,
@@ -85,6 +87,10 @@ def load(
     path = find(checkpoint)
     given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names, image_size)
     model = _open(path, given, checkpoint, head, ema=ema, trust=trust, fresh_head=fresh_head)
+    if smoothing is not None:
+        from robust_models.smoothing import Smoothed
+
+        model = Smoothed(model, smoothing, smoothing_draws)
     if not quiet:
         report_assumptions(model.description, str(checkpoint))
     return model

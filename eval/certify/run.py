@@ -1,0 +1,229 @@
+"""The `certify` measurement: certificates image by image, kept as they come, and what they say together."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.certify.config import CertifyConfig
+from eval.certify.smoothed_votes import Certificate, Draw, certify, greatest_radius
+from eval.robust.stages import binomial_interval
+from robust_models.attacks import frozen_eval
+from robust_models.checkpoints.flags import load_classifier
+from robust_models.classifier import RobustClassifier
+from robust_models.datasets import open_dataset
+from robust_models.errors import UserError
+from robust_models.folding import folded
+from robust_models.images import to_float
+from robust_models.labels import fit_labels
+from robust_models.runtime.command import Summary
+from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
+from robust_models.runtime.files import exclusive
+from robust_models.runtime.seeds import EVALUATION, generator
+
+FORMAT = "bigroc certificates 1"
+
+
+def run_certify(config: CertifyConfig) -> dict[str, Any]:
+    """Certified accuracy by radius, ready for JSON. UserError for bad input; with a state nothing is done twice."""
+    if config.state is None:
+        return _certified(config)
+    with exclusive(config.state, "state"):
+        return _certified(config)
+
+
+def _certified(config: CertifyConfig) -> dict[str, Any]:
+    started = time.perf_counter()
+    model, checkpoint = load_classifier(config.ckpt, config)
+    sigma = config.sigma or trained_sigma(model)
+    data = open_dataset(config.data, "test", limit=config.limit).in_memory()
+    if data.image_size != model.image_size:
+        raise UserError(
+            f"data: {config.data} has images of {data.image_size} px, the classifier takes {model.image_size} px"
+        )
+    labels = fit_labels(data.y.numpy(), data.class_names, model.class_names, source=config.data)
+    images = range(0, len(labels), config.every)
+    device = pick_device(config.device)
+    precision = decide_precision(config.precision, device, "measurement")
+    seen = place(folded(model), device, precision.precision)
+    settings = {
+        "checkpoint": checkpoint.sha256,
+        "data": config.data,
+        **{name: getattr(config, name) for name in ("n0", "n", "alpha", "seed")},
+        "sigma": sigma,
+        "device": device.type,
+        "precision": precision.precision,
+    }
+    found = read_state(config.state, settings) if config.state else {}
+    with frozen_eval(seen), exact_fp32(), Journal(config.state, settings, found) as journal:
+        for k in tqdm(images, unit="img", desc="certify"):
+            if k in found:
+                continue
+            x = to_float(data.x_u8[k]).to(device)
+            found[k] = certify(
+                seen,
+                x,
+                sigma,
+                noise_like(x, generator(device, config.seed, EVALUATION, k)),
+                n0=config.n0,
+                n=config.n,
+                alpha=config.alpha,
+                batch_size=config.batch_size,
+            )
+            journal.add(k, found[k])
+    radii = np.array([found[k].radius if found[k].guess == labels[k] else -1.0 for k in images])
+    greatest = greatest_radius(config.n, sigma, config.alpha)
+    curve = [row(radii, r) for r in config.radii]
+    for warning in (warnings := warned(config, model, sigma, greatest)):
+        print(f"warning: {warning}", file=sys.stderr)
+    if config.plot is not None:
+        draw_curve(config.plot, radii, f"{config.ckpt}, sigma {sigma:g}, N = {config.n:,}, alpha {config.alpha:g}")
+    return {
+        "images": len(images),
+        "certified": curve,
+        "average_certified_radius": float(radii.clip(min=0).mean()),
+        "abstained": float(np.mean([found[k].guess < 0 for k in images])),
+        "greatest_radius": greatest,
+        "sigma": sigma,
+        **{name: getattr(config, name) for name in ("n0", "n", "alpha", "seed", "every", "batch_size")},
+        "checkpoint": asdict(checkpoint),
+        "data": config.data,
+        **precision.summary(),
+        "plot": None if config.plot is None else str(config.plot),
+        "warnings": warnings,
+        "wall_s": round(time.perf_counter() - started, 2),
+    }
+
+
+def noise_like(x: Tensor, draws: torch.Generator) -> Draw:
+    """Image by image, so that it does not matter how many are asked for at once."""
+    return lambda n: torch.stack([torch.randn(x.shape, generator=draws, device=x.device) for _ in range(n)])
+
+
+def trained_sigma(model: RobustClassifier) -> float:
+    """The noise that the classifier was trained with. UserError where its file names none."""
+    sigma = model.description.recipe.get("smoothing", {}).get("sigma", 0)
+    if not sigma:
+        raise UserError(
+            "sigma: the classifier's file names no noise that it was trained with; give --sigma (0.25 is usual for L2 "
+            "0.5), and expect little of a classifier that never saw noise"
+        )
+    return float(sigma)
+
+
+def warned(config: CertifyConfig, model: RobustClassifier, sigma: float, greatest: float) -> list[str]:
+    """What to know before quoting the numbers."""
+    found = []
+    trained = model.description.recipe.get("smoothing", {}).get("sigma", 0)
+    if trained and trained != sigma:
+        found.append(f"sigma: {sigma:g}, but the classifier was trained with noise of {trained:g}")
+    if beyond := [r for r in config.radii if r >= greatest]:
+        found.append(
+            f"n: {config.n:,} samples certify radii below {greatest:.3f} at most; 0 % at {beyond[0]:g} says nothing of "
+            "the classifier"
+        )
+    return found
+
+
+def row(radii: np.ndarray, r: float) -> dict[str, Any]:
+    """Certified accuracy at r: the share that is right and certified at least so far (-1 where it is not right)."""
+    certified = int((radii >= r).sum()) if r > 0 else int((radii > 0).sum())
+    return {
+        "radius": r,
+        "accuracy": certified / len(radii),
+        "interval": list(binomial_interval(certified, len(radii))),
+    }
+
+
+class Journal:
+    """Certificates appended to the state as they come, each line whole; without a file it keeps nothing."""
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any], found: Mapping[int, Certificate]) -> None:
+        self._file = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [{"format": FORMAT, **settings}, *({"image": k, **asdict(found[k])} for k in sorted(found))]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._file = path.open("a")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def add(self, image: int, found: Certificate) -> None:
+        """On the disk before the next image is begun."""
+        if self._file:
+            self._file.write(json.dumps({"image": image, **asdict(found)}) + "\n")
+            self._file.flush()
+
+
+def read_state(path: Path, settings: Mapping[str, Any]) -> dict[int, Certificate]:
+    """The certificates of an earlier run with the same settings, by image; a line cut short is left out.
+
+    UserError for a file that is no such state, or of other settings.
+    """
+    if not path.exists():
+        return {}
+    head, *lines = path.read_text().split("\n")
+    try:
+        begun = json.loads(head)
+    except ValueError:
+        begun = None
+    if not isinstance(begun, dict) or begun.get("format") != FORMAT:
+        raise UserError(f"state: {path} is not a state that certify wrote; name another file")
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise UserError(
+                f"state: {path} belongs to another run: {name} was {begun.get(name)} there and is {value} here; name "
+                "another file, or remove it to begin again"
+            )
+    found = {}
+    for line in lines[:-1]:  # what follows the last line's end was cut short
+        entry = json.loads(line)
+        image = entry.pop("image")
+        found[image] = Certificate(**entry)
+    return found
+
+
+def draw_curve(path: Path, radii: np.ndarray, title: str) -> None:
+    """Certified accuracy against the radius, a step at each image's."""
+    from matplotlib.figure import Figure
+
+    steps = np.sort(radii[radii > 0])
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    left = (len(steps) - np.arange(len(steps) + 1)) / len(radii)
+    axes.step([0, *steps], left, where="post")
+    axes.set(xlabel="L2 radius, pixels in [0,1]", ylabel="certified accuracy", ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def format_certify(summary: Summary) -> str:
+    """A line for each radius, then what it is of."""
+    lines = [
+        f"radius {row['radius']:<5g} certified accuracy {row['accuracy']:.2%} "
+        f"(95 %: {row['interval'][0]:.2%} to {row['interval'][1]:.2%})"
+        for row in summary["certified"]
+    ]
+    return "\n".join(
+        [
+            *lines,
+            f"average certified radius {summary['average_certified_radius']:.4f}; abstained {summary['abstained']:.2%}",
+            f"{summary['images']} images; sigma {summary['sigma']:g}, n0 {summary['n0']}, N = {summary['n']:,}, alpha "
+            f"{summary['alpha']:g}, seed {summary['seed']}, {summary['precision']}; {summary['wall_s']:.1f} s",
+            *(f"warning: {warning}" for warning in summary["warnings"]),
+        ]
+    )
