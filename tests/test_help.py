@@ -106,7 +106,7 @@ def test_the_groups_of_the_main_commands(name):
     titles = list(groups(COMMANDS[f"bigroc {name}"]))
     expected = {
         "refine": ["required", "command line", "method", "targets", "search for eps", "input", "generator", "output"],
-        "train": ["required", "command line", "run", "data", "augment", "attack", "objective", "optimizer"],
+        "train": ["required", "command line", "run", "data", "augment", "smoothing", "attack", "objective"],
         "eval robust": ["required", "command line", "images", "attack"],
         "eval quality": ["required", "command line", "scores", "features"],
         "study": ["required", "command line", "study", "robust", "axes", "judge", "report"],

@@ -134,6 +134,29 @@ def test_l1_draws_are_uniform():
     assert (sizes.sum((1, 2, 3)) < 0.5).float().mean().item() == pytest.approx(1 / 8, abs=0.01)
 
 
+@pytest.mark.parametrize("spread", [1, 6])
+@pytest.mark.parametrize("eps", [1e-3, 0.5, 12.0])
+def test_l15_projection_of_a_whole_image_meets_its_optimality_condition(eps, spread):
+    delta = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    delta = delta.abs().pow(spread).copysign(delta)
+    projected = NORMS["l1.5"].project(delta, eps)
+    torch.testing.assert_close(NORMS["l1.5"].length(projected), torch.full((3,), eps, dtype=torch.float64))
+    assert (projected * delta >= 0).all()
+    for before, after in zip(delta, projected, strict=True):
+        ratio = (before - after).abs() / after.abs().sqrt()  # what is taken off goes along the norm's gradient
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-7, atol=1e-9)
+
+
+def test_l15_draws_are_uniform():
+    # The share of a ball's volume within half its radius is 2^-dim, in every octant alike.
+    draws = NORMS["l1.5"].random(torch.zeros(20_000, 1, 1, 3), 1.0, torch.Generator().manual_seed(0))
+    inside = NORMS["l1.5"].length(draws) < 0.5
+    assert inside.float().mean().item() == pytest.approx(1 / 8, abs=0.01)
+    grid = torch.rand(200_000, 1, 1, 3, generator=torch.Generator().manual_seed(1))
+    expected = grid[NORMS["l1.5"].length(grid) <= 1].mean(0)
+    torch.testing.assert_close(draws.abs().mean(0), expected, rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(4000, 1, 4, 6), (4000, 1, 5, 3)])
 def test_fourier_draws_are_uniform_in_every_frequency(shape):
     delta = NORMS["fourier"].random(torch.zeros(shape), 2.0, torch.Generator().manual_seed(0))

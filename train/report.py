@@ -104,13 +104,14 @@ def table(folder: Path) -> str:
     """The evaluations of a run: the last ones, and the best one marked; empty where nothing was held out."""
     rows = read_metrics(folder / "metrics.jsonl")
     train_at = {row["step"]: row for row in rows if row["kind"] == "train"}
-    scores = [row for row in rows if row["kind"] == "validation" and "clean_accuracy" in row]
+    scores = [row for row in rows if row["kind"] == "validation" and row.keys() & {"clean_accuracy", "noisy_accuracy"}]
     if not scores:
         return ""
+    unattacked = "noisy" if "noisy_accuracy" in scores[-1] else "clean"
     best = max(scores, key=lambda row: (selection(row), row["step"]))
     made = next((name for name in scores[-1] if name in ("generation_frechet", "generation_kid")), None)
     shown = [row for row in scores if row is best or row in scores[-TABLE_ROWS:]]
-    lines = [f"{'step':>9} {'loss':>8} {'lr':>9} {'images/s':>9} {'clean %':>8} {'robust %':>9}"]
+    lines = [f"{'step':>9} {'loss':>8} {'lr':>9} {'images/s':>9} {f'{unattacked} %':>8} {'robust %':>9}"]
     if made:
         lines[0] += f" {made.removeprefix('generation_') + ' of made':>16} {'steps':>6}"
     for row in shown:
@@ -120,7 +121,7 @@ def table(folder: Path) -> str:
             _cell(train.get("loss"), 8, ".3f"),
             _cell(train.get("lr"), 9, ".2g"),
             _cell(train.get("images_per_s"), 9, ".0f"),
-            _cell(100 * row["clean_accuracy"], 8, ".2f"),
+            _cell(100 * row[f"{unattacked}_accuracy"], 8, ".2f"),
             _cell(100 * row["robust_accuracy"] if "robust_accuracy" in row else None, 9, ".2f"),
         ]
         if made:
