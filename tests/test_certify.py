@@ -21,6 +21,7 @@ from robust_models.images import to_float
 from robust_models.runtime.config import resolve
 from robust_models.runtime.seeds import EVALUATION, generator
 from robust_models.smoothing import Smoothed, UnderNoise
+from tests.test_distributed import finish, start
 from tests.tiny import CLASSES, tiny_classifier, tiny_pixels
 from train.config import TrainConfig
 from train.loop import train
@@ -115,6 +116,19 @@ def test_batch_size_changes_nothing_and_a_state_goes_on(root):
     (root / "state.jsonl").write_text("".join(lines[:6]) + lines[6][:20])  # stopped in the middle of a line
     again = run_certify(config(root, state=root / "state.jsonl"))
     assert again["certified"] == whole["certified"]
+    assert read_state(root / "state.jsonl", {}) == read_state(root / "whole.jsonl", {})
+
+
+def test_ranks_share_the_images_and_go_on_from_one_state(root):
+    whole = run_certify(config(root, state=root / "whole.jsonl"))
+    lines = (root / "whole.jsonl").read_text().splitlines(keepends=True)
+    (root / "state.jsonl").write_text("".join(lines[:4]))
+    words = ["--ckpt", root / "net.safetensors", "--data", root / "data.npz", "--sigma", 0.25, "--n0", 10, "--n", 60]
+    words += ["--batch-size", 25, "--device", "cpu", "--state", root / "state.jsonl", "--json"]
+    ended = finish(start("-m", "eval", "certify", *words, world=2))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert json.loads(ended[0][1])["certified"] == whole["certified"]
+    assert ended[1][1] == ""
     assert read_state(root / "state.jsonl", {}) == read_state(root / "whole.jsonl", {})
 
 

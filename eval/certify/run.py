@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.certify.config import CertifyConfig
-from eval.certify.smoothed_votes import Certificate, Draw, certify, greatest_radius
+from eval.certify.smoothed_votes import ABSTAIN, Certificate, Draw, certify, greatest_radius, radius_of
 from eval.robust.stages import binomial_interval
 from robust_models.attacks import frozen_eval
 from robust_models.checkpoints.flags import load_classifier
@@ -25,22 +26,28 @@ from robust_models.folding import folded
 from robust_models.images import to_float
 from robust_models.labels import fit_labels
 from robust_models.runtime.command import Summary
-from robust_models.runtime.device import decide_precision, exact_fp32, pick_device, place
+from robust_models.runtime.device import decide_precision, exact_fp32, place
+from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import exclusive
 from robust_models.runtime.seeds import EVALUATION, generator
 
 FORMAT = "bigroc certificates 1"
 
 
-def run_certify(config: CertifyConfig) -> dict[str, Any]:
-    """Certified accuracy by radius, ready for JSON. UserError for bad input; with a state nothing is done twice."""
-    if config.state is None:
-        return _certified(config)
-    with exclusive(config.state, "state"):
-        return _certified(config)
+def run_certify(config: CertifyConfig) -> dict[str, Any] | None:
+    """Certified accuracy by radius, ready for JSON; None on ranks that only helped the first one.
+
+    With a state nothing is done twice, whatever the number of ranks. UserError for bad input.
+    """
+    with join() as ranks, _state_held(config.state if ranks.is_first else None):
+        return _certified(config, ranks)
 
 
-def _certified(config: CertifyConfig) -> dict[str, Any]:
+def _state_held(state: Path | None) -> AbstractContextManager[None]:
+    return nullcontext() if state is None else exclusive(state, "state")
+
+
+def _certified(config: CertifyConfig, ranks: Ranks) -> dict[str, Any] | None:
     started = time.perf_counter()
     model, checkpoint = load_classifier(config.ckpt, config)
     sigma = config.sigma or trained_sigma(model)
@@ -50,10 +57,8 @@ def _certified(config: CertifyConfig) -> dict[str, Any]:
             f"data: {config.data} has images of {data.image_size} px, the classifier takes {model.image_size} px"
         )
     labels = fit_labels(data.y.numpy(), data.class_names, model.class_names, source=config.data)
-    images = range(0, len(labels), config.every)
-    device = pick_device(config.device)
+    device = ranks.device(config.device)
     precision = decide_precision(config.precision, device, "measurement")
-    seen = place(folded(model), device, precision.precision)
     settings = {
         "checkpoint": checkpoint.sha256,
         "data": config.data,
@@ -62,35 +67,24 @@ def _certified(config: CertifyConfig) -> dict[str, Any]:
         "device": device.type,
         "precision": precision.precision,
     }
-    found = read_state(config.state, settings) if config.state else {}
-    with frozen_eval(seen), exact_fp32(), Journal(config.state, settings, found) as journal:
-        for k in tqdm(images, unit="img", desc="certify"):
-            if k in found:
-                continue
-            x = to_float(data.x_u8[k]).to(device)
-            found[k] = certify(
-                seen,
-                x,
-                sigma,
-                noise_like(x, generator(device, config.seed, EVALUATION, k)),
-                n0=config.n0,
-                n=config.n,
-                alpha=config.alpha,
-                batch_size=config.batch_size,
-            )
-            journal.add(k, found[k])
+    found = ranks.share(read_state(config.state, settings) if config.state and ranks.is_first else {})
+    images = range(0, len(labels), config.every)
+    seen = place(folded(model), device, precision.precision)
+    with Journal(config.state if ranks.is_first else None, settings, found) as journal, exact_fp32():
+        _certify_all(seen, data.x_u8, [k for k in images if k not in found], sigma, config, found, journal, ranks)
+    if not ranks.is_first:
+        return None
     radii = np.array([found[k].radius if found[k].guess == labels[k] else -1.0 for k in images])
     greatest = greatest_radius(config.n, sigma, config.alpha)
-    curve = [row(radii, r) for r in config.radii]
     for warning in (warnings := warned(config, model, sigma, greatest)):
         print(f"warning: {warning}", file=sys.stderr)
     if config.plot is not None:
         draw_curve(config.plot, radii, f"{config.ckpt}, sigma {sigma:g}, N = {config.n:,}, alpha {config.alpha:g}")
     return {
         "images": len(images),
-        "certified": curve,
+        "certified": [row(radii, r) for r in config.radii],
         "average_certified_radius": float(radii.clip(min=0).mean()),
-        "abstained": float(np.mean([found[k].guess < 0 for k in images])),
+        "abstained": float(np.mean([found[k].guess == ABSTAIN for k in images])),
         "greatest_radius": greatest,
         "sigma": sigma,
         **{name: getattr(config, name) for name in ("n0", "n", "alpha", "seed", "every", "batch_size")},
@@ -101,6 +95,41 @@ def _certified(config: CertifyConfig) -> dict[str, Any]:
         "warnings": warnings,
         "wall_s": round(time.perf_counter() - started, 2),
     }
+
+
+def _certify_all(
+    model: RobustClassifier,
+    x_u8: Tensor,
+    left: list[int],
+    sigma: float,
+    config: CertifyConfig,
+    found: dict[int, Certificate],
+    journal: "Journal",
+    ranks: Ranks,
+) -> None:
+    """Certificates of the images that are left into `found`, as many at a time as there are ranks, one each."""
+    with frozen_eval(model), tqdm(total=len(left), unit="img", desc="certify", disable=not ranks.is_first) as bar:
+        for at in range(0, len(left), ranks.world):
+            together = left[at : at + ranks.world]
+            numbers = torch.zeros(len(together), 2, dtype=torch.int64)
+            if ranks.rank < len(together):
+                k = together[ranks.rank]
+                x = to_float(x_u8[k]).to(model.device)
+                own = certify(
+                    model,
+                    x,
+                    sigma,
+                    noise_like(x, generator(x.device, config.seed, EVALUATION, k)),
+                    n0=config.n0,
+                    n=config.n,
+                    alpha=config.alpha,
+                    batch_size=config.batch_size,
+                )
+                numbers[ranks.rank] = torch.tensor([own.guess, own.votes])
+            for k, (guess, votes) in zip(together, ranks.sum(numbers).tolist(), strict=True):
+                found[k] = Certificate(guess, votes, radius_of(votes, config.n, sigma, config.alpha))
+                journal.add(k, found[k])
+            bar.update(len(together))
 
 
 def noise_like(x: Tensor, draws: torch.Generator) -> Draw:
