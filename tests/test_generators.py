@@ -247,6 +247,8 @@ def test_any_part_of_the_images_is_the_same_read_alone():
     for i in range(11):
         counted(i, i + 1)
     assert counted.sampling.sampler.calls == 3
+    assert counted(999_999_997, 999_999_999).shape == (2, 3, 4, 4)
+    assert counted.sampling.sampler.calls == 4
 
 
 def test_shared_random_numbers_are_put_back_as_they_were():

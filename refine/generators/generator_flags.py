@@ -37,14 +37,14 @@ class GeneratorFlags:
         default=None, description="images sampled at once, on any number of ranks (null: 64, fewer of large images)"
     )
     generator_steps: AtLeastOne | None = Field(
-        default=None, description="denoising steps of a diffusers pipeline (null: its own default)"
+        default=None, description="denoising steps of a diffusers pipeline (null: as many as it usually takes)"
     )
     generator_scheduler: str | None = Field(
         default=None,
         description="a scheduler of diffusers in place of the pipeline's, by its class: DDIMScheduler (null: its own)",
     )
     generator_guidance: Annotated[Number, Field(ge=0)] | None = Field(
-        default=None, description="guidance scale of a diffusers pipeline (null: its own default)"
+        default=None, description="guidance scale of a diffusers pipeline (null: its usual one)"
     )
     generator_precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="number type of a diffusers pipeline"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,9 @@ def _folder(name: str, pipeline: Any) -> Path:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise UserError(f"generator: no folder {name} here; a pipeline of the hub is called OWNER/NAME")
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what it warns of, a hub out of reach, is in the error
     try:
         return Path(pipeline.download(name))
     except Exception as error:  # another library's code
@@ -126,6 +130,8 @@ def _folder(name: str, pipeline: Any) -> Path:
             f"generator: {name} is no folder here, and the hub does not give it ({reason(error)}); without a network, "
             "download it elsewhere and name its folder: diffusers:FOLDER"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _change_scheduler(pipe: Any, name: str) -> None:
