@@ -20,7 +20,16 @@ from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
 from refine.balance import parse_prior
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
-from refine.generators.samples import check_raw, open_samples, samples_name, settings_of, store, stored, write_raw
+from refine.generators.samples import (
+    SHARD,
+    check_raw,
+    open_samples,
+    samples_name,
+    settings_of,
+    store,
+    stored,
+    write_raw,
+)
 from refine.manifest import MEASURES, UNTOUCHED, Means, rows
 from refine.method import bigroc
 from refine.network import together
@@ -77,7 +86,8 @@ def _begin(
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
     if isinstance(config.stop_energy, str):
         config = replace(config, stop_energy=_stop_level(config, config.stop_energy, classifiers, ranks))
-    sizes, shards = [classifier.image_size for classifier in classifiers], Shards(images.counts, config.shard_size)
+    most = config.shard_size if config.generator is None else min(config.shard_size, SHARD)
+    sizes, shards = [classifier.image_size for classifier in classifiers], Shards(images.counts, most)
     passes = Passes(ranks, work, images, shards, _batch_refiner(config, classifiers), sizes, config.ckpt)
     mode = config.targets or ("pseudo" if images.labels is None else "given")
     total = None if images.skipped else images.total

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import refine.cli
+import refine.pipeline
 from refine.generators.sampler import Blocks, Sampling
 from robust_models import open_images, save
 from tests.test_distributed import finish, start
@@ -138,10 +139,10 @@ def test_ranks_change_no_bit(checkpoint, tmp_path):
     assert Path("raw.npz").read_bytes() == Path("raw_of_two.npz").read_bytes()
 
 
-def test_killed_at_any_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tmp_path):
-    flags = {"num_images": 5, "shard_size": 3, "targets": "balanced"}
+def test_killed_at_a_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tmp_path):
+    flags = {"num_images": 3, "shard_size": 2, "targets": "balanced", "steps": 1}
     assert run(checkpoint, "python:my_gan:plain", "undisturbed.npz", keep_raw="undisturbed_raw.npz", **flags) == 0
-    for commit in itertools.count():
+    for commit in itertools.count(step=3):
         out, raw = tmp_path / f"{commit}.npz", tmp_path / f"raw{commit}.npz"
         try:
             with killed_before(commit):
@@ -214,6 +215,20 @@ def test_every_kind_of_set_is_written(checkpoint, out, conditional):
     assert torch.equal(written.read(0, N), same.read(0, N)[list(order)])
     if has_labels:
         assert written.labels.tolist() == same.labels[list(order)].tolist()
+
+
+def test_shards_of_samples_are_small(checkpoint, monkeypatch):
+    """So that many ranks have something to do, and a killed run loses little."""
+    counts = []
+    original = refine.pipeline.assemble
+
+    def assemble(work, images, shards, *others):
+        counts.extend(map(shards.count, range(len(shards))))
+        return original(work, images, shards, *others)
+
+    monkeypatch.setattr(refine.pipeline, "assemble", assemble)
+    assert run(checkpoint, "python:my_gan:plain", "a.npz", num_images=260, steps=1, shard_size=4096) == 0
+    assert counts == [256, 4]
 
 
 # What a sampler is called with

@@ -24,6 +24,7 @@ from robust_models.labels import listed_classes
 from robust_models.runtime.files import exclusive, whole_file
 
 BLOCK, _PIXELS = 64, 1 << 20  # images in a block, and pixels where they are large: 64 up to 128 px, 4 of 512 px
+SHARD = 256  # images at most: samples take long to make, and a killed run loses those of the shard that it was in
 _AT_ONCE = 256  # images, while a set is written
 
 
