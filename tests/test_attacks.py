@@ -238,7 +238,7 @@ def test_classes_of_an_unknown_network_are_at_least_not_negative():
 
 
 STRANGE_BALLS = {
-    "unknown": ({"norm": "l22"}, "norm: 'l22' is none of l2, linf, l1, fourier, unconstrained; did you mean l2?"),
+    "unknown": ({"norm": "l22"}, "norm: 'l22' is none of l2, linf, l1, l1.5, fourier, unconstrained; did you mean l2?"),
     "negative": ({"eps": -1.0}, "eps: -1.0 is less than 0"),
     "nan": ({"eps": math.nan}, "eps: nan is less than 0"),
     "grey levels": ({"norm": "linf", "eps": 8.0}, "did you mean 8/255 = 0.0314?"),

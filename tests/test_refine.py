@@ -196,7 +196,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(checkpoint, unlabelled_np
     [
         (["--loss", "foo"], "loss: 'foo' is none of ce, margin, log_odds"),
         (["--norm", "linf", "--eps", "8"], "eps: 8 is outside [0, 1] for norm=linf"),
-        (["--norm", "L2"], "norm: 'L2' is none of l2, linf, l1, fourier, unconstrained; did you mean l2?"),
+        (["--norm", "L2"], "norm: 'L2' is none of l2, linf, l1, l1.5, fourier, unconstrained; did you mean l2?"),
         (["--targets", "labels.json"], "targets: labels.json cannot be read (No such file or directory)"),
         (["--targets", "/dev/null.csv"], "targets: /dev/null.csv cannot be read"),
         (["--targets", "balanced", "--prior", "p.csv"], "prior: p.csv cannot be read (No such file or directory)"),
