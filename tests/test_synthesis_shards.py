@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import shutil
 import signal
 import time
@@ -157,6 +158,36 @@ def test_killed_ranks_are_gone_on_with_by_any_number(folder, capsys, task, first
     assert [status for status, _, _ in ended] == [0] * then, ended
     assert figures(ended[0][1]) == make(folder, task, folder / "alone.npz", *slow, capsys=capsys)
     assert everything(out) == everything(folder / "alone.npz")
+    assert leftovers(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["generate", "superres", "explain"])
+def test_a_dozen_kills_of_any_rank_at_any_moment_leave_no_trace(folder, capsys, task):
+    pixels, labels = tiny_pixels(1500)
+    np.savez(folder / "in.npz", arr_0=pixels, arr_1=labels)
+    more = ["--num-images", 1500] if task == "generate" else []
+    out, work, draws = folder / "out", folder / "out.work", random.Random(0)
+    told = make(folder, task, folder / "alone", *more, capsys=capsys)
+    kills, reached = 0, []
+    while kills < 12:
+        if out.exists() and not work.exists():  # it came through: from the start again
+            shutil.rmtree(out)
+        processes = start("-m", "refine", *words(folder, task, out, *more), world=draws.choice([1, 2, 3]))
+        goal = len(list(work.glob("shard-*.npy"))) + draws.randrange(8)  # 0: while it starts
+        while len(list(work.glob("shard-*.npy"))) < goal and all(process.poll() is None for process in processes):
+            time.sleep(0.002)
+        time.sleep(draws.uniform(0, 0.05))
+        victim = draws.choice(processes)
+        kills += victim.poll() is None
+        victim.send_signal(signal.SIGKILL)
+        finish(processes)
+        reached.append(len(list(work.glob("shard-*.npy"))))
+    assert len(set(reached)) > 3, reached  # the kills came at different moments
+    if work.exists() or not out.exists():
+        (status, printed, _), *_ = finish(start("-m", "refine", *words(folder, task, out, *more), world=2))
+        assert (status, figures(printed)) == (0, told)
+    assert everything(out) == everything(folder / "alone")
     assert leftovers(folder) == []
 
 
