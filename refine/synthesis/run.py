@@ -148,7 +148,7 @@ def make_set(
     the bar by `steps`. columns: those of the manifest whose means are wanted. A run that is gone on with keeps its
     shards, though the block may be another one now.
     """
-    n = len(new.labels)
+    n = len(new.names)
     size = ranks.share(work.agreed("shard_size", block) if ranks.is_first else block)
     shards, block = Shards(n, size), min(block, size)
     started, done = time.perf_counter(), 0
