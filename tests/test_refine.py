@@ -201,7 +201,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(checkpoint, unlabelled_np
         (["--targets", "/dev/null.csv"], "targets: /dev/null.csv cannot be read"),
         (["--targets", "balanced", "--prior", "p.csv"], "prior: p.csv cannot be read (No such file or directory)"),
         (["--eps", "auto", "--norm", "l1"], "eps: auto knows where to begin for l2, linf; give a number for norm=l1"),
-        (["--task", "superres", "--norm", "l3", "--factor", "2"], "norm: 'l3' is none of l2, linf, l1, fourier"),
+        (["--task", "superres", "--norm", "l3", "--factor", "2"], "norm: 'l3' is none of l2, linf, l1, l1.5, fourier"),
         (["--task", "invert", "--targets", "balanced"], "targets: 'balanced' is none of given, pseudo, class:NAME"),
         (["--task", "invert", "--targets", "labels.csv"], "targets: labels.csv cannot be read (No such file or"),
         (["--task", "invert", "--norm", "l1", "--eps", ".inf"], "eps: inf is no radius for norm=l1"),
