@@ -14,14 +14,15 @@ from refine.generators.functions import open_function
 from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, split_spec
 from refine.generators.pipelines import open_pipeline
 from refine.generators.sampler import Blocks, Sampling, Size
-from refine.work_folder import Shards, WorkFolder
+from refine.work_folder import Shards, WorkFolder, made_once
 from robust_models.errors import UserError
 from robust_models.images import Add, ImageGroups, ImageSet, write_images
 from robust_models.images.arrays import opened_rows
 from robust_models.images.image_set import Numbered
 from robust_models.images.new_set import WRITERS, NewSet, writer_of
 from robust_models.labels import listed_classes
-from robust_models.runtime.files import exclusive, whole_file
+from robust_models.runtime.distributed import Ranks
+from robust_models.runtime.files import whole_file
 
 BLOCK, _PIXELS = 64, 1 << 20  # images in a block, and pixels where they are large: 64 up to 128 px, 4 of 512 px
 SHARD = 256  # images at most: samples take long to make, and a killed run loses those of the shard that it was in
@@ -136,8 +137,7 @@ def _classes(
 
 def settings_of(images: ImageGroups) -> dict[str, Any]:
     """What decides the samples beside the flags."""
-    samples = images.one_set()
-    assert isinstance(samples, Samples)
+    samples = _samples(images)
     return {"generator files": samples.files, "generator labels": samples.class_names}
 
 
@@ -147,7 +147,7 @@ def samples_name(k: int) -> str:
 
 
 def store(images: ImageSet, part: slice, file: Path) -> Iterator[int]:
-    """Makes and keeps the samples of a shard, a block at a time, whose number it gives."""
+    """Makes and keeps the samples of a shard; gives after each part how many there were in it."""
     shape = (part.stop - part.start, 3, *images.size)
     with whole_file(file) as partial, opened_rows(partial, shape, np.dtype(np.uint8), channels_first=True) as add:
         for start in range(part.start, part.stop, BLOCK):
@@ -170,9 +170,7 @@ def stored(images: ImageGroups, work: WorkFolder, shards: Shards) -> ImageGroups
             start = end
         return torch.cat(parts)
 
-    samples = images.one_set()
-    assert isinstance(samples, Samples)
-    return replace(images, sets=(replace(samples, rows=rows),))
+    return replace(images, sets=(replace(_samples(images), rows=rows),))
 
 
 def check_raw(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
@@ -182,21 +180,25 @@ def check_raw(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
 
 def write_raw(images: ImageGroups, out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
     """Writes the samples as a set at `out`, whole; what an earlier run with equal settings left there is kept."""
-    work, own = WorkFolder(out), _of_samples(settings)
-    with exclusive(out, "keep_raw"):
-        if work.finished(own, overwrite=overwrite):
-            return
-        work.claim(own, overwrite=overwrite)
-        if not work.is_assembled:
-            work.drop_assembled()
-            samples = images.one_set()
-            assert isinstance(samples, Samples)
-            like = replace(samples, suffix=out.suffix.lower())
-            with write_images(work.assembled, like=like, labels=images.labels, class_names=images.class_names) as add:
-                for _, x in samples.batches(_AT_ONCE):
-                    add(x)
-            work.finish({"out": str(out), "n": len(samples)})
-        work.publish()
+    work = WorkFolder(out)
+
+    def make(samples: Samples) -> dict[str, Any]:
+        work.drop_assembled()
+        with write_images(work.assembled, like=samples, labels=images.labels, class_names=images.class_names) as add:
+            for _, x in samples.batches(_AT_ONCE):
+                add(x)
+        return {"out": str(out), "n": len(samples)}
+
+    def begin() -> Samples:
+        return replace(_samples(images), suffix=out.suffix.lower())
+
+    made_once(Ranks(), work, _of_samples(settings), overwrite=overwrite, begin=begin, make=make)
+
+
+def _samples(images: ImageGroups) -> Samples:
+    samples = images.one_set()
+    assert isinstance(samples, Samples)
+    return samples
 
 
 def _of_samples(settings: dict[str, Any]) -> dict[str, Any]:
