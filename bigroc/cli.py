@@ -78,7 +78,7 @@ COMMANDS = {
     "refine": LazyCommand("Improve images with a robust classifier (BIGRoC), or make new ones.", "refine.cli:REFINE"),
     "train": LazyCommand("Adversarial training of a robust classifier.", "train.cli:TRAIN"),
     "eval": LazyCommand("Robust accuracy of classifiers; FID, IS, KID and more of images.", "eval.cli:EVAL"),
-    "models": LazyCommand("Inspect, convert, share and list checkpoints.", "robust_models.cli:MODELS"),
+    "models": LazyCommand("Inspect, convert, measure, share and list checkpoints.", "eval.leaderboard.cli:MODELS"),
     "study": LazyCommand("A grid of classifiers and refinements, with its report.", "eval.study.cli:STUDY"),
     "survey": LazyCommand("Ask people which of two images looks more real.", "eval.survey.cli:SURVEY"),
     "studio": LazyCommand("A local page on which you change images live.", "refine.studio.cli:STUDIO"),

@@ -28,7 +28,7 @@ FLOORS = {
     "robust_models": ("features", "checkpoints", "architectures", "datasets", "images", "metrics", "runtime"),
     "train": ("loaders",),
     "refine": ("studio", "synthesis", "generators"),
-    "eval": ("study", "survey", "quality", "gradients", "certify", "robust"),
+    "eval": ("leaderboard", "study", "survey", "quality", "gradients", "certify", "robust"),
 }
 SEALED = "robust_models.checkpoints.torch_format"  # its one door is its __init__
 ONE_IN_EACH_ROOM = {

@@ -30,13 +30,13 @@ def refinement(
     measured = {"images": judged, "reference": reference, "features": judge.name, "metrics": metrics}
     inception = judge.name.startswith("inception")
     network = {"weights": config.weights, "protocol": config.protocol} if inception else {}
-    quality = _shell("bigroc eval quality", {**measured, **network})
+    quality = shell("bigroc eval quality", {**measured, **network})
     if checkpoint is None:
         return quality
     settings = axes.settings(real)
     places = {"ckpt": checkpoint.ckpt, "input": images, "out": judged}
     flags = _flags(checkpoint.spec)
-    return f"{_shell('bigroc refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"
+    return f"{shell('bigroc refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"
 
 
 def accuracy(config: StudyConfig, checkpoint: Checkpoint, data: str | None) -> str:
@@ -46,7 +46,7 @@ def accuracy(config: StudyConfig, checkpoint: Checkpoint, data: str | None) -> s
     robust = config.robust
     settings = {"steps": robust.steps, "restarts": robust.restarts, "limit": robust.limit}
     return " && ".join(
-        _shell(
+        shell(
             "bigroc eval robust",
             {"ckpt": checkpoint.ckpt, "data": data, "norm": norm, "eps": radii, **settings, **_flags(checkpoint.spec)},
         )
@@ -64,12 +64,18 @@ def _flags(spec: ClassifierSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) or None for name in CheckpointFlags.__dataclass_fields__}
 
 
-def _shell(program: str, fields: Mapping[str, Any]) -> str:
+def shell(program: str, fields: Mapping[str, Any]) -> str:
+    """The program with each field as a flag; those that are None stay out, True is a flag alone."""
     words = program.split()
-    for name, value in fields.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", _text(value)]
+    for name, text in as_texts(fields).items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if fields[name] is True else [flag, text]
     return shlex.join(words)
+
+
+def as_texts(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that are not None as a person would type them."""
+    return {name: _text(value) for name, value in fields.items() if value is not None}
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,1 @@
+"""Everything that is measured of classifiers, side by side."""

@@ -1,0 +1,112 @@
+"""The leaderboard and the cards, in Markdown, from what was measured."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING = "-"
+
+
+@dataclass
+class Measured:
+    """A classifier and its parts (config.PartName): each has the command, and what it found."""
+
+    name: str
+    sha256: str
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def found(self, part: str) -> dict[str, Any]:
+        """What the part's command found; {} where it was not run."""
+        return self.parts.get(part, {}).get("found", {})
+
+    @property
+    def rank(self) -> float:
+        """By AutoAttack, else by APGD, else by the worst of all balls."""
+        for part in ("autoattack", "apgd"):
+            if results := self.found(part).get("results"):
+                return results[0]["robust_accuracy"]
+        return self.found("balls").get("worst_case", {}).get("robust_accuracy", -1.0)
+
+
+def leaderboard(measured: Iterable[Measured]) -> str:
+    """A row for each classifier, the most robust first; intervals of 95 % behind their figures."""
+    rows = [_row(one) for one in sorted(measured, key=lambda one: -one.rank)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(row.get(name, MISSING) for name in columns)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def card(one: Measured) -> str:
+    """All figures of one classifier, each with the command that repeats it."""
+    figures = "\n".join(f"| {name} | {value} |" for name, value in _row(one).items())
+    seen = one.found("balls") or one.found("apgd") or one.found("autoattack")
+    count = f", N = {seen['n']} images of {seen['data']}" if seen else ""
+    commands = "\n".join(part["command"] for part in one.parts.values())
+    return (
+        f"# {one.name}\n\nsha256 `{one.sha256}`{count}; intervals are 95 %.\n\n| measured | |\n|---|---|\n{figures}\n\n"
+        f"```\n{commands}\n```\n"
+    )
+
+
+def _row(one: Measured) -> dict[str, str]:
+    return {"classifier": f"`{one.name}`", **_robust(one), **_outputs(one), **_gradients(one), **_gains(one)}
+
+
+def _robust(one: Measured) -> dict[str, str]:
+    balls, row = one.found("balls"), {}
+    clean = balls or one.found("apgd") or one.found("autoattack")
+    if clean:
+        row["clean, %"] = _percent(clean["clean_accuracy"], clean["clean_interval"])
+    for part, title in (("autoattack", "AutoAttack"), ("apgd", "APGD")):
+        for result in one.found(part).get("results", ()):
+            row[f"{title}, {_ball(result)}"] = _percent(result["robust_accuracy"], result["interval"])
+    for result in balls.get("results", ()):
+        row[f"PGD-20, {_ball(result)}"] = _percent(result["robust_accuracy"], result["interval"])
+    if worst := balls.get("worst_case"):
+        row["all balls"] = _percent(worst["robust_accuracy"], worst["interval"])
+    return row
+
+
+def _outputs(one: Measured) -> dict[str, str]:
+    balls, row = one.found("balls"), {}
+    if corrupted := balls.get("corruptions"):
+        row["corruptions, %"] = _percent(corrupted["mean"], corrupted["interval"])
+    if calibration := balls.get("calibration"):
+        row["calibration error, %"] = f"{100 * calibration['ece']:.1f} -> {100 * calibration['ece_scaled']:.1f}"
+    if ood := balls.get("ood"):
+        for score, area in ood["auroc"].items():
+            low, high = ood["interval"][score]
+            row[f"AUROC, {score.replace('_', '-')}"] = f"{area:.3f} ({low:.3f} to {high:.3f})"
+    return row
+
+
+def _gradients(one: Measured) -> dict[str, str]:
+    if not (found := one.found("gradients")):
+        return {}
+    return {"gradients along the data, times by chance": f"{found['lift']:.1f}"}
+
+
+def _gains(one: Measured) -> dict[str, str]:
+    """Of each set and judge the change at the eps where the first judge sees the largest gain."""
+    found, row = one.found("gains"), {}
+    cells = [cell for cell in found.get("cells", ()) if cell.get("classifier") == one.name and "less_raw" in cell]
+    for images in dict.fromkeys(cell["images"] for cell in cells):
+        best = min((cell for cell in cells if cell["images"] == images), key=lambda cell: cell["less_raw"])
+        for number, judge in enumerate(found["judges"], start=1):
+            name = "less_raw" if number == 1 else f"less_raw_{number}"
+            if name in best:
+                low, high = best[f"{name}_low"], best[f"{name}_high"]
+                title = f"{images}, change of the distance in {judge} (eps)"
+                row[title] = f"{best[name]:+.3g} ({low:.3g} to {high:.3g}; {best['eps']:g})"
+    return row
+
+
+def _ball(result: dict[str, Any]) -> str:
+    levels = 255 * result["eps"]
+    is_levels = result["norm"] == "linf" and abs(levels - round(levels)) < 1e-6
+    return f"{result['norm']} {f'{levels:.0f}/255' if is_levels else format(result['eps'], 'g')}"
+
+
+def _percent(share: float, interval: list[float]) -> str:
+    return f"{100 * share:.1f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
