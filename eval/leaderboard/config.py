@@ -36,7 +36,9 @@ class EvaluateConfig(DeviceFlags):
     threats: str = Field(
         default="l2:0.25,l2:0.5,l2:1,linf:4/255,linf:8/255,l1:12", description="the balls, as eval robust has them"
     )
-    eps: Annotated[Number, Field(gt=0)] = Field(default=0.5, description="L2 radius of apgd and autoattack, pixels in [0,1]")
+    eps: Annotated[Number, Field(gt=0)] = Field(
+        default=0.5, description="L2 radius of apgd and autoattack, pixels in [0,1]"
+    )
     corruptions: Path | None = Field(default=None, description="folder of CIFAR-10-C's .npy files (null: left out)")
     ood: str | None = Field(
         default="bundled:vae-cifar10", description="images of another kind that outputs are to tell (null: left out)"
