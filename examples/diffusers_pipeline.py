@@ -3,6 +3,7 @@
     pip install bigroc diffusers
     python examples/diffusers_pipeline.py google/ddpm-cifar10-32 --eps 1 --out samples
 
+For whole sets there is bigroc refine --generator diffusers:google/ddpm-cifar10-32 (docs/generators.md).
 Any pipeline that gives images as arrays (output_type="np") will do: its pixels are then in [0,1].
 """
 

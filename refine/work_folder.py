@@ -2,6 +2,7 @@
 
     OUT.work/run.json              the settings that decide the result; once all is assembled, the summary too
              eps.json              what --eps auto has found
+             samples-00012.npy     of a shard, where a generator's samples are read more than once
              targets.npy           [N], where they took the whole set to know
              logits-00012.npy      of a shard, where the targets need them first
              shard-00012.jsonl     the shard's manifest rows
@@ -353,7 +354,8 @@ def standing(out: Path) -> str:
         return f"all is done and lies in {work.path}; the same command moves it to {out}"
     shards = len(list(work.path.glob("shard-*.npy")))
     if not shards:
-        return f"nothing of {out} was finished; the same command begins anew"
+        goes_on = "goes on with the samples" if any(work.path.glob("samples-*.npy")) else "begins anew"
+        return f"nothing of {out} was finished; the same command {goes_on}"
     return f"{shards} finished shards are kept in {work.path}; the same command goes on from there"
 
 

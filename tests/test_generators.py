@@ -15,6 +15,7 @@ from torch import Tensor
 import refine.cli
 import refine.pipeline
 from refine.generators.sampler import Blocks, Sampling
+from refine.refine_batch import BatchRefiner
 from robust_models import open_images, save
 from tests.test_distributed import finish, start
 from tests.test_refine_shards import Killed, everything, killed_before, leftovers, manifest, threads
@@ -217,6 +218,26 @@ def test_every_kind_of_set_is_written(checkpoint, out, conditional):
         assert written.labels.tolist() == same.labels[list(order)].tolist()
 
 
+def test_samples_that_were_made_are_kept_when_a_run_is_stopped(checkpoint, monkeypatch, capsys):
+    made, original = [], Sampling.block
+
+    def block(self, first, count, *, quick=False):
+        made.extend([] if quick else range(first, first + count))
+        return original(self, first, count, quick=quick)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sampling, "block", block)
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchRefiner, "refine", stopped)
+        assert run(checkpoint, "python:my_gan:plain", "a.npz", keep_raw="raw.npz") == 130
+    assert "nothing of a.npz was finished; the same command goes on with the samples" in capsys.readouterr().err
+    assert len(pixels("raw.npz")) == len(made) == N
+    assert run(checkpoint, "python:my_gan:plain", "a.npz", keep_raw="raw.npz") == 0
+    assert len(made) == N
+
+
 def test_shards_of_samples_are_small(checkpoint, monkeypatch):
     """So that many ranks have something to do, and a killed run loses little."""
     counts = []
@@ -264,6 +285,14 @@ def test_any_part_of_the_images_is_the_same_read_alone():
     assert counted.sampling.sampler.calls == 3
     assert counted(999_999_997, 999_999_999).shape == (2, 3, 4, 4)
     assert counted.sampling.sampler.calls == 4
+
+
+def test_no_two_images_have_the_same_noise():
+    """Of 300,000 seeds drawn among PyTorch's 2**32, ten pairs would be equal."""
+    seeds = [Sampling("noise", Noise(), None, seed, torch.device("cpu")).noise_seeds(0, 300_000) for seed in (0, 1)]
+    assert [len(set(one)) for one in seeds] == [300_000, 300_000]
+    assert not set(seeds[0]) & set(seeds[1])
+    assert Sampling("noise", Noise(), None, 0, torch.device("cpu")).noise_seeds(7, 2) == seeds[0][7:9]
 
 
 def test_shared_random_numbers_are_put_back_as_they_were():

@@ -73,7 +73,7 @@ class Sampling:
         """Images first to first + count - 1, [n,3,H,W] float in [0,1] on the CPU. UserError for what is none."""
         index = range(first, first + count)
         y = None if self.classes is None else self.classes[torch.tensor(index) % len(self.classes)]
-        generators = [generator("cpu", self.seed, DRAW, i) for i in index]
+        generators = [torch.Generator().manual_seed(seed) for seed in self.noise_seeds(first, count)]
         with _own_random_numbers(generator("cpu", self.seed, BLOCK, first).initial_seed(), self.device):
             try:
                 x = self.sampler(generators, y, quick=quick).float().cpu()
@@ -94,6 +94,14 @@ class Sampling:
                 f"generator: {self.spec}: image {bad} holds NaN or infinite numbers; check weights and precision"
             )
         return x.expand(-1, 3, -1, -1)
+
+    def noise_seeds(self, first: int, count: int) -> list[int]:
+        """The seeds of the noise of these images, of which no two are equal.
+
+        PyTorch's numbers on the CPU have 2**32 seeds: drawn for each image, two of 100,000 would probably meet.
+        """
+        start = generator("cpu", self.seed, DRAW, 0).initial_seed() + first
+        return [(start + i) % 2**32 for i in range(count)]
 
     def first_look(self, count: int) -> Size:
         """The size of the images. `count` of them are made twice: UserError where they differ."""
