@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from refine.balance import check_prior
 from refine.flags import IMAGES, ClassifierFlags, MachineFlags, PictureFlags, ReadingFlags
 from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, check_generator
-from refine.method import LOSSES, LossName
+from refine.method import AGAINST_WEIGHT, LOSSES, LossName
 from refine.stopping import MEDIAN, open_real
 from refine.targets import check_targets
 from robust_models.attacks import Center, Keep
@@ -51,6 +51,14 @@ class MethodFlags:
         description="an image whose energy (-logsumexp of the logits) is this or less takes no further step: a number, "
         "median (of real images, as a classifier trained to generate records it), or real images, whose median is "
         "taken (null: all take all steps)",
+    )
+    against: str | None = Field(
+        default=None,
+        description="a weaker classifier of the same classes, whose loss the steps raise: they go where only the "
+        "stronger one wants to (null: none)",
+    )
+    against_weight: Annotated[Number, Field(gt=0)] = Field(
+        default=AGAINST_WEIGHT, description="how much that counts beside the loss of --ckpt"
     )
     center: Center = Field(
         default="input", description="the ball's centre; first_step is that of the paper's notebooks"
@@ -144,6 +152,8 @@ class RefineConfig(
     @model_validator(mode="after")
     def _consistent(self) -> "RefineConfig":
         self._check_source()
+        if self.against is not None and self.keep == "best":
+            raise ValueError("keep: best compares losses of one classifier, and --against names another; keep the last")
         if self.eps == "auto":
             if self.norm not in AUTO_NORMS:
                 raise ValueError(
@@ -181,6 +191,8 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
     plain = {name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT}
     for i, name in enumerate(config.ckpts):
         plain["ckpt" if i == 0 else f"ckpt {i + 1}"] = f"{name} (sha256 {sha256_of(file_of(name))[:16]})"
+    if config.against is not None:
+        plain["against"] = f"{config.against} (sha256 {sha256_of(file_of(config.against))[:16]})"
     if config.input is not None:
         plain = {name: value for name, value in plain.items() if name not in DEFAULTS}
         plain |= {"input": str(config.input.resolve()), "input files": fingerprint(config.input)}

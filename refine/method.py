@@ -14,6 +14,7 @@ from refine.network import consensus
 from robust_models.attacks import (
     PGD,
     Center,
+    Gradient,
     Keep,
     Loss,
     cross_entropy,
@@ -25,6 +26,8 @@ from robust_models.attacks import (
 )
 from robust_models.errors import UserError, none_of
 from robust_models.threat import NormName, check_ball, check_step_size, per_sample
+
+AGAINST_WEIGHT = 0.5
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -69,14 +72,34 @@ def find_loss(loss: str | Loss) -> Loss:
 
 
 @dataclass(frozen=True)
+class Against:
+    """The gradient of the loss less `weight` times that of a weaker classifier's: what only the stronger one asks for.
+
+    The classifier's form of guiding a generator by a bad version of itself (Karras et al. 2024, arXiv:2406.02507). To
+    be PGD's `gradient`.
+    """
+
+    weak: nn.Module
+    weight: float
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
+        """Gradient [N,C,H,W] and the difference of the losses [N]."""
+        gradient, values = gradient_and_loss(model, x, y, loss)
+        with frozen_eval(self.weak):
+            weak_gradient, weak_values = gradient_and_loss(self.weak, x, y, loss)
+        return gradient - self.weight * weak_gradient, values - self.weight * weak_values
+
+
+@dataclass(frozen=True)
 class StopAtEnergy:
-    """The gradient of the loss, and 0 for images whose energy is `level` or less: they take no further step.
+    """The gradient, and 0 for images whose energy is `level` or less: they take no further step.
 
     The energy is -logsumexp of the logits; that of several classifiers is their mean. An image that rests keeps its
-    energy, and so rests until the end. To be PGD's `gradient`.
+    energy, and so rests until the end. To be PGD's `gradient`; `gradient` is the one it would have without.
     """
 
     level: float
+    gradient: Gradient = gradient_and_loss
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
         """Gradient [N,C,H,W] and loss [N], from one pass."""
@@ -86,8 +109,9 @@ class StopAtEnergy:
             energies.append(find_loss("energy")(logits.detach(), y))
             return loss(logits, y)
 
-        gradient, values = gradient_and_loss(model, x, y, noted)
-        return torch.where(per_sample(energies[0] <= self.level, x), 0.0, gradient), values
+        gradient, values = self.gradient(model, x, y, noted)
+        own = energies[0]  # a weaker classifier's would come after it
+        return torch.where(per_sample(own <= self.level, x), 0.0, gradient), values
 
 
 def bigroc(
@@ -100,6 +124,8 @@ def bigroc(
     keep: Keep = "last",
     loss: LossName | Loss = "ce",
     stop_energy: float | None = None,
+    against: nn.Module | None = None,
+    against_weight: float = AGAINST_WEIGHT,
 ) -> PGD:
     """The paper's loop: from the image itself, ball around it, last iterate of one run, clipped once at the end.
 
@@ -110,8 +136,17 @@ def bigroc(
     their eps. keep="best" takes each image's best iterate, which may be the image itself; as it compares images, it
     clips every step too. loss: ce, margin, log_odds, logit (of the target), energy (no target's), or a function
     (logits, y) -> [N]. stop_energy: an image whose energy, -logsumexp of its logits, is this or less takes no further
-    step.
+    step. against: a weaker classifier, whose loss the steps raise, against_weight times as much.
     """
+    gradient: Gradient = gradient_and_loss
+    if against is not None:
+        if keep == "best":
+            raise UserError("keep: 'best' compares losses of one classifier, and against names another; keep='last'")
+        if not against_weight > 0:
+            raise UserError(f"against_weight: {against_weight} is not above 0")
+        gradient = Against(against, against_weight)
+    if stop_energy is not None:
+        gradient = StopAtEnergy(stop_energy, gradient)
     check_ball(norm, eps)
     check_step_size(norm, eps, step_size)
     as_in_the_paper = center == "input" and keep == "last"
@@ -125,7 +160,7 @@ def bigroc(
         center=center,
         keep=keep,
         loss=find_loss(loss),
-        gradient=gradient_and_loss if stop_energy is None else StopAtEnergy(stop_energy),
+        gradient=gradient,
     )
 
 

@@ -83,6 +83,12 @@ def together(models: nn.Module | Sequence[nn.Module]) -> nn.Module:
     return Ensemble([_at_its_size(model) for model in models])
 
 
+def weaker(against: nn.Module, models: nn.Module | Sequence[nn.Module]) -> nn.Module:
+    """The classifier that steps go against, for images of any size. UserError where its classes are others."""
+    together([*([models] if isinstance(models, nn.Module) else models), against])
+    return _at_its_size(against)
+
+
 def consensus(logits: Tensor) -> Tensor:
     """[N,classes] whose softmax is the mean of the classifiers' probabilities; one classifier's logits as they are."""
     if logits.ndim == 2:

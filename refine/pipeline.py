@@ -7,14 +7,14 @@ on the number of ranks (refine_batch.py).
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
 from refine.balance import parse_prior
@@ -32,7 +32,7 @@ from refine.generators.samples import (
 )
 from refine.manifest import MEASURES, UNTOUCHED, Means, rows
 from refine.method import bigroc
-from refine.network import together
+from refine.network import together, weaker
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
 from refine.stopping import MEDIAN, measured_level, open_real, recorded_level
@@ -74,13 +74,21 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
             settings |= settings_of(images)
         if config.keep_raw is not None and ranks.is_first:
             check_raw(config.keep_raw, settings, overwrite=config.overwrite)
-        begin = partial(_begin, config, ranks, work, images, classifiers)
+        against = None
+        if config.against is not None:
+            against = weaker(place(folded(config.load(config.against)), device, precision.precision), classifiers)
+        begin = partial(_begin, config, ranks, work, images, classifiers, against)
         make = partial(_refined, settings, classifiers, precision)
         return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
 
 
 def _begin(
-    config: RefineConfig, ranks: Ranks, work: WorkFolder, images: ImageGroups, classifiers: Sequence[RobustClassifier]
+    config: RefineConfig,
+    ranks: Ranks,
+    work: WorkFolder,
+    images: ImageGroups,
+    classifiers: Sequence[RobustClassifier],
+    against: nn.Module | None,
 ) -> "Begun":
     """All that may still be refused, before anything is written."""
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
@@ -88,7 +96,9 @@ def _begin(
         config = replace(config, stop_energy=_stop_level(config, config.stop_energy, classifiers, ranks))
     most = config.shard_size if config.generator is None else min(config.shard_size, SHARD)
     sizes, shards = [classifier.image_size for classifier in classifiers], Shards(images.counts, most)
-    passes = Passes(ranks, work, images, shards, _batch_refiner(config, classifiers), sizes, config.ckpt)
+    attack_at = partial(attack_of, config, against=against)
+    refiner = _batch_refiner(config, classifiers, attack_at(0.0 if config.eps == "auto" else config.eps))
+    passes = Passes(ranks, work, images, shards, refiner, sizes, config.ckpt)
     mode = config.targets or ("pseudo" if images.labels is None else "given")
     total = None if images.skipped else images.total
     targets = known_targets(mode, images, classifiers[0], total=total)
@@ -96,7 +106,7 @@ def _begin(
     search = None
     if config.eps == "auto" and ranks.is_first:
         search = EpsSearch.open(config, images.one_set(), classifiers, device)
-    return Begun(config, passes, mode, targets, prior, search)
+    return Begun(config, passes, attack_at, mode, targets, prior, search)
 
 
 def _refined(
@@ -113,8 +123,8 @@ def _refined(
     if mode in WHOLE_SET:
         targets = passes.whole_set_targets(mode, begun.prior)
     if config.eps == "auto":
-        eps = _chosen_eps(config, search, passes.refiner_of(0), targets, work, ranks)
-        passes = replace(passes, refiner=replace(passes.refiner, attack=attack_of(config, eps)))
+        eps = _chosen_eps(config, search, passes.refiner_of(0), begun.attack_at, targets, work, ranks)
+        passes = replace(passes, refiner=replace(passes.refiner, attack=begun.attack_at(eps)))
     rate = passes.refine(targets, classifiers[0].class_names, label_source(mode))
     if not ranks.is_first:
         return None
@@ -215,6 +225,7 @@ class Begun:
 
     config: RefineConfig  # its stop_energy is a number, or None
     passes: Passes
+    attack_at: Callable[[float], PGD]  # the steps in a ball of this eps
     mode: str  # of the targets
     targets: Tensor | None  # [N], where they are known
     prior: Tensor | None
@@ -253,10 +264,9 @@ def _rows_in_order(work: WorkFolder, images: ImageGroups, shards: Shards) -> Ite
     return (work.row_at(*places[i]) for i in images.order.argsort().tolist())
 
 
-def _batch_refiner(config: RefineConfig, classifiers: Sequence[RobustClassifier]) -> BatchRefiner:
+def _batch_refiner(config: RefineConfig, classifiers: Sequence[RobustClassifier], attack: PGD) -> BatchRefiner:
     device, image_size = classifiers[0].mean.device, max(classifier.image_size for classifier in classifiers)
     block = block_size(device, image_size, config.batch_size)
-    attack = attack_of(config, 0.0 if config.eps == "auto" else config.eps)
     return BatchRefiner(together(classifiers), attack, device, block, "uint8", config.uncertain)
 
 
@@ -266,13 +276,13 @@ def _stop_level(config: RefineConfig, stop_energy: str, classifiers: Sequence[Ro
         return recorded_level([classifier.description for classifier in classifiers])
     real, level = open_real(stop_energy), 0.0  # the first rank's counts
     if ranks.is_first:
-        refiner = _batch_refiner(replace(config, stop_energy=None), classifiers)
+        refiner = _batch_refiner(config, classifiers, bigroc(0.0))
         refiner = replace(refiner, block=fitting_block(refiner.block, refiner.device, real.size), depth=real.depth)
         level = measured_level(real, refiner.logits, refiner.block)
     return ranks.share(level)
 
 
-def attack_of(config: RefineConfig, eps: float) -> PGD:
+def attack_of(config: RefineConfig, eps: float, *, against: nn.Module | None = None) -> PGD:
     """The steps that the config describes, with this eps. config.stop_energy: a number or None."""
     stop = config.stop_energy
     assert not isinstance(stop, str), "its number is found before"
@@ -285,6 +295,8 @@ def attack_of(config: RefineConfig, eps: float) -> PGD:
         keep=config.keep,
         loss=config.loss,
         stop_energy=stop,
+        against=against,
+        against_weight=config.against_weight,
     )
 
 
@@ -292,14 +304,15 @@ def _chosen_eps(
     config: RefineConfig,
     search: EpsSearch | None,
     refiner: BatchRefiner,
+    attack_at: Callable[[float], PGD],
     targets: Tensor | None,
     work: WorkFolder,
     ranks: Ranks,
 ) -> float:
     """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
     if search is not None and not work.has(EPS):
-        found = as_plain(search.choose(refiner, partial(attack_of, config), targets))
-        verdicts = search.verdicts(replace(refiner, attack=attack_of(config, found["eps"])), targets)
+        found = as_plain(search.choose(refiner, attack_at, targets))
+        verdicts = search.verdicts(replace(refiner, attack=attack_at(found["eps"])), targets)
         is_gain = is_sure_gain(verdicts)
         taken = found["eps"] if is_gain or config.auto_accept == "best" else 0.0
         first, *others = (asdict(verdict) for verdict in verdicts)
@@ -359,6 +372,8 @@ def _facts(
         "norm": config.norm,
         "loss": config.loss,
         "stop_energy": config.stop_energy,
+        "against": config.against,
+        "against_weight": None if config.against is None else config.against_weight,
         "eps": attack.eps,
         "steps": config.steps,
         "step_size": attack.step_size,

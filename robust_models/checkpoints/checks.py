@@ -16,18 +16,19 @@ from robust_models.errors import UserError, none_of
 
 def check_names(config: Any) -> None:
     """UserError, as the command itself would raise it, for the fields that many configs have: ckpt (or several, ckpts),
-    init, arch, activation, normalize, device. Those that a config lacks, or leaves null, are not checked."""
+    init, against, arch, activation, normalize, device. Those that a config lacks, or leaves null, are not checked."""
     given = {name: value for name in _FIELDS if (value := getattr(config, name, None)) is not None}
     for checkpoint in getattr(config, "ckpts", [given["ckpt"]] if "ckpt" in given else []):
         check_classifier(checkpoint, field="ckpt")
-    if "init" in given:
-        check_classifier(given["init"], field="init")
+    for name in ("init", "against"):
+        if name in given:
+            check_classifier(given[name], field=name)
     check_reading(config)
     if given.get("device", "auto") != "auto":
         _check_device(given["device"])
 
 
-_FIELDS = ("ckpt", "init", "device")
+_FIELDS = ("ckpt", "init", "against", "device")
 
 
 def check_inspected(config: Any) -> None:
