@@ -1,11 +1,11 @@
 """Two classifiers against each other: what refining along strong less weak gains over the strong one alone.
 
-    python -m benchmarks.against --data TEST.npz [--spaces efficientnet-lite0-128 inception-768] [--weights INCEPTION.pth]
+    python -m benchmarks.against --data TEST.npz [--spaces efficientnet-lite0-128 inception-768] [--weights FILE]
         [--strong cifar10-l2-small] [--weak NAME ...] [--against-weight .25 .5 1] [--eps 1 3]
 
 Kernel distance (KID's kernel, unbiased, x 1000) of the bundled samples to TEST in spaces that took no part, refined by
-the logit towards the classes that they were asked for. The change is against the strong classifier alone at the same
-eps; its 95 % interval resamples the images, both alike (paired). One line of JSON at the end.
+the logit towards the classes that they were asked for. A cell is the distance by the strong classifier alone at this
+eps, and the change from it; its 95 % interval resamples the images, both alike (paired). One line of JSON at the end.
 """
 
 import argparse
