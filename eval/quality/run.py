@@ -1,6 +1,5 @@
 """The `quality` measurement: from image sets to the field's numbers."""
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,10 +79,10 @@ def image_quality(
     return _measured(images, reference, options, spaces, machine)
 
 
-def run_quality(config: QualityConfig) -> dict[str, Any]:
+def run_quality(config: QualityConfig) -> dict[str, Any] | None:
     """Every metric asked for, of one image set or between two, ready for JSON. UserError for bad input.
 
-    Under torchrun the ranks share the images and only the first returns; the others leave (SystemExit, status 0).
+    None on the ranks of a torchrun job that only helped the first one.
     """
     started = time.perf_counter()
     originals = None if config.originals is None else open_originals(config.originals)
@@ -93,7 +92,7 @@ def run_quality(config: QualityConfig) -> dict[str, Any]:
         options = replace(config.options, originals=originals)
         found = _measured(config.images, config.reference, options, spaces, machine)
     if not ranks.is_first:
-        sys.exit(0)
+        return None
     return {
         **found,
         "images": str(config.images),

@@ -1,6 +1,5 @@
 """The `statistics` measurement: an image set's statistics on disk, to compare others with."""
 
-import sys
 import time
 from typing import Any
 
@@ -17,8 +16,11 @@ from robust_models.runtime.distributed import join
 from robust_models.runtime.version import versions
 
 
-def run_statistics(config: StatisticsConfig) -> dict[str, Any]:
-    """Writes the Frechet statistics of an image set to config.out and says what they are, ready for JSON."""
+def run_statistics(config: StatisticsConfig) -> dict[str, Any] | None:
+    """Writes the Frechet statistics of an image set to config.out and says what they are, ready for JSON.
+
+    None on the ranks of a torchrun job that only helped the first one.
+    """
     started = time.perf_counter()
     if config.out.is_dir() or (config.out.exists() and config.out.samefile(config.images)):
         raise UserError(
@@ -44,7 +46,7 @@ def run_statistics(config: StatisticsConfig) -> dict[str, Any]:
                 spatial=collected.spatial,
             )
     if not ranks.is_first:
-        sys.exit(0)
+        return None
     return {
         "n_images": len(images),
         "features": features.name,

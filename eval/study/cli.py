@@ -49,7 +49,7 @@ class StudyCommand(Command):
         command = shlex.join(["bigroc", "study", *argv])
         summary = run_study(config, Part(share, own["merge"]), command=command)
         if summary is None:
-            sys.exit(0)  # a rank that has helped; the first one reports
+            return 0  # a rank that has helped; the first one reports
         print(json.dumps(summary) if own["json"] else self.format_summary(summary), flush=True)
         return 1 if summary["failed"] or (own["merge"] and summary["missing"]) else 0
 
