@@ -11,7 +11,7 @@ import eval.study.plan
 from eval.study.cell import run_cell
 from eval.study.config import StudyConfig
 from tests.study import config, done, log, pretended, scores, study, write_inputs
-from tests.test_distributed import finish, start
+from tests.test_distributed import finish, free_ports, start
 
 KILLS = 10
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -37,6 +37,7 @@ eval.study.plan.run_cell = both
 eval.study.run._environment = lambda: {"machine": "any"}  # whose imports take longer than all the rest
 settings = config(root, eps=[0.25, 0.5, 1, 2])
 print(bool(run_study(settings, write_report=lambda results, out: {})))
+os.environ["MASTER_PORT"] = sys.argv[2]  # the last meeting place may not be cleared yet
 try:
     run_study(config(root, judge="none"), write_report=lambda results, out: {})
 except (UserError, SystemExit) as error:
@@ -46,7 +47,7 @@ except (UserError, SystemExit) as error:
 
 def test_two_ranks_share_the_jobs_and_the_first_one_tells(tmp_path, monkeypatch):
     write_inputs(tmp_path)
-    ended = finish(start("-c", RANK, tmp_path))
+    ended = finish(start("-c", RANK, tmp_path, *free_ports(1)))
     assert [status for status, _, _ in ended] == [0, 0], ended
     first, second = (out.splitlines() for _, out, _ in ended)
     assert first[0] == "True"
