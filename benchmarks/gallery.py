@@ -141,7 +141,7 @@ PICTURES = {
         "8 pixels enlarged to 32, from bicubic towards the image's class; the detail is what the classifier expects, "
         "not what was. eps is twice the default, for more of it.",
         (
-            f"bigroc refine --task superres --ckpt {CKPT} --input small.npz --factor 4 --start bicubic "
+            f"bigroc refine --task superres --ckpt {CKPT} --input small.npz --factor 4 --start-from bicubic "
             "--eps 4 --step-size 0.25 --steps 30 --out out.npz",
         ),
         enlarged,

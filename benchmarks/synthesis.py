@@ -132,8 +132,8 @@ def measure_superres(args: argparse.Namespace, judge: Judge, folder: Path) -> It
     for targets in ("given", "pseudo"):
         config = superres.SuperresConfig(
             ckpt=CKPT, input=folder / "small.npz", out=folder / "large.npz", factor=FACTOR, targets=targets,
-            start=args.start, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
-            grid=args.grids and args.grids / f"superres-{targets}.png",
+            start_from=args.start, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size,
+            overwrite=True, grid=args.grids and args.grids / f"superres-{targets}.png",
         )  # fmt: skip
         x, _, facts = _made(superres.TASK, config)
         row = {"task": "superres", "way": f"{targets}, {args.start} start", **facts}

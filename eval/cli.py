@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from eval.certify.config import CertifyConfig
-from eval.certify.run import format_certify, run_certify
+from eval.certify.run import check_plot, format_certify, run_certify
 from eval.gradients.config import GradientsConfig
 from eval.gradients.run import format_gradients, run_gradients
 from eval.quality.config import FeatureFlags, QualityConfig, StatisticsConfig
@@ -47,6 +47,12 @@ def _check_features(config: FeatureFlags) -> None:
     check_names(config)
 
 
+def check_certify(config: CertifyConfig) -> None:
+    """UserError, as certify would raise it, before any file is read."""
+    check_names(config)
+    check_plot(config.plot)
+
+
 COMMANDS: dict[str, Described] = {
     "robust": Command(
         name="bigroc eval robust",
@@ -64,7 +70,7 @@ COMMANDS: dict[str, Described] = {
         work=run_certify,
         format_summary=format_certify,
         examples=EXAMPLES,
-        check=check_names,
+        check=check_certify,
     ),
     "gradients": Command(
         name="bigroc eval gradients",

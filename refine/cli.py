@@ -60,9 +60,12 @@ def _format_summary(summary: Summary) -> str:
     lines = ["already done, with the same settings:"] if summary.get("already_done") else []
     level = summary.get("stop_energy")
     until = "" if level is None else f" until an energy of {level:.4g}"
+    if summary.get("against"):
+        until += f" against {summary['against']} (weight {summary['against_weight']:g})"
+    by = "" if summary["loss"] == "ce" else f" by {summary['loss']}"
     lines += [
         f"{summary['out']}: {summary['n']} {_images(summary)} refined towards {_targets(summary['targets'])}, "
-        f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps{until}, "
+        f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps{by}{until}, "
         f"{summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",
         f"confidence in the target {summary['confidence_before']:.3f} -> {summary['confidence_after']:.3f}, "

@@ -1,5 +1,6 @@
 """What a refinement is: every flag of `bigroc refine`, with its range."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,8 +153,9 @@ class RefineConfig(
     @model_validator(mode="after")
     def _consistent(self) -> "RefineConfig":
         self._check_source()
-        if self.against is not None and self.keep == "best":
-            raise ValueError("keep: best compares losses of one classifier, and --against names another; keep the last")
+        if isinstance(self.stop_energy, float) and not math.isfinite(self.stop_energy):
+            raise ValueError(f"stop_energy: {self.stop_energy} is no energy; give a finite number, or leave it out")
+        self._check_against()
         if self.eps == "auto":
             if self.norm not in AUTO_NORMS:
                 raise ValueError(
@@ -170,6 +172,15 @@ class RefineConfig(
         if self.prior is not None:
             check_prior(self.prior)
         return self
+
+    def _check_against(self) -> None:
+        if self.against is None:
+            if self.against_weight != AGAINST_WEIGHT:
+                raise ValueError(f"against_weight: {self.against_weight:g} is for --against, which is not given")
+        elif self.against in self.ckpts:
+            raise ValueError(f"against: {self.against} is what refines; name a weaker classifier")
+        elif self.keep == "best":
+            raise ValueError("keep: best compares losses of one classifier, and --against names another; keep the last")
 
     def _check_source(self) -> None:
         """UserError unless either images or a generator are given, and flags of the latter with it only."""

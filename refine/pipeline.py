@@ -40,7 +40,7 @@ from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_sour
 from refine.work_folder import Row, Shards, WorkFolder, made_once, my_shards
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.folding import folded
 from robust_models.images import ImageGroups, check_apart, check_groups_out, open_image_groups, write_image_groups
 from robust_models.images.image_set import SaveAs
@@ -76,7 +76,9 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
             check_raw(config.keep_raw, settings, overwrite=config.overwrite)
         against = None
         if config.against is not None:
-            against = weaker(place(folded(config.load(config.against)), device, precision.precision), classifiers)
+            with about_field("against"):
+                weak = folded(config.load(config.against))
+                against = weaker(place(weak, device, precision.precision), classifiers)
         begin = partial(_begin, config, ranks, work, images, classifiers, against)
         make = partial(_refined, settings, classifiers, precision)
         return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)

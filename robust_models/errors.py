@@ -6,7 +6,8 @@ import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -17,6 +18,18 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__("".join(_visible(character) for character in str(message)))
+
+
+@contextmanager
+def about_field(name: str) -> Iterator[None]:
+    """A UserError inside begins with this field in place of ckpt or model: where another flag names a classifier."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for field in ("ckpt: ", "model: "):
+            text = text.removeprefix(field)
+        raise UserError(f"{name}: {text}") from error
 
 
 def _visible(character: str) -> str:

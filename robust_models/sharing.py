@@ -13,7 +13,7 @@ from robust_models.checkpoints.checks import check_classifier, check_names
 from robust_models.checkpoints.flags import CheckpointFlags, file_of
 from robust_models.checkpoints.hub import HubName, export, fetch_from_hub, is_hub_name, upload
 from robust_models.checkpoints.load import PRETRAINED, embedded_names
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.runtime.config import STRICT
 from robust_models.runtime.files import sha256_of, whole_file, whole_folder
 
@@ -53,7 +53,9 @@ def run_push(config: PushConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write(folder)
-        commit = upload(folder, target, private=config.private, message=config.message, keep_card=config.card is None)
+        keep_card = config.card is None
+        with about_field("to"):
+            commit = upload(folder, target, private=config.private, message=config.message, keep_card=keep_card)
         return {"to": str(target), "files": _sizes(folder), "commit": commit}
 
 
@@ -92,7 +94,8 @@ def check_pull(config: PullConfig) -> None:
 def _target(config: PushConfig) -> HubName | Path:
     """The repository, or the folder, which must be new. UserError."""
     if is_hub_name(config.to):
-        target = HubName.parse(config.to)
+        with about_field("to"):
+            target = HubName.parse(config.to)
         if target.file is not None:
             raise UserError(f"to: {config.to} names a file; give hf:OWNER/NAME")
         return target

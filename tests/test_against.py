@@ -115,9 +115,14 @@ def test_what_does_not_fit_is_one_line(root, capsys):
     words += ["--out", str(root / "out.npz")]
     for more, message in (
         (["--against", "nobody", "--dry-run"], "against: no file nobody"),
-        (["--against", "cifar10-l2-small"], "has 3 classes, classifier 2 has 10"),
+        (["--against", "cifar10-l2-small"], "against: classifier 1 has 3 classes, classifier 2 has 10"),
         (["--against", str(root / "weak.safetensors"), "--keep", "best"], "keep: best compares losses"),
         (["--against-weight", "0"], "against_weight"),
+        (["--against-weight", "0.9"], "against_weight: 0.9 is for --against, which is not given"),
+        (["--against", str(root / "strong.safetensors")], "is what refines; name a weaker classifier"),
+        (["--against", str(root / "in.npz")], "against: "),
+        (["--stop-energy", "nan"], "stop_energy: nan is no energy"),
+        (["--stop-energy", "inf"], "stop_energy: inf is no energy"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err

@@ -197,6 +197,32 @@ def test_any_command_may_smooth_its_classifier(root):
     assert not np.array_equal(images[2], images["plain"])
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"no state\n", None])
+def test_what_is_no_state_is_one_line_and_stays(root, content):
+    state = root / "state"
+    state.mkdir() if content is None else state.write_bytes(content)
+    with pytest.raises(UserError, match="is not a state that certify wrote"):
+        run_certify(config(root, state=state))
+    assert state.is_dir() if content is None else state.read_bytes() == content
+
+
+def test_a_plot_replaces_none_but_a_plot(root):
+    (root / "mine.svg").write_text("<svg>mine</svg>")
+    (root / "folder.png").mkdir()
+    for name, message in (
+        ("mine.svg", "is no plot that this program made"),
+        ("folder.png", "is no plot that this program made"),
+        ("plot", r"ends in none of \.png, \.svg, \.pdf"),
+        ("plot.npz", r"ends in none of \.png, \.svg, \.pdf"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_certify(config(root, plot=root / name))
+    assert (root / "mine.svg").read_text() == "<svg>mine</svg>"
+    for suffix in ("png", "svg", "pdf"):
+        for _ in range(2):
+            run_certify(config(root, n0=2, n=5, limit=2, plot=root / f"plot.{suffix}"))
+
+
 @pytest.mark.parametrize(
     ("sigma", "draws", "message"), [(0, 1, "sigma: 0"), (-1, 1, "sigma: -1"), (0.1, 0, "draws: 0")]
 )

@@ -39,7 +39,7 @@ PLACEHOLDERS = {  # words in capitals stand for a reader's own files; here, for 
 }
 READS = {
     *("--after", "--before", "--ckpt", "--config", "--data", "--data.path", "--images", "--init", "--input", "--judge"),
-    *("--mask", "--prior", "--reference", "--seeds", "--start", "--weights", "file", "answers"),
+    *("--mask", "--prior", "--reference", "--seeds", "--start-from", "--weights", "file", "answers"),
 }
 DATASETS = ("cifar10", "cifar100", "imagenet", "restricted_imagenet", "cinic10")
 PROGRAMS = {"mkdir", "bigroc", "python", "python3", "make", "pip", "git", "cd", ".", "apt-get", "bash"}
@@ -189,7 +189,7 @@ def _read(words: list[str]) -> list[tuple[str, str]]:
 def _is_there(flag: str, value: str, made: set[str]) -> bool:
     if flag == "--config":
         return (RECIPES / f"{value.removesuffix('.yaml')}.yaml").is_file()
-    if flag == "--start" and value in ("noise", "pca", "mean", "nearest", "bicubic"):
+    if flag == "--start-from" and value in ("noise", "pca", "mean", "nearest", "bicubic"):
         return True
     if flag.startswith("--data") and value.partition(":")[0] in DATASETS:
         return True

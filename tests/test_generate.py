@@ -254,7 +254,7 @@ def test_every_sampler_from_every_start_gives_an_image_by_its_number_alone(
 ):
     def made(name, *more):
         out = tmp_path / name
-        flags = ["--ckpt", checkpoint, "--out", out, "--sampler", sampler, "--start", start, "--step-size", 0.05]
+        flags = ["--ckpt", checkpoint, "--out", out, "--sampler", sampler, "--start-from", start, "--step-size", 0.05]
         assert run(*flags, "--steps", 3, "--precision", "fp32", *more, capsys=capsys)[0] == 0
         return open_images(out).read(0, 5)
 
@@ -268,7 +268,7 @@ def test_every_sampler_from_every_start_gives_an_image_by_its_number_alone(
 def test_generation_begins_at_any_image_set(checkpoint, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), np.uint8)
     np.savez(tmp_path / "photos.npz", arr_0=pixels)
-    flags = ["--ckpt", checkpoint, "--start", tmp_path / "photos.npz", "--eps", 0, "--steps", 1, "--num-images", 6]
+    flags = ["--ckpt", checkpoint, "--start-from", tmp_path / "photos.npz", "--eps", 0, "--steps", 1, "--num-images", 6]
     assert run(*flags, "--out", tmp_path / "o.npz", capsys=capsys)[0] == 0
     made = open_images(tmp_path / "o.npz").read(0, 6).permute(0, 2, 3, 1).numpy()
     assert all(any(np.array_equal(image, photo) for photo in pixels) for image in made)
@@ -294,8 +294,11 @@ def test_chosen_classes(checkpoint, seeds, tmp_path, capsys):
         (["--noise", "0.1"], "noise: 0.1 is for --sampler momentum or langevin; ascent adds none"),
         (["--momentum", "1"], "momentum: input should be less than 1"),
         (["--momentum", "0.5"], "momentum: 0.5 is for --sampler momentum; ascent has none"),
-        (["--seeds", "x.npz", "--start", "noise"], "seeds: x.npz is for --start seeds or pca; noise needs none"),
-        (["--start", "nothing.npz"], "nothing.npz: no such file"),
+        (
+            ["--seeds", "x.npz", "--start-from", "noise"],
+            "seeds: x.npz is for --start-from seeds or pca; noise needs none",
+        ),
+        (["--start-from", "nothing.npz"], "nothing.npz: no such file"),
         (["--seeds", "nothing.npz"], "seeds: no file nothing.npz; bigroc refine --task seeds makes one"),
         (["--seeds", str(EMBEDDED)], "seeds: there are none for this classifier's classes (airplane, automobile, bird"),
     ],

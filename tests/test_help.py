@@ -140,3 +140,19 @@ def test_the_front_door_lists_every_command_in_the_words_of_its_own(monkeypatch)
         assert command.about in " ".join(shown.split())
         assert command.load().name == f"bigroc {name}"
     assert max(map(len, shown.splitlines())) <= COLUMNS
+
+
+def test_no_flag_is_taken_for_one_of_torchruns():
+    """torchrun reads a flag that begins one of its own as that, also behind the name of our module."""
+    from torch.distributed.run import get_args_parser
+
+    theirs = [option for action in get_args_parser()._actions for option in action.option_strings]
+    known = {("bigroc eval certify", "--n")}  # the literature's word; docs/evaluate.md says what to do
+    shadowed = {
+        (name, flag)
+        for name, command in COMMANDS.items()
+        for action in command.parser()._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and any(option.startswith(flag) for option in theirs) and flag not in theirs
+    }
+    assert {pair for pair in shadowed if pair not in known} == set()

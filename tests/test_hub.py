@@ -145,6 +145,13 @@ def test_what_is_nowhere_is_one_line(cache):
         load("hf:me/none")
 
 
+def test_the_folder_of_a_training_run_is_its_classifier(ours, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copyfile(ours, tmp_path / "run" / "classifier.safetensors")
+    (tmp_path / "run" / "config.json").write_text('{"config": {}}')
+    assert same(load(tmp_path / "run"), load(ours))
+
+
 def test_a_pushed_folder_is_the_classifier_and_its_card(ours, tmp_path, capsys):
     assert main(["push", str(ours), str(tmp_path / "repo"), "--licence", "mit"]) == 0
     folder = tmp_path / "repo"

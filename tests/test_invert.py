@@ -54,7 +54,7 @@ def test_images_of_another_size_are_inverted_at_their_own(checkpoint, tmp_path, 
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "in.npz", arr_0=rng.integers(0, 256, (2, 20, 24, 3), dtype=np.uint8))
     words = ["--ckpt", checkpoint, "--input", tmp_path / "in.npz", "--out", tmp_path / "o.npz", "--steps", 10, "--json"]
-    assert run(*words, "--start", "mean") == 0
+    assert run(*words, "--start-from", "mean") == 0
     assert open_images(tmp_path / "o.npz").size == (20, 24)
     summary = json.loads(capsys.readouterr().out)
     assert summary["objective_after"] < summary["objective_before"]
@@ -88,7 +88,9 @@ def test_another_set_as_start_is_begun_again_where_it_is_shorter(classifier, ima
 
 def test_a_start_of_another_size_is_told(classifier, images_npz, tmp_path):
     np.savez(tmp_path / "other.npz", arr_0=np.zeros((2, 8, 12, 3), np.uint8))
-    message = r"^start: .*other.npz has images of 12x8 pixels, but those to invert have 16x16; they must be the same$"
+    message = (
+        r"^start_from: .*other.npz has images of 12x8 pixels, but those to invert have 16x16; they must be the same$"
+    )
     with pytest.raises(UserError, match=message):
         find_start(str(tmp_path / "other.npz"), 0, open_images(images_npz), classifier)
     with pytest.raises(UserError, match="no such file or folder"):

@@ -46,7 +46,7 @@ def test_the_command_is_the_loop_from_the_enlarged_image(classifier, checkpoint,
     out = tmp_path / "large.npz"
     flags = ["--ckpt", checkpoint, "--input", small, "--factor", 4, "--out", out, "--eps", 1, "--steps", 3]
     flags += ["--precision", "fp32"]  # as the function computes below
-    assert run(*flags, "--step-size", 0.4, "--start", "bicubic", capsys=capsys)[0] == 0
+    assert run(*flags, "--step-size", 0.4, "--start-from", "bicubic", capsys=capsys)[0] == 0
     given, made = open_images(small), open_images(out)
     assert made.size == (16, 16)
     assert np.array_equal(made.labels, given.labels)
@@ -72,7 +72,7 @@ def test_a_guess_is_made_on_the_enlarged_image(classifier, checkpoint, small, tm
         (["--factor", "1"], "factor: input should be greater than or equal to 2; got 1"),
         ([], "factor: is required"),
         (["--factor", "2", "--targets", "cat"], "targets: 'cat' is none of given, pseudo, class:NAME"),
-        (["--factor", "2", "--start", "linear"], "start: 'linear' is none of nearest, bicubic"),
+        (["--factor", "2", "--start-from", "linear"], "start_from: 'linear' is none of nearest, bicubic"),
     ],
 )
 def test_what_does_not_fit_is_one_line(checkpoint, small, tmp_path, flags, message, capsys):

@@ -28,10 +28,12 @@ from robust_models.labels import fit_labels
 from robust_models.runtime.command import Summary
 from robust_models.runtime.device import decide_precision, exact_fp32, place
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import exclusive
+from robust_models.runtime.files import exclusive, whole_file
 from robust_models.runtime.seeds import EVALUATION, generator
 
 FORMAT = "bigroc certificates 1"
+MADE_BY = "bigroc eval certify"
+PLOTS = {".png": "Software", ".svg": "Creator", ".pdf": "Creator"}  # and where each says who made it
 
 
 def run_certify(config: CertifyConfig) -> dict[str, Any] | None:
@@ -39,6 +41,7 @@ def run_certify(config: CertifyConfig) -> dict[str, Any] | None:
 
     With a state nothing is done twice, whatever the number of ranks. UserError for bad input.
     """
+    check_plot(config.plot)
     with join() as ranks, _state_held(config.state if ranks.is_first else None):
         return _certified(config, ranks)
 
@@ -205,11 +208,11 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> dict[int, Certificate
     """
     if not path.exists():
         return {}
-    head, *lines = path.read_text().split("\n")
     try:
+        head, *lines = path.read_text("utf-8").split("\n")
         begun = json.loads(head)
-    except ValueError:
-        begun = None
+    except (OSError, ValueError):  # a folder, bytes that are no text, another text
+        begun, lines = None, []
     if not isinstance(begun, dict) or begun.get("format") != FORMAT:
         raise UserError(f"state: {path} is not a state that certify wrote; name another file")
     for name, value in settings.items():
@@ -226,6 +229,16 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> dict[int, Certificate
     return found
 
 
+def check_plot(path: Path | None) -> None:
+    """UserError, before any work, for a plot of a kind that is not drawn, or where something else stands."""
+    if path is None:
+        return
+    if path.suffix.lower() not in PLOTS:
+        raise UserError(f"plot: {path} ends in none of {', '.join(PLOTS)}")
+    if path.exists() and not (path.is_file() and MADE_BY.encode() in path.read_bytes()):
+        raise UserError(f"plot: {path} is no plot that this program made; choose another name")
+
+
 def draw_curve(path: Path, radii: np.ndarray, title: str) -> None:
     """Certified accuracy against the radius, a step at each image's."""
     from matplotlib.figure import Figure
@@ -237,7 +250,8 @@ def draw_curve(path: Path, radii: np.ndarray, title: str) -> None:
     axes.step([0, *steps], left, where="post")
     axes.set(xlabel="L2 radius, pixels in [0,1]", ylabel="certified accuracy", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:].lower(), metadata={PLOTS[path.suffix.lower()]: MADE_BY})
 
 
 def format_certify(summary: Summary) -> str:

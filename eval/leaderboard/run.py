@@ -3,10 +3,11 @@
 What is there is not measured again, unless its words or the classifier's bytes are others.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,19 @@ def _measurements(config: EvaluateConfig, name: str, folder: Path) -> list[Measu
         "gradients": ("gradients", {"reference": config.reference}),
     }
     return [
-        Measurement(part, f"bigroc eval {word}", {**robust, **more} | _state(word, folder, part))
+        _with_state(Measurement(part, f"bigroc eval {word}", {**robust, **more}), folder)
         for part in config.parts
         if part in fields
         for word, more in [fields[part]]
     ]
 
 
-def _state(word: str, folder: Path, part: str) -> dict[str, Any]:
-    return {"state": folder / f"{part}.state"} if word == "robust" else {}
+def _with_state(measurement: Measurement, folder: Path) -> Measurement:
+    """The same, kept in a file from which it goes on; other words have another file."""
+    if not measurement.program.endswith("robust"):
+        return measurement
+    words = hashlib.sha256(measurement.command.encode()).hexdigest()[:8]
+    return replace(measurement, fields={**measurement.fields, "state": folder / f"{measurement.part}-{words}.state"})
 
 
 def _gains(config: EvaluateConfig) -> Measurement:

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from robust_models.errors import UserError, none_of
-from robust_models.runtime.config import STRICT, AtLeastOne, Number, leaves
+from robust_models.runtime.config import STRICT, AtLeastOne, ImageCount, Number, leaves
 
 Kind = Literal["diffusers", "torchscript", "export", "python"]
 KINDS: dict[Kind, str] = {
@@ -29,7 +29,7 @@ class GeneratorFlags:
     generator: str | None = Field(
         default=None, description=f"{', '.join(KINDS.values())}; those that bring code of their own need --trust"
     )
-    num_images: AtLeastOne | None = Field(default=None, description="how many images the generator makes")
+    num_images: ImageCount | None = Field(default=None, description="how many images the generator makes")
     generator_seed: int = Field(
         default=0, ge=0, description="of everything drawn for the images; noise of image k depends on (seed, k) alone"
     )

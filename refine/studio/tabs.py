@@ -47,7 +47,7 @@ _CONTROLS: dict[Tab, set[str]] = {
     "inpaint": _BALL | {"fill", "fidelity"},
     "sketch": _BALL,
     "translate": _BALL,
-    "superres": _BALL | {"factor", "start"},
+    "superres": _BALL | {"factor", "start_from"},
     "generate": _BALL | {"seed"},
     "explain": set(),
 }

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from robust_models.architectures import ACTIVATIONS
@@ -14,6 +14,9 @@ from robust_models.classifier import NORMALIZERS, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.config import STRICT, AtLeastOne, Number
 from robust_models.runtime.files import sha256_of
+
+
+DRAWS = 16  # of the noise of a smoothed classifier
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -48,11 +51,17 @@ class CheckpointFlags:
         description="classify by the mean over Gaussian noise of this standard deviation, pixels in [0,1]: randomized "
         "smoothing (null: without noise)",
     )
-    smoothing_draws: AtLeastOne = Field(default=16, description="of that noise; each costs a pass of the network")
+    smoothing_draws: AtLeastOne = Field(default=DRAWS, description="of that noise; each costs a pass of the network")
     trust: bool = Field(
         default=False,
         description="load TorchScript, torch.export and ONNX files and generators of code, which run with your rights",
     )
+
+    @model_validator(mode="after")
+    def _smooths_by_some_noise(self) -> "CheckpointFlags":
+        if self.smoothing is None and self.smoothing_draws != DRAWS:
+            raise ValueError(f"smoothing_draws: {self.smoothing_draws} is for --smoothing, which is not given")
+        return self
 
     def load(
         self, checkpoint: str, *, quiet: bool = False, fresh_head: bool = False, section: str = ""

@@ -8,6 +8,7 @@ in that cache, loads by its path as well.
 import json
 import re
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from robust_models.errors import UserError
 from robust_models.runtime.distributed import print_once
 
 PREFIX = "hf:"
+RUN_FILE = "classifier.safetensors"  # as training writes it
 OWN_FILE = "model.safetensors"  # the hub's word; this project's description is in its metadata
 CARD = "README.md"
 _FORM = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>[^\s]+))?", re.ASCII)
@@ -93,9 +95,11 @@ def wanted_files(names: Sequence[str], name: HubName) -> list[str]:
 
 
 def own_file(folder: Path) -> Path | None:
-    """The file of this project's format in a folder as export() writes it; None where there is none."""
-    file = folder / OWN_FILE
-    return file if file.is_file() and is_safetensors(file) and "bigroc" in read_safetensors(file)[1] else None
+    """The file of this project's format in a folder of export() or of a training run; None where there is none."""
+    for file in (folder / OWN_FILE, folder / RUN_FILE):
+        if file.is_file() and is_safetensors(file) and "bigroc" in read_safetensors(file)[1]:
+            return file
+    return None
 
 
 def export(
@@ -207,7 +211,7 @@ def _reported(hub: Any, name: HubName) -> Iterator[None]:
     try:
         yield
     except (hub.errors.HTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = textwrap.shorten(" ".join(str(error).split()), 160, placeholder=" ...")
         raise UserError(
             f"ckpt: {name}: the Hugging Face hub gives nothing ({type(error).__name__}: {reason}); a private "
             "repository needs `hf auth login`; a copy in the hub's cache, or a folder given by its path, does as well"

@@ -37,6 +37,7 @@ def _fraction(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+ImageCount = Annotated[int, Field(ge=1, le=100_000_000)]  # more is a slip, and its bookkeeping alone fills memories
 DEVICE = "auto, cpu, cuda, cuda:1, ..."  # the description of every `device` field
 
 

@@ -12,7 +12,7 @@ const OF_TAB = {
   inpaint: ["steps", "eps", "step_size", "fill", "fidelity"],
   sketch: ["steps", "eps", "step_size"],
   translate: ["steps", "eps", "step_size"],
-  superres: ["steps", "eps", "step_size", "factor", "start"],
+  superres: ["steps", "eps", "step_size", "factor", "start_from"],
   generate: ["steps", "eps", "step_size"],
   explain: [],
 };
@@ -40,7 +40,7 @@ function largestSide(tab = state.tab, here = work()) {
 function usual(name, tab) {
   if (name === "factor") return state.factorChoice ?? 2;
   if (name === "loss") return "ce";
-  if (name === "start") return "nearest";
+  if (name === "start_from") return "nearest";
   const ball = facts.defaults[tab]?.[largestSide(tab) <= 64 ? "small" : "large"];
   if (tab === "refine" && name === "step_size") return ""; // the command's: 1.5 * eps / steps
   return ball?.[name] ?? "";

@@ -23,14 +23,14 @@ from robust_models.classifier import Generation
 from robust_models.images import to_u8
 from robust_models.images.image_set import Numbered
 from robust_models.labels import listed_classes
-from robust_models.runtime.config import STRICT, AtLeastOne, Number
+from robust_models.runtime.config import STRICT, ImageCount, Number
 from robust_models.runtime.seeds import DRAW, generator
 
 EXAMPLES = """\
   bigroc refine --task generate --ckpt cifar10-l2-small --num-images 100 --out samples.npz --grid samples.png
   bigroc refine --task generate --ckpt cifar10-l2-small --classes cat,dog --num-images 20 --out pets/
   bigroc refine --task generate --ckpt runs/energy/classifier.safetensors --num-images 100 --out samples.npz
-  bigroc refine --task generate --ckpt cifar10-l2-small --sampler momentum --start pca --steps 20 --out samples.npz
+  bigroc refine --task generate --ckpt cifar10-l2-small --sampler momentum --start-from pca --steps 20 --out samples.npz
   bigroc refine --task generate --ckpt CHECKPOINT.pt --seeds imagenet.seeds.npz --num-images 5000 --out samples.tar
 Seeds for other classes: bigroc refine --task seeds --help
 """
@@ -62,9 +62,9 @@ def _noise_words() -> str:
 class GenerateConfig(SynthesisConfig):
     """How many images of which classes, from where, and how."""
 
-    num_images: AtLeastOne = Field(default=64, description="how many, as evenly over the classes as can be")
+    num_images: ImageCount = Field(default=64, description="how many, as evenly over the classes as can be")
     classes: str | None = Field(default=None, description="their names or indices, with commas (null: all)")
-    start: str = Field(
+    start_from: str = Field(
         default="seeds",
         description="where to begin: seeds (low-resolution draws of the class), pca (near its mean, along its "
         "principal directions), noise, or any image set",
@@ -102,14 +102,14 @@ class GenerateConfig(SynthesisConfig):
             raise ValueError(f"momentum: {self.momentum:g} is for --sampler momentum; {self.sampler} has none")
         if self.noise is not None and self.sampler == "ascent":
             raise ValueError(f"noise: {self.noise:g} is for --sampler momentum or langevin; ascent adds none")
-        if self.seeds is not None and self.start not in ("seeds", "pca"):
-            raise ValueError(f"seeds: {self.seeds} is for --start seeds or pca; {self.start} needs none")
+        if self.seeds is not None and self.start_from not in ("seeds", "pca"):
+            raise ValueError(f"seeds: {self.seeds} is for --start-from seeds or pca; {self.start_from} needs none")
         return self
 
 
 def open_source(config: GenerateConfig, network: Network) -> Source:
     """A start drawn for every image, and the way from there to its class."""
-    start = open_start(config.start, lambda: _seeds(config, network), network.image_size)
+    start = open_start(config.start_from, lambda: _seeds(config, network), network.image_size)
     classes = torch.tensor(listed_classes(config.classes, network.class_names))
     targets = classes.repeat(-(-config.num_images // len(classes)))[: config.num_images]
     objective = lowering(LOSSES[_objective(config, network)])

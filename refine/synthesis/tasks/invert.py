@@ -30,7 +30,7 @@ GREY = (0.5, 0.5, 0.5)
 
 EXAMPLES = """\
   bigroc refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --grid inverted.png
-  bigroc refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --start other.npz
+  bigroc refine --task invert --ckpt cifar10-l2-small --input real.npz --out inverted.npz --start-from other.npz
 """
 
 Start = Callable[[Tensor], Tensor]  # rows [n] -> where the loop begins, [n,3,H,W] float in [0,1]
@@ -40,7 +40,7 @@ Start = Callable[[Tensor], Tensor]  # rows [n] -> where the loop begins, [n,3,H,
 class InvertConfig(InputConfig):
     """Where to begin on the way to the given images' features."""
 
-    start: str = Field(
+    start_from: str = Field(
         default="noise",
         description="where to begin: noise, mean (the colour that the classifier's normaliser takes off), or an image "
         "set of the same size (its image k for image k; begun again where it is shorter)",
@@ -57,7 +57,7 @@ def open_source(config: InvertConfig, network: Network) -> Source:
     """The starts, and the distance of their features from those of the given images."""
     images = open_set(config, config.out)
     _ = network.model.head  # UserError where there are no features
-    start = find_start(config.start, config.seed, images, network.model)
+    start = find_start(config.start_from, config.seed, images, network.model)
     targets = find_targets(config, images, network)
 
     def work(rows: Tensor) -> Work:
@@ -89,7 +89,7 @@ def find_start(name: str, seed: int, images: ImageSet, classifier: RobustClassif
     others = open_images(Path(name))
     if others.size != images.size:
         raise UserError(
-            f"start: {name} has images of {others.size[1]}x{others.size[0]} pixels, but those to invert have "
+            f"start_from: {name} has images of {others.size[1]}x{others.size[0]} pixels, but those to invert have "
             f"{images.size[1]}x{images.size[0]}; they must be the same"
         )
     return lambda rows: torch.cat([read(others, row) for row in (rows % len(others)).split(1)])

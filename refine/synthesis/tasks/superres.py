@@ -30,8 +30,10 @@ EXAMPLES = """\
 class SuperresConfig(InputConfig):
     """How much larger, and from which enlargement on."""
 
-    factor: int = Field(ge=2, description="how many times larger the images become, a whole number")
-    start: Literal["nearest", "bicubic"] = Field(default="nearest", description="the enlargement that it begins with")
+    factor: int = Field(ge=2, le=64, description="how many times larger the images become, a whole number")
+    start_from: Literal["nearest", "bicubic"] = Field(
+        default="nearest", description="the enlargement that it begins with"
+    )
 
 
 def enlarge(x: Tensor, factor: int, how: str) -> Tensor:
@@ -43,7 +45,7 @@ def enlarge(x: Tensor, factor: int, how: str) -> Tensor:
 
 def enlarged(config: SuperresConfig, x: Tensor, mask: Tensor | None) -> Tensor:
     """The images as the loop begins with them."""
-    return enlarge(x, config.factor, config.start)
+    return enlarge(x, config.factor, config.start_from)
 
 
 def work_on(config: SuperresConfig, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
