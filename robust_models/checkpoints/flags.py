@@ -15,7 +15,6 @@ from robust_models.errors import UserError
 from robust_models.runtime.config import STRICT, AtLeastOne, Number
 from robust_models.runtime.files import sha256_of
 
-
 DRAWS = 16  # of the noise of a smoothed classifier
 
 
