@@ -17,6 +17,7 @@ from eval.certify.smoothed_votes import ABSTAIN, certify, greatest_radius, lower
 from eval.cli import main
 from robust_models import PGD, UserError, load, save
 from robust_models.attacks import cross_entropy, gradient_and_loss
+from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.images import to_float
 from robust_models.runtime.config import resolve
 from robust_models.runtime.seeds import EVALUATION, generator
@@ -183,6 +184,8 @@ def test_any_command_may_smooth_its_classifier(root):
     model = load(root / "net.safetensors", smoothing=0.3, smoothing_draws=4)
     assert isinstance(model, Smoothed)
     assert (model.sigma, model.draws) == (0.3, 4)
+    with pytest.raises(UserError, match="smoothing_draws: 4 is for --smoothing, which is not given"):
+        CheckpointFlags(smoothing_draws=4).load(str(root / "net.safetensors"))
     flags = ["--smoothing", "0.3", "--smoothing-draws", "4", "--device", "cpu"]
     from refine.cli import main as refine
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from robust_models.architectures import ACTIVATIONS
@@ -56,12 +56,6 @@ class CheckpointFlags:
         description="load TorchScript, torch.export and ONNX files and generators of code, which run with your rights",
     )
 
-    @model_validator(mode="after")
-    def _smooths_by_some_noise(self) -> "CheckpointFlags":
-        if self.smoothing is None and self.smoothing_draws != DRAWS:
-            raise ValueError(f"smoothing_draws: {self.smoothing_draws} is for --smoothing, which is not given")
-        return self
-
     def load(
         self, checkpoint: str, *, quiet: bool = False, fresh_head: bool = False, section: str = ""
     ) -> RobustClassifier:
@@ -72,6 +66,8 @@ class CheckpointFlags:
         """
         file, own = split_flags(checkpoint)
         default = CheckpointFlags()
+        if self.smoothing is None and self.smoothing_draws != default.smoothing_draws:
+            raise UserError(f"smoothing_draws: {self.smoothing_draws} is for --smoothing, which is not given")
         settings: dict[str, Any] = {
             name: getattr(self if getattr(own, name) == getattr(default, name) else own, name)
             for name in CheckpointFlags.__dataclass_fields__
