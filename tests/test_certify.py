@@ -17,7 +17,7 @@ from eval.certify.smoothed_votes import ABSTAIN, certify, greatest_radius, lower
 from eval.cli import main
 from robust_models import PGD, UserError, load, save
 from robust_models.attacks import cross_entropy, gradient_and_loss
-from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.checkpoints.flags import CheckpointFlags, reading
 from robust_models.images import to_float
 from robust_models.runtime.config import resolve
 from robust_models.runtime.seeds import EVALUATION, generator
@@ -302,3 +302,11 @@ def test_training_under_noise_says_so_and_certify_takes_its_sigma(root):
 def test_noise_that_does_not_fit_training_is_one_line(root, changed, message):
     with pytest.raises(UserError, match=message):
         recipe(root, "out", **changed)
+
+
+def test_what_a_file_without_noise_is_read_as_is_what_it_was_before_there_was_noise():
+    """States and studies of earlier releases are gone on with: a flag that does nothing is not among their settings."""
+    plain, smoothed = reading(CheckpointFlags()), reading(CheckpointFlags(smoothing=0.25))
+    assert "smoothing_draws" not in plain
+    assert plain["smoothing"] is None
+    assert (smoothed["smoothing"], smoothed["smoothing_draws"]) == (0.25, 16)

@@ -22,7 +22,7 @@ from eval.robust.sanity import check_sanity
 from eval.robust.stages import Ball, Radius, Stage, chain, run_stages
 from refine.network import together
 from robust_models import ImageSet, RobustClassifier, open_images
-from robust_models.checkpoints.flags import CheckpointFlags, Source, load_classifier
+from robust_models.checkpoints.flags import Source, load_classifier, reading
 from robust_models.datasets import AnyDataset, open_dataset
 from robust_models.runtime.device import decide_precision, exact_fp32, place
 from robust_models.runtime.distributed import Ranks, join
@@ -219,7 +219,7 @@ def _stored_progress(state: Path, config: RobustConfig, inputs: Inputs, plans: M
     norms = _norms(plans)
     fingerprint = {
         "checkpoint": inputs.checkpoint.sha256,
-        **{name: getattr(config, name) for name in CheckpointFlags.__dataclass_fields__},
+        **reading(config),
         "data": hashlib.sha256(x_u8.numpy().tobytes() + y.numpy().tobytes()).hexdigest(),
         "n": len(y),
         "norm": norms if isinstance(norms, str) else [ball.norm for ball in plans],

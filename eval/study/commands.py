@@ -61,7 +61,9 @@ def accuracy_radii(config: StudyConfig) -> dict[str, tuple[float, ...]]:
 
 def _flags(spec: ClassifierSpec) -> dict[str, Any]:
     """What is said about a checkpoint beyond what its file says."""
-    return {name: getattr(spec, name) or None for name in CheckpointFlags.__dataclass_fields__}
+    usual = CheckpointFlags()
+    given = {name: getattr(spec, name) for name in CheckpointFlags.__dataclass_fields__}
+    return {name: value for name, value in given.items() if value != getattr(usual, name)}
 
 
 def shell(program: str, fields: Mapping[str, Any]) -> str:

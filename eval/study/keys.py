@@ -10,7 +10,7 @@ from eval.study.config import StudyConfig
 from eval.study.inputs import Checkpoint, Images, Inputs
 from eval.study.results import Axes
 from robust_models.checkpoints import find
-from robust_models.checkpoints.flags import CheckpointFlags
+from robust_models.checkpoints.flags import reading
 from robust_models.features import FeatureExtractor
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import as_plain
@@ -101,7 +101,7 @@ def drawn(images: Images, seed: int) -> Depends:
 
 def classifier_identity(checkpoint: Checkpoint) -> Depends:
     """The file, and what the study says about it beyond what the file does."""
-    flags = {name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__}
+    flags = reading(checkpoint.spec)
     flags["class_names"] = list(checkpoint.description.class_names)
     return {"sha256": checkpoint.sha256, **flags}
 

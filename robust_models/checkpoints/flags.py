@@ -79,6 +79,14 @@ class CheckpointFlags:
         return model
 
 
+def reading(flags: CheckpointFlags) -> dict[str, Any]:
+    """The flags by name as far as they decide what the classifier computes: draws of no noise do not."""
+    found = {name: getattr(flags, name) for name in CheckpointFlags.__dataclass_fields__}
+    if flags.smoothing is None:
+        del found["smoothing_draws"]
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A file as the user called it, the sha256 of its bytes, and what it does not state (Description.assumptions)."""
