@@ -32,7 +32,7 @@ ASKED: dict[str, tuple[int | None, dict[str, Any], bool, bool]] = {
     "inpaint": (None, {**BALL, "steps": 5, "fill": "mean"}, True, True),
     "sketch": (1, {"steps": 5}, True, False),
     "translate": (0, {**BALL, "steps": 5}, True, False),
-    "superres": (None, {**BALL, "steps": 5, "factor": 2, "start": "bicubic"}, True, False),
+    "superres": (None, {**BALL, "steps": 5, "factor": 2, "start_from": "bicubic"}, True, False),
     "generate": (1, {**BALL, "steps": 5, "seed": 12}, False, False),
     "explain": (None, {}, True, False),
 }
