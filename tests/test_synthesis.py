@@ -312,7 +312,7 @@ def test_dry_run_prints_the_resolved_config(capsys):
     status, printed, _ = run(*words, "--dry-run", capsys=capsys)
     assert status == 0
     assert "factor: 4" in printed
-    assert "start: nearest" in printed
+    assert "start_from: nearest" in printed
 
 
 def test_every_listed_task_is_there():
