@@ -1,6 +1,6 @@
 // Runs: what is asked of the studio, the frames as they come, and their chart.
 
-import { Result, isMasked, onChange, result, state, strip, touch, work } from "./state.js";
+import { Result, draw, isMasked, onChange, result, state, strip, touch, work } from "./state.js";
 import { asked, complain } from "./controls.js";
 import { messages, post } from "./wire.js";
 
@@ -37,19 +37,16 @@ export async function run(here = work()) {
     }
     if (!done.isWhole) throw new Error("The studio broke the run off.");
     if (tab === "explain") await explainBefore(here, done, controller.signal);
-    say("done", done.info.steps === undefined ? "" : finished(done));
+    end("done", done.info.steps === undefined ? "" : finished(done));
     return true;
   } catch (error) {
-    if (error.name === "AbortError") say("stopped", `Stopped at step ${done.last?.step ?? 0}.`);
-    else {
-      say("failed", "");
-      complain(error.message);
-    }
     if (!done.frames.length) delete here.results[tab];
+    if (error.name === "AbortError") end("stopped", `Stopped at step ${done.last?.step ?? 0}.`);
+    else {
+      complain(error.message);
+      end("failed", "");
+    }
     return false;
-  } finally {
-    state.run = null;
-    touch();
   }
 }
 
@@ -110,6 +107,13 @@ function say(kind, text) {
   document.body.dataset.state = kind;
   state.status = text;
   touch();
+}
+
+// A page that says how a run ended shows its last frame already, even in a tab in the background, which draws nothing by itself.
+function end(kind, text) {
+  state.run = null;
+  say(kind, text);
+  draw();
 }
 
 const time = (seconds) => (seconds < 0.95 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`);

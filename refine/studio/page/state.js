@@ -93,11 +93,12 @@ export const isPainted = () => isMasked() || state.tab === "sketch";
 const views = [];
 let isDue = false;
 export const onChange = (view) => views.push(view);
+export function draw() {
+  isDue = false;
+  for (const view of views) view();
+}
 export function touch() {
   if (isDue) return;
   isDue = true;
-  requestAnimationFrame(() => {
-    isDue = false;
-    for (const view of views) view();
-  });
+  requestAnimationFrame(() => { if (isDue) draw(); });
 }
