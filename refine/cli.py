@@ -73,6 +73,8 @@ def _format_summary(summary: Summary) -> str:
     ]
     if summary.get("generator") is not None:
         lines.append(f"sampled from {summary['generator']}, seed {summary['generator_seed']}")
+    if summary.get("guidance") is not None:
+        lines.append(f"guided meanwhile: {summary['guidance']}")
     if summary["untouched"]:
         lines.append(f"{summary['untouched']} uncertain images left alone")
     if summary["skipped"]:

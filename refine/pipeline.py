@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
 from refine.balance import parse_prior
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
+from refine.generators.generator_flags import is_guided
 from refine.generators.samples import (
     SHARD,
     check_raw,
@@ -48,6 +49,9 @@ from robust_models.images.new_set import check_new_out
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 
+if TYPE_CHECKING:
+    from refine.guidance import Guidance
+
 EPS = "eps.json"  # in the work folder
 
 
@@ -65,20 +69,20 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         images = None if config.input is None else _open(config, config.input, work, ranks)
         device = ranks.device(config.device)
         classifiers = [folded(config.load(name)) for name in config.ckpts]
-        images = images or _open_samples(config, classifiers[0].class_names, device)
-        _check_save_as(config, images)
         precision = decide_precision(config.precision, device, attack_loop(classifiers))
         classifiers = [place(classifier, device, precision.precision) for classifier in classifiers]
-        settings = deciding(config, images, device, precision.precision)
-        if config.generator is not None:
-            settings |= settings_of(images)
-        if config.keep_raw is not None and ranks.is_first:
-            check_raw(config.keep_raw, settings, overwrite=config.overwrite)
         against = None
         if config.against is not None:
             with about_field("against"):
                 weak = folded(config.load(config.against))
                 against = weaker(place(weak, device, precision.precision), classifiers)
+        images = images or _open_samples(config, classifiers, against)
+        _check_save_as(config, images)
+        settings = deciding(config, images, device, precision.precision)
+        if config.generator is not None:
+            settings |= settings_of(images)
+        if config.keep_raw is not None and ranks.is_first:
+            check_raw(config.keep_raw, settings, overwrite=config.overwrite)
         begin = partial(_begin, config, ranks, work, images, classifiers, against)
         make = partial(_refined, settings, classifiers, precision)
         return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
@@ -333,13 +337,52 @@ def _open(config: RefineConfig, source: Path, work: WorkFolder, ranks: Ranks) ->
     return images
 
 
-def _open_samples(config: RefineConfig, class_names: Sequence[str], device: torch.device) -> ImageGroups:
+def _open_samples(
+    config: RefineConfig, classifiers: Sequence[RobustClassifier], against: nn.Module | None
+) -> ImageGroups:
     for out in filter(None, (config.out, config.keep_raw)):
         check_new_out(out, overwrite=True)
     if config.keep_raw is not None:
         check_apart(config.keep_raw, config.out)
     given, suffix = config.targets in (None, "given"), config.out.suffix.lower()
-    return open_samples(config, suffix, class_names, device, trust=config.trust, given=given)
+    return open_samples(
+        config,
+        suffix,
+        classifiers[0].class_names,
+        classifiers[0].mean.device,
+        trust=config.trust,
+        given=given,
+        guidance=_guidance(config, classifiers, against) if is_guided(config) else None,
+    )
+
+
+def _guidance(config: RefineConfig, classifiers: Sequence[RobustClassifier], against: nn.Module | None) -> "Guidance":
+    """The classifiers inside the sampler, with the norm and the loss that images are refined with afterwards."""
+    from refine.guidance import Guidance
+
+    return Guidance(
+        classifiers,
+        config.guide_eps,
+        scale=config.guide_scale,
+        steps=config.guide_steps,
+        schedule=config.guide_schedule,
+        sigmas=(config.guide_to, config.guide_from),
+        norm=config.norm,
+        loss=config.loss,
+        against=against,
+        against_weight=config.against_weight,
+    )
+
+
+def _guidance_text(config: RefineConfig) -> str | None:
+    if not is_guided(config):
+        return None
+    if config.guide_eps is None:
+        how = f"scale {config.guide_scale:g}"
+    else:
+        count = f"{config.guide_steps} step{'s' if config.guide_steps > 1 else ''}"
+        how = f"{config.norm} eps {config.guide_eps:g} ({config.guide_schedule}), {count}"
+    return f"{how}, at noise from {config.guide_from:g} to {config.guide_to:g}"
 
 
 def _reads_again(config: RefineConfig, mode: str) -> bool:
@@ -365,6 +408,7 @@ def _facts(
         "trajectory": None if config.trajectory is None else str(config.trajectory),
         "generator": config.generator,
         "generator_seed": config.generator_seed,
+        "guidance": _guidance_text(config),
         "keep_raw": None if config.keep_raw is None else str(config.keep_raw),
         "input_images": images.total,
         "limit": config.limit,

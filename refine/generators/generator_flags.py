@@ -18,7 +18,13 @@ KINDS: dict[Kind, str] = {
 }
 assert tuple(KINDS) == get_args(Kind)
 Pixels = Literal["unit", "symmetric", "bytes"]  # [0,1], [-1,1], 0 to 255
-_OF_PIPELINES = tuple(f"generator_{name}" for name in ("steps", "scheduler", "guidance", "precision", "prompt"))
+Schedule = Literal["sigma", "constant"]  # of the radius of guidance
+SIGMAS = (0.1, 3.0)  # below, the image is done; above, there is not yet one that a classifier of images could see
+_OF_GUIDANCE = ("guide_steps", "guide_schedule", "guide_from", "guide_to")
+_OF_PIPELINES = (
+    *(f"generator_{name}" for name in ("steps", "scheduler", "guidance", "precision", "prompt")),
+    "guide_eps", "guide_scale", *_OF_GUIDANCE,
+)  # fmt: skip
 _OF_FUNCTIONS = tuple(f"generator_{name}" for name in ("latent", "classes", "pixels"))
 
 
@@ -68,10 +74,28 @@ class GeneratorFlags:
         description="range of the pixels of a function or program: unit is [0,1], symmetric [-1,1], bytes 0 to 255 "
         "(null: its attribute pixels, else unit, or bytes where they are uint8)",
     )
+    guide_eps: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None,
+        description="classifier guidance of a diffusers pipeline in pixels: its denoised estimates are refined, too, "
+        "as they form, in a ball of this radius with --norm and --loss, pixels in [0,1] (null: no guidance)",
+    )
+    guide_scale: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None, description="guidance by the plain gradient instead, scale * sigma^2 times as long (null: none)"
+    )
+    guide_steps: AtLeastOne = Field(default=1, description="PGD steps of guidance at each denoising step")
+    guide_schedule: Schedule = Field(
+        default="sigma", description="radius of guidance: sigma: --guide-eps * min(1, sigma); constant: --guide-eps"
+    )
+    guide_from: Annotated[Number, Field(gt=0)] = Field(
+        default=SIGMAS[1], description="highest noise level sigma at which it guides"
+    )
+    guide_to: Annotated[Number, Field(ge=0)] = Field(
+        default=SIGMAS[0], description="lowest noise level at which it guides"
+    )
     classes: str | None = Field(
         default=None,
-        description="classes that a class-conditional generator makes, in turn: names or indices with commas (null: "
-        "all)",
+        description="classes that a class-conditional generator, or guidance, makes in turn: names or indices with "
+        "commas (null: all)",
     )
     keep_raw: Path | None = Field(
         default=None, description="also keep the samples as they were before they were refined, at this place"
@@ -87,10 +111,22 @@ def check_generator(flags: GeneratorFlags) -> None:
     kind, _ = split_spec(flags.generator)
     if flags.num_images is None:
         raise UserError("num_images: is required with --generator; say how many images it is to make")
+    if flags.guide_eps is not None and flags.guide_scale is not None:
+        raise UserError(f"guide_scale: {flags.guide_scale:g}, but --guide-eps guides already; give one of them")
+    for name in () if is_guided(flags) else _OF_GUIDANCE:
+        if getattr(flags, name) != DEFAULTS[name]:
+            raise UserError(f"{name}: {getattr(flags, name)} is for --guide-eps or --guide-scale; give one of them")
+    if flags.guide_to > flags.guide_from:
+        raise UserError(f"guide_to: {flags.guide_to:g} is above --guide-from {flags.guide_from:g}, where it begins")
     others, names = ("functions and programs", _OF_FUNCTIONS) if kind == "diffusers" else ("pipelines", _OF_PIPELINES)
     for name in names:
         if getattr(flags, name) != DEFAULTS[name]:
             raise UserError(f"{name}: is for {others}, not for {flags.generator}")
+
+
+def is_guided(flags: GeneratorFlags) -> bool:
+    """Whether the classifier takes part in the sampling."""
+    return flags.guide_eps is not None or flags.guide_scale is not None
 
 
 def split_spec(spec: str) -> tuple[Kind, str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from refine.generators.sampler import Opened, Sampler
 from robust_models.checkpoints.programs.program import reason
 from robust_models.errors import UserError, none_of
 from robust_models.images.open import fingerprint
+
+if TYPE_CHECKING:
+    from refine.guidance import Guidance
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _QUICK_STEPS = 2
@@ -35,6 +38,8 @@ class UnetSampler:
 
     pipe: Any
     steps: int
+    guidance: "Guidance | None" = None
+    targets: Tensor | None = None  # [its classes] -> the classifier's that guides; None: the same
     numbers: Mapping[str, int] = field(default_factory=dict)
     batch: int | None = None
 
@@ -52,7 +57,10 @@ class UnetSampler:
         size = (side, side) if isinstance(side, int) else tuple(side)
         shape = (len(generators), unet.config.in_channels, *size)
         random = {"generator": list(generators)} if "generator" in _parameters(scheduler.step) else {}
-        labels = {} if y is None else {"class_labels": y.to(device)}
+        labels = {} if y is None or self.num_classes is None else {"class_labels": y.to(device)}
+        if self.guidance is not None:
+            assert y is not None
+            scheduler = self.guidance.around(scheduler, y if self.targets is None else self.targets[y])
         scheduler.set_timesteps(min(self.steps, _QUICK_STEPS) if quick else self.steps, device=device)
         x = randn_tensor(shape, generator=list(generators), device=device, dtype=unet.dtype)
         x = x * scheduler.init_noise_sigma

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from refine.generators.functions import open_function
 from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, split_spec
-from refine.generators.pipelines import open_pipeline
-from refine.generators.sampler import Blocks, Sampling, Size
+from refine.generators.pipelines import UnetSampler, open_pipeline
+from refine.generators.sampler import Blocks, Sampler, Sampling, Size
 from refine.work_folder import Shards, WorkFolder, made_once
 from robust_models.errors import UserError
 from robust_models.images import Add, ImageGroups, ImageSet, write_images
@@ -24,9 +24,13 @@ from robust_models.labels import listed_classes
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.files import whole_file
 
+if TYPE_CHECKING:
+    from refine.guidance import Guidance
+
 BLOCK, _PIXELS = 64, 1 << 20  # images in a block, and pixels where they are large: 64 up to 128 px, 4 of 512 px
 SHARD = 256  # images at most: samples take long to make, and a killed run loses those of the shard that it was in
 _AT_ONCE = 256  # images, while a set is written
+_OF_A_GUIDE = ("norm", "loss", "against", "against_weight", "precision")  # settings of refinement that guidance shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +66,21 @@ class Classes(NamedTuple):
 
 
 def open_samples(
-    flags: GeneratorFlags, suffix: str, class_names: Sequence[str], device: torch.device, *, trust: bool, given: bool
+    flags: GeneratorFlags,
+    suffix: str,
+    class_names: Sequence[str],
+    device: torch.device,
+    *,
+    trust: bool,
+    given: bool,
+    guidance: "Guidance | None" = None,
 ) -> ImageGroups:
     """flags.num_images samples of flags.generator, one set. Two of them are made here, twice, to see what they are.
 
     class_names: the classifier's. given: whether the images are to be refined towards the classes they are made for;
-    these must then be found among the classifier's. UserError where the generator cannot be opened, is code and not
-    trusted, does not fit, or makes other images of the same noise.
+    these must then be found among the classifier's. guidance: moves the images towards their classes as they form.
+    UserError where the generator cannot be opened, is code and not trusted, does not fit, or makes other images of the
+    same noise.
     """
     assert flags.generator is not None
     assert flags.num_images is not None
@@ -78,7 +90,14 @@ def open_samples(
     else:
         sampler, path, files = open_function(flags, device, trust=trust)
     n, batch = flags.num_images, sampler.batch or flags.generator_batch
-    classes = _classes(flags, sampler.num_classes, sampler.numbers, class_names, given=given)
+    num_classes = sampler.num_classes
+    if guidance is not None and num_classes is None:
+        num_classes = len(class_names)  # of which the classifier makes what the generator alone would not
+    given = given or guidance is not None
+    classes = _classes(flags, num_classes, sampler.numbers, class_names, given=given)
+    if guidance is not None:
+        assert classes is not None
+        sampler = _guided(flags, sampler, guidance, classes)
     sampling = Sampling(
         flags.generator, sampler, None if classes is None else classes.asked, flags.generator_seed, device
     )
@@ -98,6 +117,18 @@ def open_samples(
     return ImageGroups(
         path, (images,), (np.arange(n),), total=n, num_classes=0 if classes is None else len(classes.names)
     )
+
+
+def _guided(flags: GeneratorFlags, sampler: Sampler, guidance: "Guidance", classes: Classes) -> Sampler:
+    if not isinstance(sampler, UnetSampler):
+        raise UserError(
+            f"guide_eps: guidance is for diffusers pipelines in pixels (DDPMPipeline, DDIMPipeline), and "
+            f"{flags.generator} is none; refine its images with --eps"
+        )
+    guidance.check(sampler.pipe.scheduler)
+    targets = torch.zeros(int(classes.asked.max()) + 1, dtype=torch.int64)
+    targets[classes.asked] = torch.from_numpy(classes.labels)
+    return replace(sampler, guidance=guidance, targets=targets)
 
 
 def _largest_block(size: Size) -> int:
@@ -203,5 +234,7 @@ def _samples(images: ImageGroups) -> Samples:
 
 def _of_samples(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that decide its samples, not what becomes of them."""
-    names = (*DEFAULTS, "generator files", "generator labels", "device")
+    names = [*DEFAULTS, "generator files", "generator labels", "device"]
+    if any(settings.get(name) is not None for name in ("guide_eps", "guide_scale")):
+        names += [name for name in settings if name.startswith("ckpt") or name in _OF_A_GUIDE]
     return {name: settings.get(name) for name in names if name != "keep_raw"}
