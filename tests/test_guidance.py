@@ -288,6 +288,7 @@ def test_guidance_while_sampling_makes_classes_of_a_generator_without_any(checkp
     assert "guided meanwhile: l2 eps 3 (constant), 2 steps, at noise from 100 to 0" in said
     assert run(checkpoint, "diffusers:pipeline", "b.npz", **flags(guide_eps=None, guide_to=None)) == 0
     raw = open_images("raw.npz")
+    assert raw.labels is not None
     assert raw.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert raw.class_names == CLASSES
     assert torch.equal(pixels("raw.npz"), pixels("a.npz"))  # eps 0: nothing but guidance
@@ -296,9 +297,7 @@ def test_guidance_while_sampling_makes_classes_of_a_generator_without_any(checkp
     model = robust_models.load(checkpoint)
     y = torch.from_numpy(raw.labels)
     with torch.no_grad():
-        guided, plain = (
-            model(pixels(one) / 255.0).softmax(1)[torch.arange(6), y].mean() for one in ("a.npz", "b.npz")
-        )
+        guided, plain = (model(pixels(one) / 255.0).softmax(1)[torch.arange(6), y].mean() for one in ("a.npz", "b.npz"))
     assert guided > plain + 0.005
 
 
@@ -326,7 +325,9 @@ def test_a_network_of_classes_is_guided_to_the_class_that_it_makes(checkpoint, m
     how = flags(guide_eps=1, classes="bird,airplane", guide_from=100)
     assert run(checkpoint, "diffusers:pipeline", "a.npz", **how) == 0
     assert {tuple(y) for y in seen} == {(2, 0, 2), (0, 2, 0)}
-    assert open_images("a.npz").labels.tolist() == [2, 0, 2, 0, 2, 0]
+    labels = open_images("a.npz").labels
+    assert labels is not None
+    assert labels.tolist() == [2, 0, 2, 0, 2, 0]
 
 
 def test_raw_samples_of_another_guide_are_not_taken_for_these(checkpoint, capsys):
