@@ -13,7 +13,7 @@ from refine.flags import IMAGES, ClassifierFlags, MachineFlags, PictureFlags, Re
 from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, check_generator
 from refine.method import AGAINST_WEIGHT, LOSSES, LossName
 from refine.stopping import MEDIAN, open_real
-from refine.targets import check_targets
+from refine.targets import check_targets, mode_of
 from robust_models.attacks import Center, Keep
 from robust_models.checkpoints.flags import file_of, split_checkpoints
 from robust_models.classifier import Precision
@@ -74,7 +74,7 @@ class TargetFlags:
     targets: str | None = Field(
         default=None,
         description="given (the set's labels), pseudo, debiased or balanced (the classifier's guesses), class:NAME, or "
-        "a .csv or .json file of labels (null: given where there are labels, else pseudo)",
+        "a .csv or .json file of labels (null: the --prompt; given where there are labels, else pseudo)",
     )
     prior: str | None = Field(
         default=None, description="a .csv or .json of class weights that --targets balanced follows; null: uniform"
@@ -209,7 +209,7 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
         plain |= {"input": str(config.input.resolve()), "input files": fingerprint(config.input)}
     plain |= {
         "input images": ", ".join(f"{len(part)} of {part.size[1]}x{part.size[0]} {part.depth}" for part in images.sets),
-        "targets": config.targets or ("pseudo" if images.labels is None else "given"),
+        "targets": mode_of(config.targets, config.prompt, images.labels),
         "device": device.type,
         "precision": precision,
     }

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ from refine.network import together, weaker
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
 from refine.stopping import MEDIAN, measured_level, open_real, recorded_level
-from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name
+from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name, mode_of
 from refine.work_folder import Row, Shards, WorkFolder, made_once, my_shards
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
@@ -105,7 +106,7 @@ def _begin(
     attack_at = partial(attack_of, config, against=against)
     refiner = _batch_refiner(config, classifiers, attack_at(0.0 if config.eps == "auto" else config.eps))
     passes = Passes(ranks, work, images, shards, refiner, sizes, config.ckpt)
-    mode = config.targets or ("pseudo" if images.labels is None else "given")
+    mode = mode_of(config.targets, config.prompt, images.labels)
     total = None if images.skipped else images.total
     targets = known_targets(mode, images, classifiers[0], total=total)
     prior = None if config.prior is None else parse_prior(config.prior, class_names)
@@ -344,7 +345,7 @@ def _open_samples(
         check_new_out(out, overwrite=True)
     if config.keep_raw is not None:
         check_apart(config.keep_raw, config.out)
-    given, suffix = config.targets in (None, "given"), config.out.suffix.lower()
+    given, suffix = mode_of(config.targets, config.prompt, np.empty(0)) == "given", config.out.suffix.lower()
     return open_samples(
         config,
         suffix,

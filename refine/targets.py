@@ -14,7 +14,7 @@ from refine.network import consensus, images_first
 from refine.work_folder import Shards, WorkFolder
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
-from robust_models.labels import class_index, fit_labels
+from robust_models.labels import class_index, fit_labels, prompts_of
 
 
 class Labelled(Protocol):
@@ -49,6 +49,13 @@ def check_targets(targets: str | None, guesses: Sequence[str]) -> None:
         f"targets: {targets!r} is none of given, {', '.join(guesses)}, {ONE_CLASS}NAME, or a .csv or .json file of "
         "labels"
     )
+
+
+def mode_of(targets: str | None, prompt: str | None, labels: np.ndarray | None) -> str:
+    """What --targets stands for: where it is not given, the one --prompt, else the set's labels, else guesses."""
+    if targets is None and len(prompts_of(prompt)) == 1:
+        return f"{ONE_CLASS}0"
+    return targets or ("pseudo" if labels is None else "given")
 
 
 def is_label_file(targets: str) -> bool:

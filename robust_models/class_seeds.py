@@ -47,6 +47,10 @@ class ClassSeeds:
         """One Gaussian per class, with the mixture's mean and covariance."""
         return replace(self, mixtures=tuple(mixture.as_one() for mixture in self.mixtures))
 
+    def of_any(self, class_names: tuple[str, ...]) -> "ClassSeeds":
+        """For other classes, each of which draws from all of these: where they are texts, none has seeds of its own."""
+        return replace(self, class_names=class_names, mixtures=(Mixture.merged(self.mixtures),) * len(class_names))
+
     def along_principal(self) -> "ClassSeeds":
         """Draws about each class's mean along its principal directions alone, as Mirza et al. begin."""
         mixtures = tuple(mixture.as_one().principal(PCA_VARIANCE, PCA_SPREAD) for mixture in self.mixtures)
@@ -77,10 +81,13 @@ class ClassSeeds:
         return cls(tuple(names), mixtures, side, size, source)
 
 
-def seeds_of(checkpoint: str, class_names: tuple[str, ...], *, given: Path | None = None) -> ClassSeeds:
+def seeds_of(
+    checkpoint: str, class_names: tuple[str, ...], *, given: Path | None = None, of_texts: bool = False
+) -> ClassSeeds:
     """Those of a classifier: the file given, else NAME.seeds.npz beside the checkpoint, else the embedded CIFAR-10's.
 
-    UserError where there are none for its classes, in its order.
+    of_texts: its classes are texts, and are begun with seeds of any class. UserError where there are none for its
+    classes, in its order.
     """
     file = file_of(checkpoint)
     beside = file.with_name(file.stem + SUFFIX)
@@ -88,6 +95,8 @@ def seeds_of(checkpoint: str, class_names: tuple[str, ...], *, given: Path | Non
     seeds = ClassSeeds.load(path)
     if seeds.class_names == class_names:
         return seeds
+    if of_texts:
+        return seeds.of_any(class_names)
     if path == EMBEDDED:
         raise UserError(
             f"seeds: there are none for this classifier's classes ({', '.join(class_names[:3])}, ...); fit some: "

@@ -66,10 +66,15 @@ def class_indices(labels: Iterable[str | int], class_names: Sequence[str], *, so
     return found
 
 
-def listed_classes(text: str | None, class_names: Sequence[str]) -> list[int]:
-    """The classes of --classes, each once: names or indices with commas; None: all of them."""
+def prompts_of(prompt: str | None) -> list[str]:
+    """The texts of --prompt, which stand between bars; they are the first classes of an image-text model."""
+    return [text.strip() for text in (prompt or "").split("|") if text.strip()]
+
+
+def listed_classes(text: str | None, class_names: Sequence[str], prompt: str | None = None) -> list[int]:
+    """The classes of --classes, each once: names or indices with commas; None: those of --prompt, else all."""
     if text is None:
-        return list(range(len(class_names)))
+        return list(range(len(prompts_of(prompt)) or len(class_names)))
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
         raise UserError(f"classes: {text!r} names none; give names or indices with commas")

@@ -5,6 +5,7 @@ directions, and the mean variance of the others (probabilistic PCA, Tipping & Bi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,15 @@ class Mixture:
         noise = rest.mean(dim=1) if rest.shape[1] else torch.zeros_like(weights)
         sizes = (leading - noise.unsqueeze(1)).clamp_min(0).sqrt()
         return cls(weights, means, vectors[:, :, values.shape[1] - rank :] * sizes.unsqueeze(1), noise)
+
+    @classmethod
+    def merged(cls, mixtures: "Sequence[Mixture]") -> "Mixture":
+        """Each of them equally often."""
+        weights, means, factors, noise = (
+            torch.cat([getattr(mixture, name) for mixture in mixtures])
+            for name in ("weights", "means", "factors", "noise")
+        )
+        return cls(weights / weights.sum(), means, factors, noise)
 
     @property
     def covariances(self) -> Tensor:

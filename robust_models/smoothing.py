@@ -38,40 +38,60 @@ class SmoothedGradient:
         return gradient, value
 
 
-class Smoothed(RobustClassifier):
-    """The classifier of the mean soft-max over `draws` points x + sigma * N(0, 1), pixels in [0,1] and not clipped.
+class Averaged(RobustClassifier):
+    """The classifier of the mean soft-max over `draws` copies of each image, which differ as a subclass has it.
 
-    The noise is the same for all images and all calls: the classifier is one function, so that attacks and refinement
-    see one loss, and what becomes of an image does not depend on the images beside it. Its gradient is the Monte-Carlo
-    gradient of the smoothed soft-max; a call costs `draws` of the network's. Cohen et al. 2019, arXiv:1902.02918, take
-    votes in place of the mean; Salman et al. 2019, arXiv:1906.04584, this.
+    What makes the copies differ is the same for all images and all calls: the classifier is one function, so that
+    attacks and refinement see one loss, and what becomes of an image does not depend on the images beside it. A call
+    costs `draws` of the network's.
     """
 
-    def __init__(self, base: RobustClassifier, sigma: float, draws: int = 16, seed: int = 0) -> None:
-        check_noise(sigma, draws)
+    def __init__(self, base: RobustClassifier, draws: int, seed: int) -> None:
         super().__init__(base.network, base.description)
         self.precision = base.precision
-        self.sigma, self.draws, self.seed = sigma, draws, seed
+        self.draws, self.seed = draws, seed
         self._noise: dict[tuple[torch.Size, torch.device], Tensor] = {}
         self.to(base.device).train(base.training)
 
+    def copies(self, x: Tensor) -> Tensor:
+        """[N*draws,3,H,W]: those of the first image, then those of the second, and so on."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """x [N,3,H,W] in [0,1] -> logarithms of the mean probabilities [N,classes], which serve as logits."""
-        return log_mean_probabilities(super().forward(noisy(x, self._scaled_noise(x))), self.draws)
+        return log_mean_probabilities(super().forward(self.copies(x)), self.draws)
 
     def features(self, x: Tensor) -> Tensor:
-        """The mean over the noise of what the last linear layer sees, [N,D] float32."""
+        """The mean over the copies of what the last linear layer sees, [N,D] float32."""
         return super().features(x).unflatten(0, (-1, self.draws)).mean(1)
+
+    def noise(self, x: Tensor, count: int) -> Tensor:
+        """`count` draws of N(0, 1) of an image's shape, [count,3,H,W], always the same."""
+        key = (x.shape[1:], x.device)
+        if key not in self._noise:
+            draws = torch.Generator().manual_seed(self.seed)
+            self._noise[key] = torch.randn((count, *x.shape[1:]), generator=draws).to(x.device)
+        return self._noise[key]
 
     def _find_head(self) -> str:
         return RobustClassifier(self.network, self.description).to(self.device)._find_head()
 
-    def _scaled_noise(self, x: Tensor) -> Tensor:
-        key = (x.shape[1:], x.device)
-        if key not in self._noise:
-            draws = torch.Generator().manual_seed(self.seed)
-            self._noise[key] = self.sigma * torch.randn((self.draws, *x.shape[1:]), generator=draws).to(x.device)
-        return self._noise[key]
+
+class Smoothed(Averaged):
+    """The classifier of the mean soft-max over `draws` points x + sigma * N(0, 1), pixels in [0,1] and not clipped.
+
+    Its gradient is the Monte-Carlo gradient of the smoothed soft-max. Cohen et al. 2019, arXiv:1902.02918, take votes
+    in place of the mean; Salman et al. 2019, arXiv:1906.04584, this.
+    """
+
+    def __init__(self, base: RobustClassifier, sigma: float, draws: int = 16, seed: int = 0) -> None:
+        check_noise(sigma, draws)
+        super().__init__(base, draws, seed)
+        self.sigma = sigma
+
+    def copies(self, x: Tensor) -> Tensor:
+        """[N*draws,3,H,W], each image with each draw of the noise."""
+        return noisy(x, self.sigma * self.noise(x, self.draws))
 
 
 class UnderNoise(nn.Module):

@@ -85,7 +85,7 @@ class InputConfig(InputFlags, SynthesisConfig):
     targets: str | None = Field(
         default=None,
         description="given (the set's labels), pseudo (the classifier's guess), class:NAME, or a .csv or .json file of "
-        "labels; default: given where there are labels, else pseudo",
+        "labels; default: the --prompt, else given where there are labels, else pseudo",
     )
 
     @model_validator(mode="after")

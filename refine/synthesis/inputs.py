@@ -11,7 +11,7 @@ from refine.flags import InputFlags
 from refine.method import pseudo_labels
 from refine.network import Network
 from refine.refine_batch import block_size, filled
-from refine.targets import known_targets
+from refine.targets import known_targets, mode_of
 from robust_models.images import ImageSet, check_apart, open_images, to_float
 from robust_models.runtime.distributed import print_once
 
@@ -37,6 +37,8 @@ class Targeted(Protocol):
     @property
     def targets(self) -> str | None: ...
     @property
+    def prompt(self) -> str | None: ...
+    @property
     def batch_size(self) -> int: ...
 
 
@@ -47,7 +49,7 @@ def find_targets(
 
     Where the classifier is to guess, it sees seen(rows), [n,3,H,W] float (None: the images themselves).
     """
-    mode = config.targets or ("pseudo" if images.labels is None else "given")
+    mode = mode_of(config.targets, config.prompt, images.labels)
     known = known_targets(mode, images, network.model)
     if known is not None:
         return known

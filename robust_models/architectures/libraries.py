@@ -5,20 +5,23 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
+from robust_models.architectures.clip import ZeroShot
 from robust_models.architectures.conv_stem import replace_stem
 from robust_models.architectures.fastai import learner
 from robust_models.errors import UserError
 
-LIBRARIES = ("torchvision", "timm", "transformers")
+LIBRARIES = ("torchvision", "timm", "transformers", "open_clip")
 
 # What people call the number of classes in their own functions.
 CLASS_COUNTS = ("num_classes", "n_classes", "nb_classes", "num_class", "nclasses", "nclass", "classes", "num_labels")
 
 
 def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
-    """The network called "torchvision:NAME", "timm:NAME", "transformers:NAME" or "package.module:function".
+    """The network called "torchvision:NAME", "timm:NAME", "transformers:NAME", "open_clip:NAME" (its image encoder with
+    a zero-shot head) or "package.module:function".
 
     options: further keyword arguments of its builder, and what replaces parts of its network: conv_stem (of timm's ViTs
     and ConvNeXts, see replace_stem) and fastai_head (of torchvision's ResNets, see learner). UserError where it is not
@@ -47,6 +50,8 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
             from robust_models.architectures import huggingface
 
             return huggingface.build(name, options, num_classes)
+        if library == "open_clip":
+            return _zero_shot(name, num_classes)
         function = function_of(arch)
         network = function(**class_count_argument(function, num_classes), **options)
     except UserError:
@@ -56,6 +61,14 @@ def build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UserError(f"arch: {arch!r} gives a {type(network).__name__}, expected a torch.nn.Module")
     return network
+
+
+def _zero_shot(name: str, num_classes: int) -> nn.Module:
+    model = importlib.import_module("open_clip").create_model(name, load_weights=False, pretrained_text=False)
+    size = model.visual.image_size
+    with torch.no_grad():
+        embedding = model.visual.eval()(torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))).shape[1]
+    return ZeroShot(model.visual, embedding, num_classes)
 
 
 def is_function(arch: str) -> bool:

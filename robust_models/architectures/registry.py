@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from robust_models.architectures import libraries
-from robust_models.architectures.clip import QuickGELU, clip_vit
+from robust_models.architectures.clip import QuickGELU, clip_vit, with_classes
 from robust_models.architectures.clip_resnet import clip_resnet
 from robust_models.architectures.densenet import DenseNet
 from robust_models.architectures.inception import InceptionV3
@@ -84,6 +84,16 @@ def _densenet(depth: str, growth: str | None, **common: Any) -> nn.Module:
     return DenseNet(int(depth), int(growth or (48 if depth == "161" else 32)), **common)
 
 
+def _zero_shot(embedding: str, inner: str, *, num_classes: int, act: Activation) -> nn.Module:
+    pattern, family = next(((p, f) for p, f in FAMILIES.items() if re.fullmatch(p, inner, re.ASCII)), ("", None))
+    if family is None or family in (_zero_shot, clip_vit, clip_resnet):
+        raise UserError(f"arch: {inner!r} cannot have a zero-shot head; known: {', '.join(EXAMPLES)}")
+    groups = re.fullmatch(pattern, inner, re.ASCII)
+    assert groups is not None
+    visual = family(*groups.groups(), num_classes=int(embedding), act=act)
+    return with_classes(visual, int(embedding), num_classes, linear=False)
+
+
 _N = r"([1-9]\d{0,3})"
 # Pattern of the names -> builder of its groups (None where one is left out), num_classes and act.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -96,6 +106,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     r"vgg(11|13|16|19)": lambda depth, **common: VGG(int(depth), **common),
     rf"densenet(121|161|169|201)(?:_k{_N})?": _densenet,
     r"inception_v3": InceptionV3,
+    rf"zero_shot_d{_N}_(\w+)": _zero_shot,
     rf"clip_vit_p{_N}_i{_N}_w{_N}_l{_N}_d{_N}(_linear)?": clip_vit,
     rf"clip_resnet_b{_N}_{_N}_{_N}_{_N}_i{_N}_w{_N}_d{_N}(_linear)?": clip_resnet,
 }
@@ -135,11 +146,12 @@ def build(arch: str, *, num_classes: int, activation: str = "relu", options: dic
       TensorFlow's padding; the latter projects x with 3x3 convolutions;
     - vgg11|13|16|19 (with batch norms), densenet121|161|169|201[_kGROWTH], inception_v3;
     - clip_vit_pPATCH_iIMAGE_wWIDTH_lLAYERS_dEMBEDDING[_linear], clip_resnet_bBLOCKS_iIMAGE_wWIDTH_dEMBEDDING[_linear]
-      (BLOCKS of four stages: 3_4_6_3): CLIP's image encoders, and a zero-shot head or (_linear) a linear layer.
+      (BLOCKS of four stages: 3_4_6_3): CLIP's image encoders, and a zero-shot head or (_linear) a linear layer;
+    - zero_shot_dEMBEDDING_NAME: one of the networks above, whose outputs are an embedding, and a zero-shot head.
 
-    Of libraries: "torchvision:NAME", "timm:NAME", "transformers:NAME", and "package.module:function" (called with
-    num_classes=...); options are further keyword arguments for it, the activation is its own. Raises UserError for any
-    other name, and for an activation or options that the architecture would not use.
+    Of libraries: "torchvision:NAME", "timm:NAME", "transformers:NAME", "open_clip:NAME", and "package.module:function"
+    (called with num_classes=...); options are further keyword arguments for it, the activation is its own. Raises
+    UserError for any other name, and for an activation or options that the architecture would not use.
     """
     if ":" in arch:
         if activation != "relu":

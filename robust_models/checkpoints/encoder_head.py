@@ -18,8 +18,13 @@ from robust_models.runtime.files import sha256_of
 SCALE = 100.0  # where no file says another: what OpenAI's encoders were trained to, and their limit
 
 
-def with_head(found: Found, file: Path, checkpoint: Path) -> Found:
-    """The encoder in a checkpoint with the head in `file` (PyTorch or safetensors).
+def with_head_file(found: Found, file: Path, checkpoint: Path) -> Found:
+    """The encoder in a checkpoint with the head in `file` (PyTorch or safetensors), see with_head."""
+    return with_head(found, _entries(file), str(file), {"head_sha256": sha256_of(file)}, checkpoint)
+
+
+def with_head(found: Found, entries: State, source: str, about: dict[str, Any], checkpoint: Path) -> Found:
+    """The encoder in a checkpoint with a head of these tensors, which come from `source`.
 
     A tensor [classes, embedding] (or its transpose) is a zero-shot head, the classes' text embeddings: logits =
     scale * cosine, with the scale of the file's `logit_scale` or the checkpoint's (both its logarithm, as CLIP has it),
@@ -29,8 +34,7 @@ def with_head(found: Found, file: Path, checkpoint: Path) -> Found:
     encoder = encoder_of(found.state)
     if encoder is None:
         raise UserError(f"head: {checkpoint} is no ViT and no ResNet of CLIP, and only such encoders take a head")
-    entries = _entries(file)
-    weight, bias = _weight(entries, embedding_of(encoder), file), entries.get("bias")
+    weight, bias = _weight(entries, embedding_of(encoder), source), entries.get("bias")
     state: State = {f"visual.{name}": tensor for name, tensor in encoder.items()}
     assumed: dict[str, str] = {}
     if isinstance(bias, Tensor):
@@ -39,15 +43,15 @@ def with_head(found: Found, file: Path, checkpoint: Path) -> Found:
         stated = entries.get("logit_scale", found.state.get("logit_scale"))
         scale = stated.float().exp() if isinstance(stated, Tensor) else torch.tensor(SCALE)
         if scale.numel() != 1 or not torch.isfinite(scale).all():
-            raise UserError(f"head: logit_scale of {file} or {checkpoint} is not one finite number")
+            raise UserError(f"head: logit_scale of {source} or {checkpoint} is not one finite number")
         state |= {"head.weight": torch.nn.functional.normalize(weight, dim=1), "logit_scale": scale.reshape(())}
         assumed = {} if isinstance(stated, Tensor) else {"head": f"logits are {SCALE:g} times the cosine"}
     kind = "linear" if isinstance(bias, Tensor) else "zero-shot"
-    said = {"head": f"{kind}, {file}", "head_sha256": sha256_of(file)}
+    said = {"head": f"{kind}, {source}", **about}
     return replace(found, variants=[state], metadata={**found.metadata, **said}, assumed={**found.assumed, **assumed})
 
 
-def _entries(file: Path) -> dict[str, Any]:
+def _entries(file: Path) -> State:
     """The tensors of the file by name; one without a name is called weight."""
     if not file.is_file():
         raise UserError(f"head: no file {file}")
@@ -59,9 +63,9 @@ def _entries(file: Path) -> dict[str, Any]:
     return tensors
 
 
-def _weight(entries: dict[str, Any], embedding: int, file: Path) -> Tensor:
+def _weight(entries: State, embedding: int, source: str) -> Tensor:
     weight = entries.get("weight")
     if not (isinstance(weight, Tensor) and weight.ndim == 2 and embedding in weight.shape):
         shapes = ", ".join(f"{ascii(name)[1:-1][:60]} {list(tensor.shape)}" for name, tensor in [*entries.items()][:3])
-        raise UserError(f"head: {file} has {shapes or 'no tensors'}, expected weight [classes, {embedding}]")
+        raise UserError(f"head: {source} has {shapes or 'no tensors'}, expected weight [classes, {embedding}]")
     return (weight if weight.shape[1] == embedding else weight.T).float().contiguous()

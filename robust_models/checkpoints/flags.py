@@ -16,6 +16,7 @@ from robust_models.runtime.config import STRICT, AtLeastOne, Number
 from robust_models.runtime.files import sha256_of
 
 DRAWS = 16  # of the noise of a smoothed classifier
+VIEW_KINDS = "crop,flip,noise"
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -42,7 +43,17 @@ class CheckpointFlags:
     head: str | None = Field(
         default=None,
         description="the head of an image encoder of CLIP: a file of text embeddings [classes, embedding] (zero-shot), "
-        "or of a linear layer's weight and bias",
+        "or of a linear layer's weight and bias, or open_clip:NAME:FILE, whose texts make one",
+    )
+    prompt: str | None = Field(
+        default=None,
+        description="of an image-text model: what its images are to show; several, with | between them, are as many "
+        "classes; one alone is told apart from any photo",
+    )
+    template: str | None = Field(
+        default=None,
+        description="of an image-text model: texts into which class names are set at {}, with | between them, or a "
+        'file of lines (null: "a photo of a {}")',
     )
     ema: bool = Field(default=False, description="take the averaged weights of a checkpoint that has both")
     smoothing: Annotated[Number, Field(gt=0)] | None = Field(
@@ -51,6 +62,12 @@ class CheckpointFlags:
         "smoothing (null: without noise)",
     )
     smoothing_draws: AtLeastOne = Field(default=DRAWS, description="of that noise; each costs a pass of the network")
+    views: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="classify by the mean over so many views of each image, the first of which is the image: for steps "
+        "that change what it shows (null: the image alone)",
+    )
+    view_kinds: str = Field(default=VIEW_KINDS, description="what makes views differ, with commas")
     trust: bool = Field(
         default=False,
         description="load TorchScript, torch.export and ONNX files and generators of code, which run with your rights",
@@ -68,6 +85,8 @@ class CheckpointFlags:
         default = CheckpointFlags()
         if self.smoothing is None and self.smoothing_draws != default.smoothing_draws:
             raise UserError(f"smoothing_draws: {self.smoothing_draws} is for --smoothing, which is not given")
+        if self.views is None and self.view_kinds != default.view_kinds:
+            raise UserError(f"view_kinds: {self.view_kinds} is for --views, which is not given")
         settings: dict[str, Any] = {
             name: getattr(self if getattr(own, name) == getattr(default, name) else own, name)
             for name in CheckpointFlags.__dataclass_fields__
@@ -82,9 +101,10 @@ class CheckpointFlags:
 def reading(flags: CheckpointFlags) -> dict[str, Any]:
     """The flags by name as far as they decide what the classifier computes: draws of no noise do not."""
     found = {name: getattr(flags, name) for name in CheckpointFlags.__dataclass_fields__}
-    if flags.smoothing is None:
-        del found["smoothing_draws"]
-    return found
+    idle = [name for name in ("prompt", "template", "views") if found[name] is None]
+    idle += ["smoothing_draws"] if flags.smoothing is None else []
+    idle += ["view_kinds"] if flags.views is None else []
+    return {name: value for name, value in found.items() if name not in idle}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def describe(found: Found, path: Path, given: Given, known: Published | None) ->
         (usual, USUAL),
         (Normalizer(), NO_NORMALIZER),
     )
-    activation, activation_from = _activation(arch, given, known, match)
+    activation, activation_from = _activation(arch, given, found, known, match)
     image_size = given.image_size or found.image_size or (matched and matched.image_size)
     size = image_size or _usual_size(found.state, arch, match)
     class_names = given.class_names or found.class_names
@@ -99,11 +99,18 @@ def _states_all(match: Match | None, found: Found, given: Given) -> bool:
     return arch is not None and (":" in arch or bool(given.activation or (match and match.activation)))
 
 
-def _activation(arch: str, given: Given, known: Published | None, match: Match | None) -> tuple[str, str | None]:
+def _activation(
+    arch: str, given: Given, found: Found, known: Published | None, match: Match | None
+) -> tuple[str, str | None]:
     """(name, where it comes from); a library's or a function's own activation is not ours to name."""
     if ":" not in arch:
-        published, usual = known and known.activation, match and match.activation
-        return _first((given.activation, GIVEN), (published, PUBLISHED), (usual, USUAL), ("relu", ASSUMED_RELU))
+        return _first(
+            (given.activation, GIVEN),
+            (found.activation, FROM_FILE),
+            (known and known.activation, PUBLISHED),
+            (match and match.activation, USUAL),
+            ("relu", ASSUMED_RELU),
+        )
     if given.activation:
         raise UserError(f"activation: {given.activation!r} cannot be chosen for {arch}, which brings its own")
     return "relu", None

@@ -21,6 +21,7 @@ from robust_models.errors import UserError
 from robust_models.runtime.distributed import print_once
 
 PREFIX = "hf:"
+OPEN_CLIP = "open_clip:"  # before the names of its image-text models (words/open_clip_models.py)
 RUN_FILE = "classifier.safetensors"  # as training writes it
 OWN_FILE = "model.safetensors"  # the hub's word; this project's description is in its metadata
 CARD = "README.md"

@@ -38,6 +38,7 @@ class Found:
     # What only some layouts state (a Hugging Face folder's config.json does); None: not stated.
     arch: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
     class_names: tuple[str, ...] | None = None
     image_size: int | None = None
     assumed: dict[str, str] = field(default_factory=dict)  # as Description.assumptions

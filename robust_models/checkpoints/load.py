@@ -6,15 +6,15 @@ from pathlib import Path
 
 from robust_models.architectures.libraries import is_function
 from robust_models.checkpoints import programs
-from robust_models.checkpoints.encoder_head import with_head
+from robust_models.checkpoints.encoder_head import with_head_file
 from robust_models.checkpoints.fill import fill
 from robust_models.checkpoints.foreign import describe
 from robust_models.checkpoints.functions import load_function
-from robust_models.checkpoints.hub import HubName, fetch_from_hub, is_hub_name, own_file
+from robust_models.checkpoints.hub import OPEN_CLIP, HubName, fetch_from_hub, is_hub_name, own_file
 from robust_models.checkpoints.hugging_face import folder_of, read_folder
 from robust_models.checkpoints.layouts import Found, find_layout
 from robust_models.checkpoints.other_formats import refuse_other_formats
-from robust_models.checkpoints.ours import Given, is_safetensors, read_description, read_safetensors
+from robust_models.checkpoints.ours import WORDS, Given, is_safetensors, read_description, read_safetensors
 from robust_models.checkpoints.published import Published, fetch, published
 from robust_models.checkpoints.subtrees import State
 from robust_models.checkpoints.torch_format import read_torch_file
@@ -43,6 +43,10 @@ def find(checkpoint: str | Path) -> Path:
         return fetch(known)
     if is_hub_name(checkpoint):
         return fetch_from_hub(HubName.parse(name))
+    if name.startswith(OPEN_CLIP):
+        from robust_models.checkpoints.words.open_clip_models import weights_of
+
+        return weights_of(name)
     if not (path.is_file() or path.is_dir()):
         near = difflib.get_close_matches(name, [*embedded_names(), *published()], n=1)
         hint = f"did you mean {near[0]}?" if near else f"give a file or one of: {', '.join(embedded_names())}"
@@ -64,9 +68,13 @@ def load(
     class_names: Sequence[str] | None = None,
     image_size: int | None = None,
     head: str | Path | None = None,
+    prompt: str | None = None,
+    template: str | None = None,
     ema: bool = False,
     smoothing: float | None = None,
     smoothing_draws: int = 16,
+    views: int | None = None,
+    view_kinds: str = "crop,flip,noise",
     trust: bool = False,
     fresh_head: bool = False,
     quiet: bool = False,
@@ -77,20 +85,28 @@ def load(
     hugging_face.py). What a foreign file does not state may be given: arch (see architectures.build; None: from the
     tensors' shapes), normalize (see Normalizer.parse; None: the file's, else "none"), activation (see ACTIVATIONS;
     None: relu where the file is not known), class_names and image_size [pixels]. head: the file of the head of an image
-    encoder of CLIP (see encoder_head.with_head). ema: the averaged weights. trust: also load TorchScript, torch.export
-    and ONNX files, which are programs and run with your rights. fresh_head: for training on, the last linear layer
-    begins anew where the file is a backbone without one; arch says which network it is. `description.recipe["source"]`
+    encoder of CLIP (see encoder_head.with_head), or an image-text model whose texts make one. prompt, template: the
+    classes of an image-text model (see words.prompts.Texts.of). ema: the averaged weights. trust: also load
+    TorchScript, torch.export and ONNX files, which are programs and run with your rights. fresh_head: for training on,
+    the last linear layer begins anew where the file is a backbone without one. `description.recipe["source"]`
     says what was read and ignored, `description.assumptions` what was assumed; one line on stderr says the latter too,
     unless quiet. UserError when there is no file, it is not a checkpoint, it does not fit its architecture, or its
     weights are not finite.
     """
     path = find(checkpoint)
     given = Given(arch, None if normalize is None else Normalizer.parse(normalize), activation, class_names, image_size)
-    model = _open(path, given, checkpoint, head, ema=ema, trust=trust, fresh_head=fresh_head)
+    texts = (prompt, template)
+    model = _open(path, given, checkpoint, head, texts, ema=ema, trust=trust, fresh_head=fresh_head)
     if smoothing is not None:
         from robust_models.smoothing import Smoothed
 
         model = Smoothed(model, smoothing, smoothing_draws)
+    if views is not None:
+        from robust_models.views import Viewed
+
+        if smoothing is not None:
+            raise UserError(f"views: {views}, but --smoothing {smoothing:g} averages already; give one of them")
+        model = Viewed(model, views, [kind.strip() for kind in view_kinds.split(",") if kind.strip()])
     if not quiet:
         report_assumptions(model.description, str(checkpoint))
     return model
@@ -101,13 +117,20 @@ def _open(
     given: Given,
     checkpoint: str | Path,
     head: str | Path | None,
+    texts: tuple[str | None, str | None],
     *,
     ema: bool,
     trust: bool,
     fresh_head: bool,
 ) -> RobustClassifier:
-    """The classifier in a file of ours, in a program, or in anyone's file or folder."""
+    """The classifier in a file of ours, in a program, in anyone's file or folder, or of an image-text model."""
     tensors, metadata = read_safetensors(path) if path.is_file() and is_safetensors(path) else (None, {})
+    has_texts = str(checkpoint).startswith(OPEN_CLIP) or WORDS in metadata or str(head).startswith(OPEN_CLIP)
+    if not has_texts and (asked := next((text for text in texts if text is not None), None)):
+        raise UserError(
+            f"prompt: {asked!r}, but {checkpoint} reads no texts; give an image-text model, {OPEN_CLIP}NAME:FILE, or "
+            f"one whose texts make the head of a CLIP image encoder, --head {OPEN_CLIP}NAME:FILE"
+        )
     if tensors is not None and "bigroc" in metadata:
         if ema:
             raise UserError(f"ckpt: {path} has no averaged weights beside its own; load it without ema")
@@ -118,9 +141,14 @@ def _open(
         return RobustClassifier(fill(description, [tensors], path), description).eval()
     if tensors is None and (kind := programs.kind_of(path)):
         return _program(path, kind, given, head, ema=ema, trust=trust)
-    found = _found(path, tensors, ema)
-    if head is not None:
-        found = with_head(found, Path(head), path)
+    if has_texts:
+        from robust_models.checkpoints.words.as_classifier import with_texts
+
+        encoder = _found(path, tensors, ema) if str(head).startswith(OPEN_CLIP) else None
+        found, given = with_texts(checkpoint, path, tensors, metadata, encoder, given, head, texts, ema=ema)
+    else:
+        found = _found(path, tensors, ema)
+        found = found if head is None else with_head_file(found, Path(head), path)
     description, candidates = describe(found, path, given, _published(checkpoint))
     if is_function(description.arch):
         return load_function(description, candidates, path)

@@ -19,6 +19,7 @@ from robust_models.runtime.files import check_replaces, whole_file
 from robust_models.threat import ThreatModel
 
 FORMAT_VERSION = 1
+WORDS = "bigroc-words"  # in the metadata of an image-text model of this project (words/two_towers.py)
 MAX_HEADER_BYTES = 1 << 40  # more is text of another format, read as a number
 MAX_CLASSES = 50_000  # ImageNet-21k has 21,843
 MAX_PIXELS = 2048  # of a side; some networks prepare tables that grow with its fourth power

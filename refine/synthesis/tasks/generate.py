@@ -63,7 +63,9 @@ class GenerateConfig(SynthesisConfig):
     """How many images of which classes, from where, and how."""
 
     num_images: ImageCount = Field(default=64, description="how many, as evenly over the classes as can be")
-    classes: str | None = Field(default=None, description="their names or indices, with commas (null: all)")
+    classes: str | None = Field(
+        default=None, description="their names or indices, with commas (null: the --prompt, else all)"
+    )
     start_from: str = Field(
         default="seeds",
         description="where to begin: seeds (low-resolution draws of the class), pca (near its mean, along its "
@@ -110,7 +112,7 @@ class GenerateConfig(SynthesisConfig):
 def open_source(config: GenerateConfig, network: Network) -> Source:
     """A start drawn for every image, and the way from there to its class."""
     start = open_start(config.start_from, lambda: _seeds(config, network), network.image_size)
-    classes = torch.tensor(listed_classes(config.classes, network.class_names))
+    classes = torch.tensor(listed_classes(config.classes, network.class_names, config.prompt))
     targets = classes.repeat(-(-config.num_images // len(classes)))[: config.num_images]
     objective = lowering(LOSSES[_objective(config, network)])
 
@@ -152,7 +154,8 @@ def _sampler(config: GenerateConfig, rows: tuple[int, ...]) -> NoisyMomentum | N
 
 
 def _seeds(config: GenerateConfig, network: Network) -> ClassSeeds:
-    seeds = seeds_of(config.ckpt, network.class_names, given=config.seeds)
+    of_texts = config.prompt is not None
+    seeds = seeds_of(config.ckpt, network.class_names, given=config.seeds, of_texts=of_texts)
     return seeds if config.mixture else seeds.as_gaussians()
 
 

@@ -53,7 +53,7 @@ class PaintConfig(InputConfig):
     def _what_and_where(self) -> "PaintConfig":
         if (self.mask is None) == (self.rectangle is None):
             raise ValueError("mask: give one of --mask and --rectangle, which say where to paint")
-        if self.feature is None and self.targets is None:
+        if self.feature is None and self.targets is None and self.prompt is None:
             raise ValueError("feature: say what to paint: --feature INDEX, or a class with --targets class:NAME")
         return self
 

@@ -6,7 +6,7 @@ Santurkar et al. 2019, arXiv:1906.09453.
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -34,7 +34,15 @@ class SketchConfig(SynthesisConfig):
     """Which drawings, and the class that they are to become."""
 
     input: Path = Field(description="a drawing (any image file; transparent is white), a folder of them, or a set")
-    target: str = Field(description="the class that the drawing is to become: its name or index")
+    target: str | None = Field(
+        default=None, description="the class that the drawing is to become: its name or index (null: the --prompt)"
+    )
+
+    @model_validator(mode="after")
+    def _becomes_something(self) -> "SketchConfig":
+        if self.target is None and self.prompt is None:
+            raise ValueError("target: is required; say what the drawing is to become: --target CLASS")
+        return self
 
 
 def work_on(config: SketchConfig, network: Network, x: Tensor, mask: Tensor | None, y: Tensor) -> Work:
@@ -46,7 +54,7 @@ def open_source(config: SketchConfig, network: Network) -> Source:
     """The drawings at the classifier's size, towards the one class."""
     side = network.image_size
     drawings = open_drawings(config.input, side)
-    targets = torch.full((len(drawings.names),), class_index(config.target, network.class_names, source="target"))
+    targets = torch.full((len(drawings.names),), class_index(config.target or 0, network.class_names, source="target"))
 
     def read(rows: Tensor) -> Tensor:
         return torch.cat([drawings.read(i) for i in rows.tolist()])

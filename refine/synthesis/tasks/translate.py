@@ -39,7 +39,8 @@ class TranslateConfig(InputFlags, SynthesisConfig):
         default=None, description="take the images of this class, by the set's labels if it has some (null: all images)"
     )
     target_class: str | None = Field(
-        default=None, description="turn them into this class (null: of two classes, the one that an image is not of)"
+        default=None,
+        description="turn them into this class (null: the --prompt; of two classes, the one that an image is not of)",
     )
 
     @model_validator(mode="after")
@@ -51,7 +52,8 @@ class TranslateConfig(InputFlags, SynthesisConfig):
 
 def choose(config: TranslateConfig, images: ImageSet, class_names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """The images to translate, as indices into the set [n], and the class to turn each into [n]; both int64."""
-    own = _own_classes(images, class_names) if config.target_class is None or config.source_class is not None else None
+    wanted = "0" if config.target_class is None and config.prompt is not None else config.target_class
+    own = _own_classes(images, class_names) if wanted is None or config.source_class is not None else None
     chosen = torch.arange(len(images))
     if config.source_class is not None:
         source = class_index(config.source_class, class_names, source="source_class")
@@ -60,8 +62,8 @@ def choose(config: TranslateConfig, images: ImageSet, class_names: tuple[str, ..
         if not len(chosen):
             raise UserError(f"source_class: {images.path} has no images of class {class_names[source]}")
         own = torch.full((len(images),), source)
-    if config.target_class is not None:
-        target = class_index(config.target_class, class_names, source="target_class")
+    if wanted is not None:
+        target = class_index(wanted, class_names, source="target_class")
         return chosen, torch.full_like(chosen, target)
     return chosen, _other_domain(own, images, class_names)[chosen]
 
