@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,21 +17,22 @@ from robust_models.folding import folded
 from train.config import TrainConfig
 
 Found = TypeVar("Found")
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[Network]):
     """Exponential moving average of parameters and buffers: `ema.model` trails the model it was made from.
 
     With decay 0 it equals it after every update.
     """
 
-    def __init__(self, model: RobustClassifier, decay: float) -> None:
-        self.model: RobustClassifier = copy.deepcopy(model)
+    def __init__(self, model: Network, decay: float) -> None:
+        self.model: Network = copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: RobustClassifier, step: int) -> None:
+    def update(self, model: Network, step: int) -> None:
         """After optimizer step number `step` (from 0); early on the decay is lower, to forget the random start."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
