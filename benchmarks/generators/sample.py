@@ -45,9 +45,7 @@ class SampleConfig(DeviceFlags):
 def sample(config: SampleConfig) -> Summary:
     """Writes what is asked for. UserError where the run has no generator, or where nothing is asked for."""
     if not config.out and (config.score or not config.export):
-        raise UserError(
-            "out: give --out FILE.npz for samples, or --export FILE.pt2 alone for a program"
-        )
+        raise UserError("out: give --out FILE.npz for samples, or --export FILE.pt2 alone for a program")
     summary: Summary = {"run": str(config.run)}
     if config.export:
         summary |= {"export": str(config.export), "flags": _export(config.run, config.export)}
