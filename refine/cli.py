@@ -64,7 +64,7 @@ def _format_summary(summary: Summary) -> str:
         until += f" against {summary['against']} (weight {summary['against_weight']:g})"
     by = "" if summary["loss"] == "ce" else f" by {summary['loss']}"
     lines += [
-        f"{summary['out']}: {summary['n']} {_images(summary)} refined towards {_targets(summary['targets'])}, "
+        f"{summary['out']}: {summary['n']} {_images(summary)} refined towards {_targets(summary)}, "
         f"{summary['norm']} eps {summary['eps']:g}, {summary['steps']} steps{by}{until}, "
         f"{summary['images_per_s']} images/s, "
         f"{summary['precision']} ({summary['precision_reason']})",
@@ -94,6 +94,10 @@ def _format_summary(summary: Summary) -> str:
 
 def _check(config: RefineConfig) -> None:
     check_names(config)
+    if config.generator is not None:
+        from refine.generators.samples import check_generator_is_there
+
+        check_generator_is_there(config.generator)
     if config.judge is not None:
         from refine.auto_eps import check_judges
 
@@ -134,7 +138,10 @@ def _verdict(found: Summary) -> str:
     )
 
 
-def _targets(mode: str) -> str:
+def _targets(summary: Summary) -> str:
+    mode = summary["targets"]
+    if mode == "class:0" and summary.get("prompt"):
+        return repr(summary["prompt"])
     words = {
         "given": "their given labels",
         "pseudo": "pseudo-labels",

@@ -416,6 +416,7 @@ def _facts(
         "skipped": len(images.skipped),
         "checkpoint": config.ckpt,
         "targets": mode,
+        "prompt": config.prompt,
         "norm": config.norm,
         "loss": config.loss,
         "stop_energy": config.stop_energy,

@@ -453,6 +453,10 @@ def broken(z):
 def odd(z):
     return signed(z)
 
+def dark(z):
+    return torch.linspace(0, 1, 768).view(1, 3, 16, 16).expand(len(z), -1, -1, -1)
+
+
 odd.pixels = "symetric"
 constant = 3
 """
@@ -495,6 +499,11 @@ BAD = {
         LATENT | {"generator_pixels": "symmetric"},
         "pixels run from -255 to 255, outside [-1,1]",
     ),
+    "black": (
+        "python:mine:dark",
+        LATENT | {"generator_pixels": "bytes"},
+        "pixels run from 0 to 1, which is black if they are bytes; leave --generator-pixels out, or say unit",
+    ),
     "attribute": ("python:mine:odd", LATENT, "generator_pixels: the attribute pixels of python:mine:odd: 'symetric'"),
     "no tensor": ("python:mine:pair", LATENT, "the output is a tuple of 2, not one tensor"),
     "breaks": ("python:mine:broken", LATENT, "failed at 2 images (RuntimeError: no weights); --debug shows where"),
@@ -520,6 +529,12 @@ def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, case):
     assert run(checkpoint, spec, flags.pop("out", "out.npz"), **flags) == 2
     assert message in complaint(capsys)
     assert not Path("out.npz").exists()
+
+
+@pytest.mark.parametrize("spec", ["torchscript:nowhere.pt", "export:nowhere.pt2", "diffusers:./nowhere"])
+def test_a_dry_run_misses_the_file_of_a_generator(checkpoint, capsys, spec):
+    assert refine.cli.main([*argv(checkpoint, spec, "out.npz"), "--dry-run"]) == 2
+    assert f"generator: no file or folder {spec.split(':')[1]} here" in complaint(capsys)
 
 
 @pytest.mark.parametrize(("prefix", "how"), [("export", "script"), ("torchscript", "export")])

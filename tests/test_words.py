@@ -341,9 +341,10 @@ def made(ours: Path, out: Path, *words: object) -> list[dict]:
     return rows(out)
 
 
-def test_images_are_refined_towards_the_prompt_whatever_their_labels(ours, images, tmp_path):
+def test_images_are_refined_towards_the_prompt_whatever_their_labels(ours, images, tmp_path, capsys):
     found = made(ours, tmp_path / "out.npz", "--input", images, "--eps", 2)
     assert all(row["class"] == "a red ship" for row in found)
+    assert "4 images refined towards 'a red ship', l2 eps 2" in capsys.readouterr().out
     assert np.mean([row["confidence_after"] - row["confidence_before"] for row in found]) > 0
 
 
@@ -392,6 +393,12 @@ def test_every_task_with_a_class_takes_the_prompt_for_it(ours, images, tmp_path,
         Image.new("RGB", (SIZE, SIZE), "white").save(source)
     found = made(ours, tmp_path / "out.npz", "--task", task, "--input", source, *TASKS[task])
     assert all(row["class"] == "a red ship" for row in found)
+
+
+def test_a_dry_run_takes_names_of_open_clip(capsys, tmp_path):
+    argv = ["--ckpt", "open_clip:ViT-B-32:laion2b_s34b_b79k", "--prompt", "a ship", "--input", "x.npz", "--eps", "1"]
+    assert refine.cli.main([*argv, "--out", str(tmp_path / "y.npz"), "--dry-run"]) == 0
+    assert "prompt: a ship" in capsys.readouterr().out
 
 
 def test_the_same_run_with_another_prompt_is_another_run(ours, images, tmp_path, capsys):

@@ -56,6 +56,11 @@ def _in_unit(x: Tensor, pixels: Pixels | None) -> Tensor:
     if x.numel() and x.isfinite().all():
         least, most = (float(value) for value in x.aminmax())
         slack = _OVERSHOOT * (high - low)
+        if known == "bytes" and x.is_floating_point() and most <= 1:
+            raise UserError(
+                f"pixels run from {least:.4g} to {most:.4g}, which is black if they are bytes; leave "
+                "--generator-pixels out, or say unit"
+            )
         if least < low - slack or most > high + slack:
             others = ", ".join(f"{name} [{a:g},{b:g}]" for name, (a, b) in _RANGES.items() if name != known)
             raise UserError(

@@ -7,7 +7,7 @@ import torch
 
 from robust_models.architectures import ACTIVATIONS, build
 from robust_models.checkpoints.flags import file_of, split_flags
-from robust_models.checkpoints.hub import HubName, is_hub_name
+from robust_models.checkpoints.hub import OPEN_CLIP, HubName, is_hub_name
 from robust_models.checkpoints.load import embedded_names, find
 from robust_models.checkpoints.published import published
 from robust_models.classifier import Normalizer
@@ -71,6 +71,8 @@ def is_fetched(name: str) -> bool:
     """
     if is_hub_name(name):
         HubName.parse(split_flags(name)[0])
+        return True
+    if name.startswith(OPEN_CLIP):
         return True
     return name in embedded_names() or name in published()
 
