@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robust_models.errors import UserError, none_of
@@ -45,6 +46,14 @@ class Norm(ABC):
     def random(self, like: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
         """Uniform draw from the eps-ball, one per sample of like."""
 
+    def linear_oracle(self, gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """The delta in the eps-ball, with x + delta in [0,1], that goes farthest along each gradient.
+
+        eps [N], a radius for each sample. This is the linear problem of a Frank-Wolfe step, whose points then need no
+        projection. The gradient's length does not matter. UserError for a norm that has no solution here.
+        """
+        raise UserError(f"norm: {self.name} has no Frank-Wolfe steps inside [0,1]; take projection steps")
+
 
 @dataclass(frozen=True)
 class L2(Norm):
@@ -72,6 +81,9 @@ class L2(Norm):
         radius = eps * volume ** (1.0 / like[0].numel())  # uniform in volume: nearly all of it lies at the surface
         return direction * per_sample(radius / self.length(direction), like)
 
+    def linear_oracle(self, gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        return _power_oracle(gradient, x, eps, 2)
+
 
 @dataclass(frozen=True)
 class Linf(Norm):
@@ -91,6 +103,10 @@ class Linf(Norm):
 
     def random(self, like: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
         return eps * (2 * torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) - 1)
+
+    def linear_oracle(self, gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        _, room = _slopes_and_room(gradient, x)
+        return _delta(room.minimum(eps.unsqueeze(1)), gradient)
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,14 @@ class L1(Norm):
         draws.exponential_(generator=generator)
         signs = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) - 0.5
         return (eps * draws[:, :-1] / draws.sum(1, keepdim=True)).view_as(like).copysign(signs)
+
+    def linear_oracle(self, gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        # The steepest pixels use all their room, one after the other, until the radius is used up.
+        slope, room = _slopes_and_room(gradient, x)
+        order = slope.argsort(dim=1, descending=True, stable=True)
+        room = room.gather(1, order)
+        left = (eps.double().unsqueeze(1) - room.cumsum(1) + room).clamp_min(0)
+        return _delta(torch.zeros_like(room).scatter(1, order, room.minimum(left)), gradient)
 
 
 @dataclass(frozen=True)
@@ -186,6 +210,45 @@ class L15(Norm):
         more = torch.empty(len(like), 1, device=like.device, dtype=like.dtype).exponential_(generator=generator)
         signs = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype) - 0.5
         return (eps * (powers / (powers.sum(1, keepdim=True) + more)).pow(2 / 3)).view_as(like).copysign(signs)
+
+    def linear_oracle(self, gradient: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        return _power_oracle(gradient, x, eps, 1.5)
+
+
+def _power_oracle(gradient: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    """The linear oracle of the norm with power p > 1. Boreiko et al. 2022, arXiv:2205.07972, proposition 1.
+
+    Pixels move by factor * slope^(1/(p-1)), but no farther than their room; the factor gives all the length eps. It
+    lies between two of the factors at which a pixel has used its room, which sorting finds.
+    """
+    slope, room = _slopes_and_room(gradient, x)
+    tiny = torch.finfo(torch.float64).tiny
+    wish = torch.where(slope == 0, 1.0, slope.pow(1 / (p - 1)).clamp_min(tiny))
+    full_at, order = (room / wish).sort(dim=1)
+    by_full = F.pad(room.gather(1, order).pow(p).cumsum(1), (1, 0))  # [N,D+1], entry k is of the first k pixels
+    by_others = F.pad(wish.gather(1, order).pow(p).flip(1).cumsum(1).flip(1), (0, 1))  # and of the rest
+    budget = eps.double().unsqueeze(1).pow(p)
+    full = (by_full[:, 1:] + full_at.pow(p) * by_others[:, 1:] <= budget).sum(1, keepdim=True)
+    left = (budget - by_full.gather(1, full)).clamp_min(0)
+    factor = (left / by_others.gather(1, full).clamp_min(tiny)).pow(1 / p)
+    factor = torch.where(full == room.shape[1], torch.inf, factor)
+    return _delta((factor * wish).minimum(room), gradient)
+
+
+def _slopes_and_room(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sizes of the gradient, each sample's largest 1, and how far pixels can go its way in [0,1]; [N,D] float64.
+
+    The room of a pixel without a slope is 0. float64, as powers of small slopes underflow in float32.
+    """
+    slope, x = gradient.flatten(1).double(), x.flatten(1).double()
+    room = torch.where(slope > 0, 1 - x, torch.where(slope < 0, x, 0.0)).clamp_min(0)
+    size = slope.abs()
+    return size / size.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny), room
+
+
+def _delta(size: Tensor, gradient: Tensor) -> Tensor:
+    """Sizes [N,D] with the gradient's signs and shape."""
+    return size.view_as(gradient).to(gradient.dtype).copysign(gradient)
 
 
 @dataclass(frozen=True)

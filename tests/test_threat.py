@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import linprog
+from scipy.optimize import linprog, minimize
 
 from robust_models.errors import UserError
-from robust_models.threat import L1, NORMS, check_ball
+from robust_models.threat import L1, NORMS, check_ball, per_sample
 
 norms = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
 SHAPE = (5, 3, 4, 4)
@@ -189,3 +189,71 @@ def test_without_constraint_nothing_is_projected_and_no_start_is_drawn():
     check_ball("unconstrained", math.inf)
     with pytest.raises(ValueError, match=r"eps: 0.5 bounds nothing for norm=unconstrained; write eps=.inf"):
         check_ball("unconstrained", 0.5)
+
+
+with_oracle = pytest.mark.parametrize(
+    "norm", [NORMS[name] for name in ("l2", "linf", "l1", "l1.5")], ids=lambda n: n.name
+)
+
+
+def image(seed: int) -> torch.Tensor:
+    """Pixels in [0,1], a third of them black or white."""
+    x = 1.5 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed)) - 0.25
+    return x.clamp(0, 1)
+
+
+@with_oracle
+@given(
+    seed=st.integers(0, 1000),
+    eps=st.sampled_from([0.0, 1e-3, 0.5, 3.0, 100.0]),
+    scale=st.sampled_from([1e-30, 1.0, 1e30]),
+)
+def test_no_point_of_ball_and_box_goes_farther_than_the_linear_oracles(norm, seed, eps, scale):
+    gradient, x = draw(seed, scale), image(seed)
+    gradient[:, 0, 0] = 0
+    delta = norm.linear_oracle(gradient, x, torch.full((5,), eps))
+    assert (norm.length(delta) <= eps * (1 + 1e-5)).all()
+    assert ((x + delta - 0.5).abs() <= 0.5 + 1e-6).all()
+    gain = (delta * (gradient / scale)).flatten(1).sum(1)
+    for k in range(20):  # random points, and points near the steepest way
+        way = draw(seed + 2000 + k) if k % 2 else norm.steepest(gradient) + 0.1 * draw(seed + 3000 + k)
+        rival = (x + norm.project(eps * way / per_sample(norm.length(way), way), eps)).clamp(0, 1) - x
+        assert (gain >= (rival * (gradient / scale)).flatten(1).sum(1) - 1e-5 * (1 + eps)).all()
+
+
+@with_oracle
+@pytest.mark.parametrize("eps", [0.05, 0.4, 1.0, 2.5])
+def test_the_linear_oracle_is_the_solvers(norm, eps):
+    """On 8 numbers: a linear programme for L1 and Linf, SLSQP for the two smooth norms."""
+    generator = torch.Generator().manual_seed(1)
+    gradient, x = torch.randn(4, 1, 2, 4, generator=generator), image(3)[:4, :1, :2]
+    found = norm.linear_oracle(gradient, x, torch.full((4,), eps)).flatten(1)
+    for w, start, delta in zip(gradient.flatten(1).double().numpy(), x.flatten(1).double().numpy(), found, strict=True):
+        room = np.where(w > 0, 1 - start, start)
+        power = {"l2": 2.0, "l1.5": 1.5}.get(norm.name)
+        if power is None:
+            total = {"A_ub": [[1.0] * 8], "b_ub": [eps]} if norm.name == "l1" else {}
+            most = room if norm.name == "l1" else np.minimum(room, eps)
+            best = linprog(-np.abs(w), **total, bounds=[(0, float(m)) for m in most]).fun
+        else:
+            inside = {"type": "ineq", "fun": lambda d, p=power: eps**p - (d**p).sum()}
+            bounds, first = [(0, float(m)) for m in room], np.minimum(room, eps / 8)
+            best = minimize(
+                lambda d, w=w: -(np.abs(w) * d).sum(), first, bounds=bounds, constraints=inside, tol=1e-12
+            ).fun
+        assert (delta.double().numpy() * w).sum() == pytest.approx(-best, rel=2e-4, abs=1e-6)
+
+
+@with_oracle
+def test_each_sample_of_the_linear_oracle_has_its_own_radius(norm):
+    gradient, x, eps = draw(7), image(7), torch.tensor([0.0, 0.1, 1.0, 5.0, 1000.0])
+    together = norm.linear_oracle(gradient, x, eps)
+    for i in range(5):
+        assert torch.equal(norm.linear_oracle(gradient[[i]], x[[i]], eps[[i]])[0], together[i])
+    torch.testing.assert_close(x[4] + together[4], (gradient[4] > 0).float())  # a corner of the box
+    assert torch.equal(norm.linear_oracle(torch.zeros(SHAPE), x, eps), torch.zeros(SHAPE))
+
+
+def test_a_norm_without_a_linear_oracle_says_so():
+    with pytest.raises(UserError, match="norm: fourier has no Frank-Wolfe steps"):
+        NORMS["fourier"].linear_oracle(draw(0), image(0), torch.ones(5))
