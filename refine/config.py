@@ -29,7 +29,7 @@ GUESSES = ("pseudo", "debiased", "balanced")  # targets that come from the class
 # of memory must be able to go on with a smaller one.
 WITHOUT_EFFECT = {
     "ckpt", "input", "out", "targets", "reference", "judge", "auto_images", "auto_accept", "batch_size", "device",
-    "precision", "overwrite", "grid", "grid_images", "trajectory", "trajectory_images",
+    "precision", "overwrite", "grid", "grid_images", "trajectory", "trajectory_images", "changes",
 }  # fmt: skip
 AUTO_NORMS = ("l2", "linf")  # those for which --eps auto knows which eps to try
 

@@ -42,11 +42,17 @@ class InputFlags(ReadingFlags):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class PictureFlags:
-    """Pictures of a run for people to look at."""
+class GridFlags:
+    """Picture: what people look at."""
 
     grid: Path | None = Field(default=None, description="also write a picture of images before and after")
     grid_images: AtLeastOne = Field(default=32, description="how many images the picture shows")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PictureFlags(GridFlags):
+    """Picture: what people look at."""
+
     trajectory: Path | None = Field(default=None, description="also write the steps of a few images, .gif or .png")
     trajectory_images: AtLeastOne = Field(default=4, description="how many images --trajectory follows")
 
@@ -65,3 +71,8 @@ class MachineFlags(DeviceFlags):
         default=128, description="images at once on a GPU; the CPU takes blocks of its own, so that results are alike"
     )
     precision: PrecisionChoice = Field(default="auto", description=PRECISION)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TaskFlags(MachineFlags, ClassifierFlags):
+    """What every task has."""

@@ -83,10 +83,10 @@ def together(models: nn.Module | Sequence[nn.Module]) -> nn.Module:
     return Ensemble([_at_its_size(model) for model in models])
 
 
-def weaker(against: nn.Module, models: nn.Module | Sequence[nn.Module]) -> nn.Module:
-    """The classifier that steps go against, for images of any size. UserError where its classes are others."""
-    together([*([models] if isinstance(models, nn.Module) else models), against])
-    return _at_its_size(against)
+def beside(other: nn.Module, models: nn.Module | Sequence[nn.Module]) -> nn.Module:
+    """A further classifier with a part of its own, for images of any size. UserError where its classes are others."""
+    together([*([models] if isinstance(models, nn.Module) else models), other])
+    return _at_its_size(other)
 
 
 def consensus(logits: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from refine.generators.samples import (
 )
 from refine.manifest import MEASURES, UNTOUCHED, Means, rows
 from refine.method import bigroc
-from refine.network import together, weaker
+from refine.network import beside, together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
 from refine.stopping import MEDIAN, measured_level, open_real, recorded_level
@@ -76,7 +76,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
         if config.against is not None:
             with about_field("against"):
                 weak = folded(config.load(config.against))
-                against = weaker(place(weak, device, precision.precision), classifiers)
+                against = beside(place(weak, device, precision.precision), classifiers)
         images = images or _open_samples(config, classifiers, against)
         _check_save_as(config, images)
         settings = deciding(config, images, device, precision.precision)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from refine.method import AGAINST_WEIGHT, LossName, bigroc, pseudo_labels
-from refine.network import together, weaker
+from refine.network import beside, together
 from refine.stopping import MEDIAN, recorded_level
 from robust_models.attacks import Center, Keep, Loss, check_labels
 from robust_models.classifier import Description, RobustClassifier, class_names_of
@@ -71,7 +71,7 @@ class Refiner:
             keep=keep,
             loss=loss,
             stop_energy=recorded_level(_descriptions(self.model)) if stop_energy == MEDIAN else stop_energy,
-            against=None if against is None else weaker(against, model),
+            against=None if against is None else beside(against, model),
             against_weight=against_weight,
         )
         self.class_names = class_names_of(self.model)

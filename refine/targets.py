@@ -112,7 +112,7 @@ def given_targets(images: Labelled, model: RobustClassifier) -> Tensor:
     if images.labels is None:
         raise UserError(
             f"targets: given, but {images.path} has no labels (an .npz carries them in arr_1, a folder as class "
-            f"subfolders); pass --targets pseudo"
+            f"subfolders); choose other --targets"
         )
     index = fit_labels(images.labels, images.class_names, model.class_names, source=f"{images.path} (--targets given)")
     return torch.from_numpy(index)

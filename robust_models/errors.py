@@ -22,12 +22,12 @@ class UserError(ValueError):
 
 @contextmanager
 def about_field(name: str) -> Iterator[None]:
-    """A UserError inside begins with this field in place of ckpt or model: where another flag names a classifier."""
+    """A UserError inside begins with this field in place of ckpt, model or out: where another flag names the like."""
     try:
         yield
     except UserError as error:
         text = str(error)
-        for field in ("ckpt: ", "model: "):
+        for field in ("ckpt: ", "model: ", "out: "):
             text = text.removeprefix(field)
         raise UserError(f"{name}: {text}") from error
 

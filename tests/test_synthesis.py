@@ -386,6 +386,7 @@ OF_IMAGES = {  # the tasks that take images, with what else each needs
     "paint": ["--feature", "1", "--rectangle", "0,0,4,4", "--steps", "1"],
     "invert": ["--steps", "1"],
     "explain": [],
+    "counterfactual": ["--steps", "1"],
     "features": ["--out", "OUT.png"],
     "seeds": ["--data", "INPUT", "--out", "OUT.npz"],
 }

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import refine.synthesis.run
+import refine.synthesis.tasks.counterfactual
 import refine.synthesis.tasks.explain
 from refine.cli import main
 from refine.synthesis.inputs import read
@@ -35,6 +36,7 @@ FAMILY = {  # every task that makes images
     "paint": ["--feature", 1, "--rectangle", "0,0,4,4"],
     "invert": [],
     "explain": [],
+    "counterfactual": ["--tries", 2],
 }
 TIMES = ("wall_s", "images_per_s")
 
@@ -102,12 +104,14 @@ def test_any_number_of_ranks_makes_the_bytes_and_figures_of_one(folder, capsys, 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Two images at once."""
-    for module in (refine.synthesis.run, refine.synthesis.tasks.explain):
+    for module in (refine.synthesis.run, refine.synthesis.tasks.explain, refine.synthesis.tasks.counterfactual):
         monkeypatch.setattr(module, "block_size", lambda *_: 2)
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("task", "kind"), [("generate", "npz"), ("superres", "folder"), ("explain", "npz")])
+@pytest.mark.parametrize(
+    ("task", "kind"), [("generate", "npz"), ("superres", "folder"), ("explain", "npz"), ("counterfactual", "npz")]
+)
 def test_killed_at_any_commit_and_resumed_it_makes_the_same_bytes(folder, capsys, task, kind):
     more = ["--num-images", 3] if task == "generate" else ["--limit", 3]
     more += ["--overwrite"] if kind == "folder" else []

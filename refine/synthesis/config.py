@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from refine.config import WITHOUT_EFFECT
-from refine.flags import ClassifierFlags, InputFlags, MachineFlags, PictureFlags
+from refine.flags import ClassifierFlags, InputFlags, PictureFlags, TaskFlags
 from refine.targets import check_targets
 from robust_models.checkpoints.flags import file_of
 from robust_models.classifier import Precision
@@ -38,7 +38,7 @@ def by_size(small: Ball, large: Ball) -> Callable[[int], Ball]:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class SynthesisConfig(PictureFlags, MachineFlags, ClassifierFlags):
+class SynthesisConfig(PictureFlags, TaskFlags):
     """Method: the ball around each image and the steps inside it, as every task has them."""
 
     out: Path = Field(

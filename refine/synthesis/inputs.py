@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from refine.flags import InputFlags
-from refine.method import pseudo_labels
 from refine.network import Network
 from refine.refine_batch import block_size, filled
-from refine.targets import known_targets, mode_of
+from refine.targets import known_targets, mode_of, pseudo
+from robust_models.attacks import frozen_eval
 from robust_models.images import ImageSet, check_apart, open_images, to_float
 from robust_models.runtime.distributed import print_once
 
@@ -51,12 +51,23 @@ def find_targets(
     """
     mode = mode_of(config.targets, config.prompt, images.labels)
     known = known_targets(mode, images, network.model)
-    if known is not None:
-        return known
+    return guesses(config.batch_size, images, network, pseudo, seen) if known is None else known
+
+
+@torch.no_grad()
+def guesses(
+    batch_size: int,
+    images: ImageSet,
+    network: Network,
+    pick: Callable[[Tensor], Tensor],
+    seen: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """pick(logits [n,classes]) of every image, [N] on the CPU; the classifier sees what find_targets says."""
     shown = seen or (lambda rows: read(images, rows))
-    block = min(block_size(network.device, max(network.image_size, *images.size), config.batch_size), len(images))
-    guesses = [
-        pseudo_labels(network, network.here(filled(shown(rows), block)))[: len(rows)].cpu()
-        for rows in torch.arange(len(images)).split(block)
-    ]
-    return torch.cat(guesses)
+    block = min(block_size(network.device, max(network.image_size, *images.size), batch_size), len(images))
+    with frozen_eval(network):
+        found = [
+            pick(network(network.here(filled(shown(rows), block))))[: len(rows)].cpu()
+            for rows in torch.arange(len(images)).split(block)
+        ]
+    return torch.cat(found)

@@ -7,7 +7,10 @@ from refine.synthesis.run import command_of
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command
 
-TASKS = ("generate", "inpaint", "superres", "translate", "sketch", "paint", "invert", "features", "explain", "seeds")
+TASKS = (
+    *("generate", "inpaint", "superres", "translate", "sketch", "paint", "invert"),
+    *("features", "explain", "counterfactual", "seeds"),
+)
 
 
 def find_task(name: str) -> Command:

@@ -8,13 +8,14 @@ depend neither on the batch size nor on the number of ranks; memory does not gro
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.flags import InputFlags, check_pictures_out
+from refine.flags import InputFlags, TaskFlags, check_pictures_out
 from refine.manifest import Means
 from refine.network import Network
 from refine.refine_batch import block_size, check_finite, filled, naming
@@ -30,7 +31,7 @@ from robust_models.folding import folded
 from robust_models.images import check_apart
 from robust_models.images.new_set import NewSet, check_new_out, write_new_set
 from robust_models.runtime.command import Command, Summary
-from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
+from robust_models.runtime.device import Loop, PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
 
 Block = tuple[Tensor, list[Row]]  # some images, uint8 [n,3,H,W] on the CPU, and their rows of the manifest
@@ -43,18 +44,35 @@ def synthesize_set(task: Task, config: SynthesisConfig) -> Summary | None:
     None on the ranks of a torchrun job that only helped the first one.
     """
     with join() as ranks:
-        check_new_out(config.out, overwrite=True)
         check_pictures_out(config)
-        classifier, device = folded(config.load(config.ckpt)), ranks.device(config.device)
-        precision = decide_precision(config.precision, device, attack_loop([classifier]))
-        network = Network(place(classifier, device, precision.precision))
-        settings = deciding_of_task(task.name, config, device, precision.precision)
-        if isinstance(config, InputFlags):
-            check_apart(config.out, config.input)
-        work = WorkFolder(config.out)
+        network, precision, settings, work = open_run(task.name, config, config.out, ranks)
         begin = partial(_begin, task, config, network)
         make = partial(_make, task, config, network, precision, ranks, work)
         return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
+
+
+class OpenRun(NamedTuple):
+    """What a task's run begins with."""
+
+    network: Network
+    precision: PrecisionDecision
+    settings: dict[str, Any]  # all that decide the result
+    work: WorkFolder
+
+
+def open_run(task: str, config: TaskFlags, out: Path, ranks: Ranks, *, loop: Loop | None = None) -> OpenRun:
+    """The classifier in its place, and the work folder of `out`. UserError where the set cannot go there.
+
+    loop: what decides the precision (None: an attack on the classifier).
+    """
+    check_new_out(out, overwrite=True)
+    classifier, device = folded(config.load(config.ckpt)), ranks.device(config.device)
+    precision = decide_precision(config.precision, device, loop or attack_loop([classifier]))
+    network = Network(place(classifier, device, precision.precision))
+    if isinstance(config, InputFlags):
+        check_apart(out, config.input)
+    settings = deciding_of_task(task, config, device, precision.precision)
+    return OpenRun(network, precision, settings, WorkFolder(out))
 
 
 def _begin(task: Task, config: SynthesisConfig, network: Network) -> tuple[Source, Ball]:

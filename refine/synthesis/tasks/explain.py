@@ -12,23 +12,21 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.flags import ClassifierFlags, InputFlags, MachineFlags
+from refine.flags import InputFlags, TaskFlags
 from refine.manifest import DIGITS, Means
 from refine.network import Network
 from refine.refine_batch import block_size
-from refine.synthesis.config import deciding_of_task
 from refine.synthesis.inputs import find_targets, open_set, read
-from refine.synthesis.run import Block, make_set
+from refine.synthesis.run import Block, make_set, open_run
 from refine.targets import check_targets
 from refine.work_folder import WorkFolder, made_once
 from robust_models.attacks import frozen_eval, input_gradient
 from robust_models.checkpoints.checks import check_names
-from robust_models.folding import folded
-from robust_models.images import ImageSet, check_apart, to_u8
-from robust_models.images.new_set import NewSet, check_new_out
+from robust_models.images import ImageSet, to_u8
+from robust_models.images.new_set import NewSet
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT
-from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, place
+from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.runtime.distributed import Ranks, join
 
 STRONGEST = 0.995  # of the gradient's numbers are no larger than what is drawn as black or white
@@ -40,7 +38,7 @@ EXAMPLES = """\
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class ExplainConfig(MachineFlags, InputFlags, ClassifierFlags):
+class ExplainConfig(InputFlags, TaskFlags):
     """Which images, and the class whose gradient is drawn."""
 
     out: Path = Field(description="where the gradients go, as images: an .npz, .npy, .pt, .tar, .parquet, or a folder")
@@ -88,13 +86,7 @@ def explain_set(config: ExplainConfig) -> Summary | None:
     None on the ranks of a torchrun job that only helped the first one.
     """
     with join() as ranks:
-        check_new_out(config.out, overwrite=True)
-        device = ranks.device(config.device)
-        precision = decide_precision(config.precision, device, "measurement")
-        network = Network(place(folded(config.load(config.ckpt)), device, precision.precision))
-        check_apart(config.out, config.input)
-        settings = deciding_of_task("explain", config, device, precision.precision)
-        work = WorkFolder(config.out)
+        network, precision, settings, work = open_run("explain", config, config.out, ranks, loop="measurement")
 
         def begin() -> tuple[ImageSet, Tensor]:
             images = open_set(config, config.out)
