@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refine.cli import main
 from refine.synthesis.changes import MID, drawn_change, scale_of
-from refine.synthesis.closest import FIRST, LARGEST, Search, checkpoints, closest, into_cone
+from refine.synthesis.smallest_change import FIRST, LARGEST, Search, checkpoints, closest, into_cone
 from robust_models import load, open_images, save, to_float
 from robust_models.threat import NORMS
 from tests.tiny import CLASSES, tiny_classifier, tiny_pixels

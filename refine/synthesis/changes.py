@@ -11,8 +11,8 @@ from refine.manifest import DIGITS
 from refine.network import Network, confidence
 from refine.refine_batch import check_finite
 from refine.selection import spread
-from refine.synthesis.closest import Closest
 from refine.synthesis.run import OpenRun
+from refine.synthesis.smallest_change import Closest
 from refine.work_folder import Row, Shards, WorkFolder, made_once
 from robust_models.grids import difference_row, save_rows
 from robust_models.images import to_float

@@ -13,9 +13,9 @@ from refine.flags import GridFlags, InputFlags, TaskFlags
 from refine.network import Network, beside
 from refine.refine_batch import block_size, naming
 from refine.synthesis.changes import LENGTHS, check_changes, medians, rows_of, save_grid, write_changes
-from refine.synthesis.closest import ANGLE, Method, Search, closest
 from refine.synthesis.inputs import find_targets, guesses, open_set, read
 from refine.synthesis.run import Block, OpenRun, make_set, open_run
+from refine.synthesis.smallest_change import ANGLE, Method, Search, closest
 from refine.targets import check_targets
 from refine.work_folder import made_once
 from robust_models.checkpoints.checks import check_classifier, check_names
