@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from refine.generators.generator_flags import SIGMAS, Schedule
 from refine.method import AGAINST_WEIGHT, LossName, bigroc
-from refine.network import together, weaker
+from refine.network import beside, together
 from refine.refiner import Models
 from robust_models.attacks import Loss, frozen_eval
 from robust_models.errors import UserError, none_of
@@ -100,7 +100,7 @@ class Guidance:
         self.model = together(model)
         self.eps, self.scale, self.steps, self.schedule = eps, scale, steps, schedule
         self.sigmas, self.pixel_range = (low, high), pixel_range
-        weak = None if against is None else weaker(against, model)
+        weak = None if against is None else beside(against, model)
         self._bigroc = functools.partial(
             bigroc, steps=steps, norm=norm, loss=loss, against=weak, against_weight=against_weight
         )
