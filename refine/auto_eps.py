@@ -1,48 +1,31 @@
-"""--eps auto: refine a part of the set at growing eps until the distance to real images turns back up.
-
-The images and the half of the reference that choose are not those that judge the choice. Distances are in the features
-of judges that take no part in refining: Frechet distances, or KIDs where a set has fewer images than features.
-"""
+"""--eps auto: refine a part of the set at growing eps until the distance to real images turns back up."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from refine.auto_judging import MEASURES, Judging, Verdict
 from refine.config import AUTO_NORMS, RefineConfig
 from refine.refine_batch import BatchRefiner
-from refine.selection import halves, spread
+from refine.work_folder import WorkFolder
 from robust_models.attacks import PGD
-from robust_models.checkpoints.flags import file_of
-from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError
-from robust_models.features import FeatureExtractor, open_features
-from robust_models.features.efficientnet import limits_of
-from robust_models.features.extractor import check_features, check_images, is_feature_space, split_spaces
-from robust_models.features.involved import NO_JUDGE, check_uninvolved, judges_at_hand
-from robust_models.images import ImageSet, open_images, to_float, to_u8
 from robust_models.metrics import bootstrap_counts, inception_score, precision_recall
 from robust_models.metrics.kernel_resampled import SetReference, measure_of, reference_for, resampler_for
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.distributed import Ranks
 
-MAX_REFERENCE = 10_000  # images of the reference, spread evenly
-JUDGE_BATCH = 100
+EPS = "eps.json"  # in the work folder
 STARTS = {"l2": 0.25, "linf": 1 / 255}  # the smallest eps tried, pixels in [0,1]; each next one is twice as large
 LARGEST = {"l2": 64.0, "linf": 32 / 255}
 WORSE_IN_A_ROW = 2  # so many tries past the minimum end the climb
 RESAMPLES = 100  # for each eps
-VERDICT_RESAMPLES = 400
-LEAST_FOR_VERDICT = 100  # images: with fewer the command says so
-
-MEASURES = {"frechet": "Frechet distance", "kid": "KID"}
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # x_u8 -> features [n,D], and logits [n,C] where it has some
 RefineAt = Callable[[float], Tensor]  # eps -> the chosen part of the set, refined, uint8
-Pixels = Callable[[int], Tensor]  # index of an image -> [1,3,H,W] in the set's depth
 
 
 @dataclass(frozen=True)
@@ -77,126 +60,42 @@ class Curve:
         return min(likely), max(likely)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the chosen eps also helps images that did not choose it, in one judge's features."""
-
-    measure: str  # "frechet" or "kid"
-    distance_before: float
-    distance_after: float
-    difference_interval: tuple[float, float]  # of after less before, 95 %
-    n_held_apart: int
-    n_reference: int
-    num_features: int  # of the judge
-    judge: str
-
-    @property
-    def is_gain(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.difference_interval[1] < 0
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether the whole interval lies above 0."""
-        return self.difference_interval[0] > 0
-
-
 def is_sure_gain(verdicts: Sequence[Verdict]) -> bool:
     """Whether the first judge sees a gain and no other one a loss."""
     return verdicts[0].is_gain and not any(verdict.is_loss for verdict in verdicts[1:])
 
 
-@dataclass(frozen=True)
-class EpsSearch:
-    """Judges, the first of which chooses, and a reference in two halves: one chooses, one judges the choice."""
-
-    judges: tuple[FeatureExtractor, ...]
-    images: ImageSet
-    chosen: Tensor  # indices of the images that choose
-    rest: Tensor  # and of those that judge, as many at most
-    choosing: Tensor  # reference features [M,D] of the first judge
-    judging: tuple[Tensor, ...]  # of each
-
-    @classmethod
-    def open(
-        cls, config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier], device: torch.device
-    ) -> "EpsSearch":
-        """Opens judges and reference. UserError where they do not fit, or a judge is of the classifiers' kind."""
-        assert config.reference is not None
-        given = config.judge and [_feature_space(name) for name in split_spaces(config.judge)]
-        names = given or judges_at_hand([classifier.description for classifier in classifiers])
-        if not names:
-            raise UserError(
-                f"judge: none is at hand ({NO_JUDGE}); or give --judge CLASSIFIER, one that does not refine"
-            )
-        judges = tuple(open_features(name, device=device) for name in names)
-        reference = open_images(config.reference)
-        for note in notes(judges, dict(zip(config.ckpts, classifiers, strict=True))):
-            print(f"note: {note}", file=sys.stderr)
-        for judge in judges:
-            for name, classifier in zip(config.ckpts, classifiers, strict=True):
-                check_uninvolved(judge, name, sha256_of(file_of(name)), classifier.description)
-            for part in (images, reference):
-                check_images(part, judge)
-        if min(len(images), len(reference)) < 4:
-            raise UserError(f"eps: auto needs at least 4 images and 4 real; got {len(images)} and {len(reference)}")
-        every = spread(len(reference), MAX_REFERENCE)
-        features = [_features(judge, lambda i: reference.read(i, i + 1), every) for judge in judges]
-        chosen, rest = halves(len(images), config.auto_images)
-        judging = tuple(rows[1::2] for rows in features)
-        return cls(judges, images, chosen, rest[: config.auto_images], features[0][::2], judging)
-
-    def choose(self, refiner: BatchRefiner, attack_at: Callable[[float], PGD], targets: Tensor | None) -> Curve:
-        """The curve over eps on the choosing images; progress on stderr."""
-
-        def refine_at(eps: float) -> Tensor:
-            print(f"eps auto: {len(self.chosen)} images at eps {eps:g}", file=sys.stderr)
-            return _refined(replace(refiner, attack=attack_at(eps)), self.images, self.chosen, targets)
-
-        def judged(x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
-            judge = self.judges[0]
-            features = torch.cat([judge(batch) for batch in x_u8.split(JUDGE_BATCH)])
-            return features, judge.logits(features)
-
-        return search(refine_at, judged, self.choosing, norm=refiner.attack.norm)
-
-    def verdicts(self, refiner: BatchRefiner, targets: Tensor | None) -> list[Verdict]:
-        """What the refiner does to images that did not choose, by each judge, against the reference's other half."""
-        refined = _refined(refiner, self.images, self.rest, targets)
-        found = []
-        for judge, reference in zip(self.judges, self.judging, strict=True):
-            before = _features(judge, lambda i: self.images.read(i, i + 1), self.rest)
-            after = torch.cat([judge(batch).cpu() for batch in refined.split(JUDGE_BATCH)])
-            found.append(compared(before, after, reference, judge=judge.name))
-        return found
+def chosen_eps(
+    config: RefineConfig,
+    judging: Judging | None,
+    refiner: BatchRefiner,
+    attack_at: Callable[[float], PGD],
+    targets: Tensor | None,
+    work: WorkFolder,
+    ranks: Ranks,
+) -> float:
+    """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
+    if judging is not None and not work.has(EPS):
+        found = as_plain(choose_eps(judging, refiner, attack_at, targets))
+        verdicts = judging.verdicts(replace(refiner, attack=attack_at(found["eps"])), targets)
+        is_gain = is_sure_gain(verdicts)
+        taken = found["eps"] if is_gain or config.auto_accept == "best" else 0.0
+        first, *others = (asdict(verdict) for verdict in verdicts)
+        work.write_json(EPS, found | first | {"others": others, "is_gain": is_gain, "eps_taken": taken})
+    ranks.barrier()
+    return work.read_json(EPS)["eps_taken"]
 
 
-def compared(before: Tensor, after: Tensor, reference: Tensor, *, judge: str = "", seed: int = 0) -> Verdict:
-    """Distances to reference features [M,D] of features [N,D] of the same images before and after refining.
+def choose_eps(
+    judging: Judging, refiner: BatchRefiner, attack_at: Callable[[float], PGD], targets: Tensor | None
+) -> Curve:
+    """The curve over eps on the choosing images; progress on stderr."""
 
-    The interval of their difference is a bootstrap over pairs of images (Efron 1979), about the difference found.
-    """
-    against = reference_for(reference, len(before))
-    first, second = resampler_for(before, against), resampler_for(after, against)
-    draws = bootstrap_counts(np.random.default_rng(seed), len(before), VERDICT_RESAMPLES)
-    found = np.array([second.distance(counts) - first.distance(counts) for counts in draws])
-    whole = np.ones(len(before), dtype=np.int64)
-    distances = first.distance(whole), second.distance(whole)
-    low, high = np.quantile(found - found.mean(), (0.025, 0.975)) + distances[1] - distances[0]
-    return Verdict(
-        measure=measure_of(against),
-        distance_before=_short(distances[0]),
-        distance_after=_short(distances[1]),
-        difference_interval=(_short(low), _short(high)),
-        n_held_apart=len(before),
-        n_reference=len(reference),
-        num_features=before.shape[1],
-        judge=judge,
-    )
+    def refine_at(eps: float) -> Tensor:
+        print(f"eps auto: {len(judging.chosen)} images at eps {eps:g}", file=sys.stderr)
+        return judging.choosing_images(replace(refiner, attack=attack_at(eps)), targets)
 
-
-def _short(number: float) -> float:
-    return float(f"{number:.5g}")
+    return search(refine_at, judging.see, judging.choosing, norm=refiner.attack.norm)
 
 
 def search(refine_at: RefineAt, judge: Judge, reference: Tensor, *, norm: str, seed: int = 0) -> Curve:
@@ -302,52 +201,3 @@ def as_plain(curve: Curve) -> dict[str, Any]:
         "curve": [asdict(point) for point in curve.points],
         "table": format_curve(curve),
     }
-
-
-def notes(judges: Sequence[FeatureExtractor], classifiers: Mapping[str, RobustClassifier]) -> list[str]:
-    """What to know before believing the judges: that one is of the classifiers' kind, or a classifier not robust."""
-    found = []
-    for judge in judges:
-        names = [n for n, one in classifiers.items() if getattr(judge, "class_names", None) == one.class_names]
-        if names:
-            found.append(
-                f"{judge.name} is a classifier of the same classes as {', '.join(names)}: what such a one adds, it may "
-                "see as an improvement where people see none"
-            )
-    found += [limits for judge in judges if (limits := limits_of(judge.name))]
-    weak = [name for name, one in classifiers.items() if one.description.threat_model is None]
-    if weak and classifiers:
-        found.append(
-            f"nothing says that {', '.join(weak)} was trained to withstand attacks; if not, its changes look like noise"
-        )
-    return found
-
-
-def check_judges(text: str) -> None:
-    """UserError where a judge of --judge can only be a name, and there is no such feature space or classifier."""
-    for name in split_spaces(text):
-        try:
-            check_features(_feature_space(name))
-        except UserError as error:
-            raise UserError(f"judge: {str(error).removeprefix('features: ')}") from error
-
-
-def _feature_space(judge: str) -> str:
-    """The judge's name in features/: a name that is none there is a classifier's."""
-    return judge if is_feature_space(judge) else f"classifier:{judge}"
-
-
-def _refined(refiner: BatchRefiner, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:
-    """The images at `index` refined, uint8 [n,3,H,W]."""
-    parts: list[Tensor] = []
-    for rows in index.split(refiner.block):
-        pixels = torch.cat([images.read(i, i + 1) for i in rows.tolist()])
-        stored, _ = refiner.refine(pixels, None if targets is None else targets[rows])
-        parts.append(to_u8(to_float(stored)))
-    return torch.cat(parts)
-
-
-def _features(judge: FeatureExtractor, pixels: Pixels, index: Tensor) -> Tensor:
-    """[n,D] on the CPU of the images at `index`."""
-    batches = (torch.cat([pixels(i) for i in rows.tolist()]) for rows in index.split(JUDGE_BATCH))
-    return torch.cat([judge(to_u8(to_float(batch))).cpu() for batch in batches])

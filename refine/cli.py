@@ -85,7 +85,9 @@ def _format_summary(summary: Summary) -> str:
             "loss (--save-as png is)"
         )
     if "eps_search" in summary:
-        lines += _search(summary["eps_search"])
+        lines += _eps_search(summary["eps_search"])
+    if "steps_search" in summary:
+        lines += _steps_search(summary["steps_search"])
     lines += [
         f"{name}: {summary[name]}" for name in ("manifest", "keep_raw", "grid", "trajectory") if summary.get(name)
     ]
@@ -99,7 +101,7 @@ def _check(config: RefineConfig) -> None:
 
         check_generator_is_there(config.generator)
     if config.judge is not None:
-        from refine.auto_eps import check_judges
+        from refine.auto_judging import check_judges
 
         check_judges(config.judge)
 
@@ -109,16 +111,8 @@ def _images(summary: Summary) -> str:
     return word if summary["limit"] is None else f"{word} (the first of {summary['input_images']})"
 
 
-def _search(found: Summary) -> list[str]:
-    from refine.auto_eps import LEAST_FOR_VERDICT
-
-    lines = [
-        found["table"],
-        f"on {found['n_held_apart']} images that did not choose, against {found['n_reference']} real ones:",
-        *(_verdict(verdict) for verdict in (found, *found["others"])),
-    ]
-    if found["n_held_apart"] < LEAST_FOR_VERDICT:
-        lines.append(f"that is {found['n_held_apart']} images: few for a verdict; --auto-images takes more")
+def _eps_search(found: Summary) -> list[str]:
+    lines = [found["table"], *_verdicts(found)]
     if not found["is_gain"] and found["eps"] > 0:
         done = "taken all the same" if found["eps_taken"] else "the images are left as they are (--auto-accept best)"
         high = found["difference_interval"][1]
@@ -127,8 +121,31 @@ def _search(found: Summary) -> list[str]:
     return lines
 
 
+def _steps_search(found: Summary) -> list[str]:
+    steps, usual = found["steps"], found["usual_steps"]
+    if steps == usual:
+        return [found["table"], f"fewer than {usual} steps are significantly worse"]
+    lines = [found["table"], *_verdicts(found, f", {steps} steps after {usual}")]
+    if found["is_worse"]:
+        done = "taken all the same" if found["steps_taken"] == steps else f"{usual} are taken (--auto-accept best)"
+        lines.append(f"{steps} steps are significantly worse there: {done}")
+    return lines
+
+
+def _verdicts(found: Summary, what: str = "") -> list[str]:
+    from refine.auto_judging import LEAST_FOR_VERDICT
+
+    lines = [
+        f"on {found['n_held_apart']} images that did not choose, against {found['n_reference']} real ones{what}:",
+        *(_verdict(verdict) for verdict in (found, *found["others"])),
+    ]
+    if found["n_held_apart"] < LEAST_FOR_VERDICT:
+        lines.append(f"that is {found['n_held_apart']} images: few for a verdict; --auto-images takes more")
+    return lines
+
+
 def _verdict(found: Summary) -> str:
-    from refine.auto_eps import MEASURES
+    from refine.auto_judging import MEASURES
 
     low, high = found["difference_interval"]
     words = "better" if high < 0 else "worse" if low > 0 else "no significant difference"

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from refine.balance import check_prior
 from refine.flags import IMAGES, ClassifierFlags, MachineFlags, PictureFlags, ReadingFlags
 from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, check_generator
-from refine.method import AGAINST_WEIGHT, LOSSES, LossName
+from refine.method import AGAINST_WEIGHT, LOSSES, STEPS, LossName
 from refine.stopping import MEDIAN, open_real
 from refine.targets import check_targets, mode_of
 from robust_models.attacks import Center, Keep
@@ -43,7 +43,10 @@ class MethodFlags:
     )
     norm: NormName = Field(default="l2", description=f"geometry of the ball: {', '.join(NORMS)}")
     loss: LossName = Field(default="ce", description=f"what the steps lower: {', '.join(LOSSES)}")
-    steps: AtLeastOne = Field(default=7, description="PGD steps")
+    steps: AtLeastOne | Literal["auto"] = Field(
+        default=STEPS,
+        description=f"PGD steps; auto: the fewest that are no worse than {STEPS}, by --reference and --judge",
+    )
     step_size: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="length of a step, pixels in [0,1] (null: 1.5 * eps / steps)"
     )
@@ -85,21 +88,22 @@ class TargetFlags:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class AutoEpsFlags:
-    """Search for eps: what --eps auto compares with."""
+class AutoFlags:
+    """Search for eps and steps: what --eps auto and --steps auto compare with."""
 
-    reference: Path | None = Field(default=None, description="real images, which --eps auto compares with")
+    reference: Path | None = Field(default=None, description="real images, which auto compares with")
     judge: str | None = Field(
         default=None,
-        description="feature spaces in which --eps auto compares, with commas (the first chooses, all judge), or a "
+        description="feature spaces in which auto compares, with commas (the first chooses, all judge), or a "
         "classifier that does not refine (null: inception-768 and efficientnet-lite0-128, as far as they are at hand)",
     )
     auto_images: Annotated[int, Field(ge=2)] = Field(
-        default=1000, description="how many images --eps auto tries eps on; as many others judge its choice"
+        default=1000, description="how many images auto tries its values on; as many others judge its choice"
     )
     auto_accept: Literal["significant", "best"] = Field(
         default="significant",
-        description="significant: where the others do not confirm the gain, images are left as they are; best: anyway",
+        description="significant: where the others do not confirm the gain, images are left as they are, and where "
+        f"fewer steps are worse for them, {STEPS} are taken; best: what was chosen, anyway",
     )
 
 
@@ -130,7 +134,7 @@ class OutputFlags:
 class RefineConfig(
     MethodFlags,
     TargetFlags,
-    AutoEpsFlags,
+    AutoFlags,
     SourceFlags,
     GeneratorFlags,
     OutputFlags,
@@ -150,6 +154,11 @@ class RefineConfig(
         """The classifiers one by one, each with the settings behind its name."""
         return split_checkpoints(self.ckpt)
 
+    @property
+    def auto_fields(self) -> list[str]:
+        """Which of eps and steps are to be found by comparing."""
+        return [name for name in ("eps", "steps") if getattr(self, name) == "auto"]
+
     @model_validator(mode="after")
     def _consistent(self) -> "RefineConfig":
         self._check_source()
@@ -161,11 +170,15 @@ class RefineConfig(
                 raise ValueError(
                     f"eps: auto knows where to begin for {', '.join(AUTO_NORMS)}; give a number for norm={self.norm}"
                 )
-            if self.reference is None:
-                raise ValueError("eps: auto needs --reference REAL_IMAGES")
         else:
             check_ball(self.norm, self.eps)
             check_step_size(self.norm, self.eps, self.step_size)
+        if self.steps == "auto" and self.step_size is not None:
+            raise ValueError(
+                f"step_size: {self.step_size:g}, but each number of --steps auto has its own; leave it out"
+            )
+        if self.auto_fields and self.reference is None:
+            raise ValueError(f"{self.auto_fields[0]}: auto needs --reference REAL_IMAGES")
         check_targets(self.targets, GUESSES)
         if self.prior is not None and self.targets != "balanced":
             raise ValueError(f"prior: {self.prior!r} is for --targets balanced; this run's targets are {self.targets}")
@@ -218,7 +231,7 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
     for name, text in (("targets", config.targets), ("prior", config.prior)):
         if text is not None and Path(text).is_file():
             plain[f"{name} file"] = sha256_of(Path(text))[:16]
-    if config.eps == "auto" and config.reference is not None:
+    if config.auto_fields and config.reference is not None:
         plain |= {"reference": str(config.reference.resolve()), "reference files": fingerprint(config.reference)}
         plain |= {"judge": config.judge, "auto_images": config.auto_images, "auto_accept": config.auto_accept}
     return plain

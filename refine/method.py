@@ -28,6 +28,7 @@ from robust_models.errors import UserError, none_of
 from robust_models.threat import NormName, check_ball, check_step_size, per_sample
 
 AGAINST_WEIGHT = 0.5
+STEPS = 7  # the paper's
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class StopAtEnergy:
 def bigroc(
     eps: float,
     *,
-    steps: int = 7,
+    steps: int = STEPS,
     step_size: float | None = None,
     norm: NormName = "l2",
     center: Center = "input",

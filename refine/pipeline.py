@@ -8,7 +8,7 @@ on the number of ranks (refine_batch.py).
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refine.auto_eps import EpsSearch, as_plain, is_sure_gain
+from refine.auto_eps import EPS, chosen_eps
+from refine.auto_judging import Judging
+from refine.auto_steps import STEPS_FILE, chosen_steps
 from refine.balance import parse_prior
 from refine.config import RefineConfig, deciding
 from refine.flags import check_pictures_out
@@ -33,7 +35,7 @@ from refine.generators.samples import (
     write_raw,
 )
 from refine.manifest import MEASURES, UNTOUCHED, Means, rows
-from refine.method import bigroc
+from refine.method import STEPS, bigroc
 from refine.network import beside, together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
@@ -52,8 +54,6 @@ from robust_models.runtime.distributed import Ranks, join
 
 if TYPE_CHECKING:
     from refine.guidance import Guidance
-
-EPS = "eps.json"  # in the work folder
 
 
 def refine_set(config: RefineConfig) -> dict[str, Any] | None:
@@ -110,28 +110,25 @@ def _begin(
     total = None if images.skipped else images.total
     targets = known_targets(mode, images, classifiers[0], total=total)
     prior = None if config.prior is None else parse_prior(config.prior, class_names)
-    search = None
-    if config.eps == "auto" and ranks.is_first:
-        search = EpsSearch.open(config, images.one_set(), classifiers, device)
-    return Begun(config, passes, attack_at, mode, targets, prior, search)
+    judging = None
+    if config.auto_fields and ranks.is_first:
+        judging = Judging.open(config, images.one_set(), classifiers, device)
+    return Begun(config, passes, attack_at, mode, targets, prior, judging)
 
 
 def _refined(
     settings: dict[str, Any], classifiers: Sequence[RobustClassifier], precision: PrecisionDecision, begun: "Begun"
 ) -> dict[str, Any] | None:
     """Refines what is not refined yet; on the first rank then assembles all, and gives the summary."""
-    config, passes, mode, targets, search = begun.config, begun.passes, begun.mode, begun.targets, begun.search
+    config, passes, mode, targets = begun.config, begun.passes, begun.mode, begun.targets
     images, work, ranks = passes.images, passes.work, passes.ranks
     if config.generator is not None and _reads_again(config, mode):
         passes = passes.keeping_samples()
-        search = search and replace(search, images=passes.images.one_set())
         if config.keep_raw is not None and ranks.is_first:
             write_raw(passes.images, config.keep_raw, settings, overwrite=config.overwrite)
     if mode in WHOLE_SET:
         targets = passes.whole_set_targets(mode, begun.prior)
-    if config.eps == "auto":
-        eps = _chosen_eps(config, search, passes.refiner_of(0), begun.attack_at, targets, work, ranks)
-        passes = replace(passes, refiner=replace(passes.refiner, attack=begun.attack_at(eps)))
+    passes, searched = _chosen(begun, passes, targets)
     rate = passes.refine(targets, classifiers[0].class_names, label_source(mode))
     if not ranks.is_first:
         return None
@@ -141,7 +138,24 @@ def _refined(
     summary["assumptions"] = {
         name: classifier.description.assumptions for name, classifier in zip(config.ckpts, classifiers, strict=True)
     }
-    return summary | ({} if search is None else {"eps_search": work.read_json(EPS)})
+    return summary | searched
+
+
+def _chosen(begun: "Begun", passes: "Passes", targets: Tensor | None) -> tuple["Passes", dict[str, Any]]:
+    """The passes with what auto finds for eps, then for steps at this eps, and what the summary is to say of it."""
+    config, work, ranks, judging = begun.config, passes.work, passes.ranks, begun.judging
+    judging = judging and replace(judging, images=passes.images.one_set())
+    searched: dict[str, Any] = {}
+    if config.eps == "auto":
+        eps = chosen_eps(config, judging, passes.refiner_of(0), begun.attack_at, targets, work, ranks)
+        passes = replace(passes, refiner=replace(passes.refiner, attack=begun.attack_at(eps)))
+        searched["eps_search"] = work.read_json(EPS)
+    if config.steps == "auto" and (eps := passes.refiner.attack.eps) > 0:
+        attack_at = partial(begun.attack_at, eps)
+        steps = chosen_steps(config, judging, passes.refiner_of(0), attack_at, targets, work, ranks)
+        passes = replace(passes, refiner=replace(passes.refiner, attack=attack_at(steps)))
+        searched["steps_search"] = work.read_json(STEPS_FILE)
+    return passes, searched
 
 
 @dataclass(frozen=True)
@@ -232,11 +246,11 @@ class Begun:
 
     config: RefineConfig  # its stop_energy is a number, or None
     passes: Passes
-    attack_at: Callable[[float], PGD]  # the steps in a ball of this eps
+    attack_at: Callable[..., PGD]  # (eps, steps=those of the config) -> the steps in a ball of this eps
     mode: str  # of the targets
     targets: Tensor | None  # [N], where they are known
     prior: Tensor | None
-    search: EpsSearch | None  # on the first rank
+    judging: Judging | None  # on the first rank, for what auto is to find
 
 
 def assemble(
@@ -289,13 +303,17 @@ def _stop_level(config: RefineConfig, stop_energy: str, classifiers: Sequence[Ro
     return ranks.share(level)
 
 
-def attack_of(config: RefineConfig, eps: float, *, against: nn.Module | None = None) -> PGD:
-    """The steps that the config describes, with this eps. config.stop_energy: a number or None."""
+def attack_of(config: RefineConfig, eps: float, steps: int | None = None, *, against: nn.Module | None = None) -> PGD:
+    """The steps that the config describes, with this eps. config.stop_energy: a number or None.
+
+    steps: how many; None: as the config says or, where it says auto, the paper's.
+    """
+    usual = STEPS if config.steps == "auto" else config.steps
     stop = config.stop_energy
     assert not isinstance(stop, str), "its number is found before"
     return bigroc(
         eps,
-        steps=config.steps,
+        steps=usual if steps is None else steps,
         step_size=config.step_size,
         norm=config.norm,
         center=config.center,
@@ -305,27 +323,6 @@ def attack_of(config: RefineConfig, eps: float, *, against: nn.Module | None = N
         against=against,
         against_weight=config.against_weight,
     )
-
-
-def _chosen_eps(
-    config: RefineConfig,
-    search: EpsSearch | None,
-    refiner: BatchRefiner,
-    attack_at: Callable[[float], PGD],
-    targets: Tensor | None,
-    work: WorkFolder,
-    ranks: Ranks,
-) -> float:
-    """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
-    if search is not None and not work.has(EPS):
-        found = as_plain(search.choose(refiner, attack_at, targets))
-        verdicts = search.verdicts(replace(refiner, attack=attack_at(found["eps"])), targets)
-        is_gain = is_sure_gain(verdicts)
-        taken = found["eps"] if is_gain or config.auto_accept == "best" else 0.0
-        first, *others = (asdict(verdict) for verdict in verdicts)
-        work.write_json(EPS, found | first | {"others": others, "is_gain": is_gain, "eps_taken": taken})
-    ranks.barrier()
-    return work.read_json(EPS)["eps_taken"]
 
 
 def _open(config: RefineConfig, source: Path, work: WorkFolder, ranks: Ranks) -> ImageGroups:
@@ -388,7 +385,7 @@ def _guidance_text(config: RefineConfig) -> str | None:
 
 def _reads_again(config: RefineConfig, mode: str) -> bool:
     """Whether images are read more often than once, when they are refined."""
-    return config.eps == "auto" or mode in WHOLE_SET or any((config.keep_raw, config.grid, config.trajectory))
+    return bool(config.auto_fields) or mode in WHOLE_SET or any((config.keep_raw, config.grid, config.trajectory))
 
 
 def _check_save_as(config: RefineConfig, images: ImageGroups) -> None:
@@ -423,7 +420,7 @@ def _facts(
         "against": config.against,
         "against_weight": None if config.against is None else config.against_weight,
         "eps": attack.eps,
-        "steps": config.steps,
+        "steps": attack.steps,
         "step_size": attack.step_size,
         **precision.summary(),
     }

@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from refine.method import AGAINST_WEIGHT, LossName, bigroc, pseudo_labels
+from refine.method import AGAINST_WEIGHT, STEPS, LossName, bigroc, pseudo_labels
 from refine.network import beside, together
 from refine.stopping import MEDIAN, recorded_level
 from robust_models.attacks import Center, Keep, Loss, check_labels
@@ -47,7 +47,7 @@ class Refiner:
         model: Models,
         eps: float,
         *,
-        steps: int = 7,
+        steps: int = STEPS,
         step_size: float | None = None,
         norm: NormName = "l2",
         center: Center = "input",

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from refine.auto_eps import Curve, EpsSearch, Point, Verdict, notes
+from refine.auto_eps import Curve, Point
+from refine.auto_judging import Judging, Verdict, notes
 from refine.cli import main
 from robust_models import load, save
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
@@ -117,10 +118,10 @@ def test_auto_asks_for_what_it_needs(place, capsys):
 
 def test_a_gain_that_others_do_not_confirm_leaves_the_images_as_they_are(place, capsys, monkeypatch):
     low = Verdict("frechet", 8.0, 7.9, (-0.3, 0.1), 12, 12, 64, "a judge")
-    monkeypatch.setattr(EpsSearch, "verdicts", lambda *_: [low])
+    monkeypatch.setattr(Judging, "verdicts", lambda *_: [low])
     points = (Point(eps, distance, (7.0, 9.0), None, None, None, 0.5) for eps, distance in ((0.0, 8.0), (1.5, 7.0)))
     curve = Curve(tuple(points))
-    monkeypatch.setattr(EpsSearch, "choose", lambda *_: curve)
+    monkeypatch.setattr("refine.auto_eps.choose_eps", lambda *_: curve)
     assert main(command(place, "--auto-accept", "significant")) == 0
     printed = capsys.readouterr().out
     assert "of a judge: Frechet distance 8.0 -> 7.9 (difference -0.3 to +0.1 in 95 % of the resamples): no" in printed
@@ -129,10 +130,10 @@ def test_a_gain_that_others_do_not_confirm_leaves_the_images_as_they_are(place, 
     assert np.array_equal(np.load(place["out"])["arr_0"], np.load(place["images"])["arr_0"])
     sure = replace(low, difference_interval=(-0.3, -0.1))
     contrary = replace(low, difference_interval=(0.1, 0.3), judge="another")
-    monkeypatch.setattr(EpsSearch, "verdicts", lambda *_: [sure, contrary])
+    monkeypatch.setattr(Judging, "verdicts", lambda *_: [sure, contrary])
     assert main(command(place, "--auto-accept", "significant", "--overwrite")) == 0
     assert "of another: Frechet distance 8.0 -> 7.9 (difference +0.1 to +0.3" in (printed := capsys.readouterr().out)
     assert "a gain to one judge and a loss to another: the images are left as they are" in printed
-    monkeypatch.setattr(EpsSearch, "verdicts", lambda *_: [sure, low])
+    monkeypatch.setattr(Judging, "verdicts", lambda *_: [sure, low])
     assert main(command(place, "--auto-accept", "significant", "--overwrite")) == 0
     assert "no significant gain" not in capsys.readouterr().out

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from refine.auto_eps import compared, format_curve, halves, search
+from refine.auto_eps import format_curve, search
+from refine.auto_judging import compared
+from refine.selection import halves
 from robust_models import UserError
 
 REFERENCE = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))

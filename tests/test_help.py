@@ -105,7 +105,16 @@ def test_every_value_of_a_closed_set_is_shown(command):
 def test_the_groups_of_the_main_commands(name):
     titles = list(groups(COMMANDS[f"bigroc {name}"]))
     expected = {
-        "refine": ["required", "command line", "method", "targets", "search for eps", "input", "generator", "output"],
+        "refine": [
+            "required",
+            "command line",
+            "method",
+            "targets",
+            "search for eps and steps",
+            "input",
+            "generator",
+            "output",
+        ],
         "train": ["required", "command line", "run", "data", "augment", "smoothing", "attack", "objective"],
         "eval robust": ["required", "command line", "images", "attack"],
         "eval quality": ["required", "command line", "scores", "features"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine.auto_eps import compared
+from refine.auto_judging import compared
 from robust_models import UserError
 from robust_models.metrics import distance_interval, kernel_distance
 from robust_models.metrics.kernel_resampled import (

@@ -220,8 +220,8 @@ def _scalar(text: str) -> Any:
 
 def _one_line(error: ValidationError, schema: type) -> str:
     first = error.errors()[0]
-    # Path pieces that name a member of a union, not a field, carry brackets.
-    name = ".".join(str(piece) for piece in first["loc"] if not ("[" in str(piece) or str(piece) in ("float", "int")))
+    # Path pieces that name a member of a union, not a field, carry brackets or are names of numbers.
+    name = ".".join(str(piece) for piece in first["loc"] if not ("[" in str(piece) or str(piece) in _NUMBERS))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 and first["type"] in _KEY_ERRORS else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = [leaf.name for leaf in leaves(schema)]
@@ -242,4 +242,5 @@ def _one_line(error: ValidationError, schema: type) -> str:
     return f"{name}: {message[0].lower() + message[1:]}; got {first['input']!r}"
 
 
+_NUMBERS = ("float", "int", "constrained-float", "constrained-int")
 _KEY_ERRORS = ("extra_forbidden", "unexpected_keyword_argument", "missing", "missing_argument")
