@@ -96,10 +96,6 @@ def _format_summary(summary: Summary) -> str:
 
 def _check(config: RefineConfig) -> None:
     check_names(config)
-    if config.generator is not None:
-        from refine.generators.samples import check_generator_is_there
-
-        check_generator_is_there(config.generator)
     if config.judge is not None:
         from refine.auto_judging import check_judges
 

@@ -531,12 +531,6 @@ def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, case):
     assert not Path("out.npz").exists()
 
 
-@pytest.mark.parametrize("spec", ["torchscript:nowhere.pt", "export:nowhere.pt2", "diffusers:./nowhere"])
-def test_a_dry_run_misses_the_file_of_a_generator(checkpoint, capsys, spec):
-    assert refine.cli.main([*argv(checkpoint, spec, "out.npz"), "--dry-run"]) == 2
-    assert f"generator: no file or folder {spec.split(':')[1]} here" in complaint(capsys)
-
-
 @pytest.mark.parametrize(("prefix", "how"), [("export", "script"), ("torchscript", "export")])
 def test_a_program_of_another_kind_is_told_apart(checkpoint, capsys, prefix, how):
     file, other = program(how), "torchscript" if prefix == "export" else "export"

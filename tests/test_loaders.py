@@ -10,7 +10,7 @@ from PIL import Image
 from robust_models import UserError
 from robust_models.datasets import Dataset, open_dataset
 from tests.tiny import loader_of, tiny_pixels
-from train.loaders.base import Order, pick_workers
+from train.loaders.base import MixedLoader, Order, pick_workers
 
 CPU = torch.device("cpu")
 
@@ -104,3 +104,48 @@ def test_bad_input_is_refused_before_any_work(numbered, monkeypatch):
         UserError, match=r"data\.loader: ffcv reads \.beton files, got fifty; make one: python -m train"
     ):
         loader_of("ffcv", numbered, batch_size=10, **settings)
+
+
+# With a generator's images
+
+
+def both(numbered, *, made: int = 6, world: int = 1, rank: int = 0) -> MixedLoader:
+    """Numbers 0 to 49 are real; a generator made 100 to 119."""
+    x_u8 = torch.arange(100, 120, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 1, 1)
+    generated = Dataset(x_u8, torch.arange(100, 120), numbered.class_names, "made")
+    common = {"seed": 3, "device": CPU, "rank": rank, "world": world}
+    real = loader_of("resident", numbered, batch_size=16 - made, **common)
+    return MixedLoader(real, loader_of("resident", generated, batch_size=made, **common))
+
+
+@pytest.mark.parametrize("made", [2, 6, 8, 14])
+def test_every_batch_has_its_share_of_generated_images(numbered, made):
+    loader = both(numbered, made=made)
+    assert loader.steps_per_epoch == 50 // 16
+    for step in range(7):
+        x_u8, y = loader.batch(step)
+        assert torch.equal(x_u8[:, 0, 0, 0].long(), y)
+        assert len(y) == 16
+        assert (y >= 100).sum() == made
+
+
+def test_all_images_of_both_kinds_are_seen_before_one_comes_again(numbered):
+    loader = both(numbered, made=6)
+    seen = torch.cat([loader.batch(step)[1] for step in range(15)])
+    real, made = seen[seen < 100], seen[seen >= 100]
+    assert len(real[:50].unique()) == 50
+    assert [len(part.unique()) for part in made[: 18 * 5].split(18)] == [18] * 5  # 20, of which 2 make no batch
+
+
+def test_mixed_batches_are_a_function_of_seed_and_step(numbered):
+    in_turn = [both(numbered).batch(step)[1] for step in range(9)]
+    resumed = both(numbered)
+    assert all(torch.equal(resumed.batch(step)[1], in_turn[step]) for step in (5, 6, 2, 8))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_a_mixed_batch_as_one_would_have_had_it(numbered, world):
+    alone, made = both(numbered, made=8), 8
+    for step in range(4):
+        parts = [both(numbered, made=made, world=world, rank=rank).batch(step)[1] for rank in range(world)]
+        assert torch.equal(torch.cat(parts), alone.batch(step)[1])

@@ -29,6 +29,9 @@ FIRST, SECOND = Ranks(0, 2), Ranks(1, 2)
 VARIANTS = {
     "pgd": {},
     "trades": {"objective": {"name": "trades", "awp": 0.005}, "augment": {"crop_padding": 1, "mix": "cutmix"}},
+    "generated": {
+        "data": {"path": "ROOT/labelled.npz", "validation": 47, "generated": "ROOT/made.npz", "generated_share": 0.5}
+    },
     "energy": {
         "objective": {"name": "energy"},
         "arch": None,
@@ -147,18 +150,20 @@ def numbers(row) -> dict[str, float]:
 def test_two_ranks_train_what_one_process_trains_and_stop_and_fail_together(tmp_path):
     pixels, labels = tiny_pixels(95)
     np.savez(tmp_path / "labelled.npz", arr_0=pixels, arr_1=labels)
+    pixels, labels = tiny_pixels(30, seed=1)
+    np.savez(tmp_path / "made.npz", arr_0=pixels, arr_1=labels)
     description = Description("preact_resnet10_w16", ("0", "1", "2"), SIZE, activation="silu")
     save(RobustClassifier.from_description(description), tmp_path / "start.safetensors")
     ended = finish(start("-c", RANK, tmp_path))
     assert [status for status, _, _ in ended] == [0, 0], ended
     first, second = (out.splitlines() for _, out, _ in ended)
-    assert first[:5] == ["pgd 6", "trades 6", "energy 6", "left 75", "resumed True"]
-    assert second[:5] == ["pgd None", "trades None", "energy None", "left 75", "resumed False"]
+    assert first[:6] == ["pgd 6", "trades 6", "generated 6", "energy 6", "left 75", "resumed True"]
+    assert second[:6] == [*(f"{name} None" for name in VARIANTS), "left 75", "resumed False"]
     assert "SIGTERM: saved at step 3" in ended[0][2]
     assert "SIGTERM" not in ended[1][2]
-    assert first[5] == "UserError batch_size: 15 cannot be shared by 2 processes; give a multiple of 2"
-    assert first[6] == "UserError step 3: step 3: disk full"
-    assert second[5:] == ["PeerFailed 2", "PeerFailed 2"]
+    assert first[6] == "UserError batch_size: 15 cannot be shared by 2 processes; give a multiple of 2"
+    assert first[7] == "UserError step 3: step 3: disk full"
+    assert second[6:] == ["PeerFailed 2", "PeerFailed 2"]
 
     for name, changed in VARIANTS.items():
         train(recipe(tmp_path, f"one_{name}", **changed))

@@ -50,6 +50,16 @@ class DataConfig:
     )
     class_names: tuple[str, ...] | Literal["cifar10"] = Field(default=(), description="names for an .npz that has none")
     validation: Count = Field(default=1000, description="last images of the train split, held out to select the model")
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="train on the first so many of the others only (null: all)"
+    )
+    generated: Path | None = Field(
+        default=None,
+        description="a labelled image set of a generator's samples, which take their share of every batch (null: none)",
+    )
+    generated_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
+        default=0.7, description="of each batch; the held-out images stay real"
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -284,6 +294,12 @@ class TrainConfig(MachineFlags):
             raise ValueError("init_reading: has nothing to read without --init CHECKPOINT")
         if self.init_reading.smoothing is not None:
             raise ValueError("init_reading.smoothing: init's weights are trained on; give --smoothing.sigma for noise")
+        if self.init_reading.views is not None:
+            raise ValueError("init_reading.views: init's weights are trained on, each image as --augment makes it")
+        if self.data.generated is None and self.data.generated_share != DataConfig().generated_share:
+            raise ValueError(
+                f"data.generated_share: {self.data.generated_share:g} is for --data.generated, which is not given"
+            )
         for name in _READ_WITH:
             own, read = getattr(self, name), getattr(self.init_reading, name)
             if None not in (own, read) and own != read:
@@ -303,7 +319,11 @@ class TrainConfig(MachineFlags):
     def _check_energy(self) -> None:
         if self.init is None or self.new_head:
             raise ValueError("objective.name: energy goes on from a robust classifier; give --init CHECKPOINT")
-        for name, value in (("objective.awp", self.objective.awp), ("smoothing.sigma", self.smoothing.sigma)):
+        for name, value in (
+            ("objective.awp", self.objective.awp),
+            ("smoothing.sigma", self.smoothing.sigma),
+            ("data.generated", self.data.generated),  # it makes its own, and calls those of the data real
+        ):
             if value:
                 raise ValueError(f"{name}: does not go with objective.name=energy; leave it out")
         if self.attack.radius == 0:

@@ -2,19 +2,29 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from robust_models.classifier import NORMALIZERS, Description, RobustClassifier
-from robust_models.datasets import AnyDataset, Dataset, LazyDataset, open_dataset
+from robust_models.datasets import AnyDataset, Dataset, LazyDataset, load_dataset, open_dataset
 from robust_models.datasets.beton import BetonStore
 from robust_models.errors import UserError
+from robust_models.labels import fit_labels
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks
 from robust_models.threat import ThreatModel
 from train.config import TrainConfig
-from train.loaders.base import Loader, LoaderName, LoaderSettings, ResidentLoader, in_memory, usable_cores
+from train.loaders.base import (
+    Loader,
+    LoaderName,
+    LoaderSettings,
+    MixedLoader,
+    ResidentLoader,
+    in_memory,
+    usable_cores,
+)
 
 DEFAULT_ARCH, DEFAULT_NORMALIZER = "resnet50", "cifar10"
 FEW_STEPS = 20  # optimizer steps; with fewer the weights hardly move
@@ -32,7 +42,9 @@ def open_data(config: TrainConfig) -> tuple[AnyDataset, Dataset]:
     kept = len(data) - fields.validation
     if kept <= 0:
         raise UserError(f"data.validation: {fields.validation} leaves nothing of the {len(data)} images to train on")
-    return data[:kept], in_memory(data[kept:], fields.on_error)
+    if fields.limit is not None and fields.limit > kept:
+        raise UserError(f"data.limit: {fields.limit} is more than the {kept} images that there are to train on")
+    return data[: fields.limit or kept], in_memory(data[kept:], fields.on_error)
 
 
 def warnings(config: TrainConfig, num_train: int, num_held_out: int, num_steps: int) -> list[str]:
@@ -58,8 +70,9 @@ def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ran
     if name == "auto":
         is_beton = isinstance(data, LazyDataset) and isinstance(data.store, BetonStore)
         name = "resident" if isinstance(data, Dataset) else "ffcv" if is_beton else "stream"
+    made = 0 if fields.generated is None else _made_in_batch(config, ranks.world)
     settings = LoaderSettings(
-        batch_size=config.batch_size,
+        batch_size=config.batch_size - made,
         seed=config.seed,
         device=device,
         workers=_fair_share(ranks) if fields.workers is None else fields.workers,
@@ -68,7 +81,32 @@ def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ran
         rank=ranks.rank,
         world=ranks.world,
     )
-    return make_loader(name, data, settings)
+    loader = make_loader(name, data, settings)
+    if fields.generated is None:
+        return loader
+    generated = open_generated(fields.generated, data)
+    return MixedLoader(loader, ResidentLoader(generated, replace(settings, batch_size=made, seed=config.seed + 1)))
+
+
+def open_generated(path: Path, real: AnyDataset) -> Dataset:
+    """A generator's samples with their classes, as many pixels as the real images and of the same classes."""
+    try:
+        data = load_dataset(str(path), "train", image_size=real.image_size)
+        y = fit_labels(data.y.numpy(), data.class_names, real.class_names, source=str(path))
+    except UserError as error:
+        raise UserError(f"data.generated: {error}") from error
+    return replace(data, y=torch.from_numpy(y), class_names=real.class_names)
+
+
+def _made_in_batch(config: TrainConfig, world: int) -> int:
+    """Generated images in the batch of a step, over all ranks, each of which gets as many."""
+    made = round(config.data.generated_share * config.batch_size / world) * world
+    if not 0 < made < config.batch_size:
+        raise UserError(
+            f"data.generated_share: {config.data.generated_share:g} of a batch of {config.batch_size} on {world} ranks "
+            f"leaves no {'generated' if made == 0 else 'real'} image in it; change it, or --batch-size"
+        )
+    return made
 
 
 def _fair_share(ranks: Ranks) -> int | None:

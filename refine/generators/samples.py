@@ -57,14 +57,6 @@ class Samples(ImageSet):
         return writer_of(self.suffix)(out, NewSet(labels, class_names, self.names, self.size))
 
 
-def check_generator_is_there(spec: str) -> None:
-    """UserError for a file or folder of a generator that is missing; what a hub or a module has is not looked up."""
-    kind, name = split_spec(spec)
-    on_hub = kind == "diffusers" and name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if kind != "python" and not on_hub and not Path(name).exists():
-        raise UserError(f"generator: no file or folder {name} here")
-
-
 class Classes(NamedTuple):
     """The classes that are sampled in turn."""
 

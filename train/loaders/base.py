@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -112,6 +112,30 @@ class ResidentLoader(Loader):
             for index in self.order.epoch(epoch).to(self.device)[position:]:
                 yield self.x_u8[index], self.y[index]
             epoch, position = epoch + 1, 0
+
+
+class MixedLoader(Loader):
+    """Real images and a generator's, each from its own loader, together in every batch (Gowal et al. 2021,
+    arXiv:2110.09468).
+
+    An epoch has as many steps as the real images alone would fill with batches of this size. The two kinds lie evenly
+    among each other, so that processes together see the batch that one would.
+    """
+
+    def __init__(self, real: Loader, made: Loader) -> None:
+        self.parts = real, made
+        sizes = [part.order.batch_size for part in self.parts]
+        self.settings, self.device = replace(real.settings, batch_size=sum(sizes)), real.device
+        self.steps_per_epoch = max(1, real.order.count // sum(sizes))
+        steps = torch.arange(sum(sizes) // real.order.world + 1) * sizes[1] // sum(sizes)
+        self._place = steps.diff().argsort(stable=True).argsort().to(self.device)  # in the batch -> among real, made
+        self._stream, self._next = iter(()), -1
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """See Loader."""
+        for parts in zip(*(part.batches(step) for part in self.parts), strict=True):
+            x_u8, y = (torch.cat(column) for column in zip(*parts, strict=True))
+            yield x_u8[self._place], y[self._place]
 
 
 def in_memory(data: AnyDataset, on_error: OnError) -> Dataset:
