@@ -195,6 +195,11 @@ def _is_there(flag: str, value: str, made: set[str]) -> bool:
         return True
     if flag == "--judge":
         return all(is_feature_space(name) or name in embedded_names() for name in split_spaces(value))
+    if flag == "--ckpt" and (found := re.fullmatch(r"open_clip:([\w-]+):(\S+)", value)):
+        import open_clip
+
+        tags = open_clip.list_pretrained_tags_by_model(found[1])
+        return found[1] in open_clip.list_models() and (found[2] in tags or Path(found[2]).exists())
     named = flag in ("--ckpt", "--init", "file") and value in {*embedded_names(), *published()}
     return named or Path(value).exists() or value.rstrip("/") in made or value.split("/")[0] in PLACEHOLDERS.values()
 
