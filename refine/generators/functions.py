@@ -46,10 +46,10 @@ class FunctionSampler:
         z = torch.stack([torch.randn(self.z_shape, generator=one) for one in generators]).to(self.device)
         with torch.no_grad():
             x = tensor_of(self.function(z) if y is None else self.function(z, y.to(self.device)))
-        return _in_unit(x, self.pixels)
+        return in_unit(x, self.pixels)
 
 
-def _in_unit(x: Tensor, pixels: Pixels | None) -> Tensor:
+def in_unit(x: Tensor, pixels: Pixels | None) -> Tensor:
     """x in the range called `pixels` -> [0,1]. UserError where it is not in that range."""
     known = pixels or ("unit" if x.is_floating_point() else "bytes")
     low, high = _RANGES[known]
