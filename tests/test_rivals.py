@@ -13,7 +13,7 @@ from benchmarks.comparison.ddls import LangevinSampling
 from benchmarks.comparison.dg_flow import GradientFlow, speed
 from benchmarks.comparison.dot import OptimalTransport, steepest_slopes, tangential
 from benchmarks.comparison.drs import Bounds, RejectionSampling, bounds_of, log_odds
-from benchmarks.comparison.latent_gan import LatentGan, Scale
+from benchmarks.comparison.latent_gan import LatentGan, PixelGan, Scale
 from benchmarks.comparison.mh_gan import MetropolisHastings
 from benchmarks.comparison.rivals import RivalConfig, run_rival
 from benchmarks.generators.train import train_generator
@@ -252,6 +252,29 @@ def test_the_steepest_slope_of_a_line_is_its_own():
     assert steepest_slopes(of_classes, 20, seed=0).tolist() == pytest.approx([1, 2], rel=1e-3)
 
 
+class Doubling(Identity):
+    """z -> 2 z."""
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return 2 * z
+
+
+def test_pixels_begin_at_the_samples_and_move_by_the_discriminator_alone():
+    w = torch.tensor([3.0, 4.0])
+    pixels_of = PixelGan(Doubling((2,)), lambda x: (x * w).sum(1), CPU)
+    start = 2 * torch.stack([torch.randn(2, generator=one) for one in generators(3)])
+    flow = GradientFlow(pixels_of, steps=4, step_size=0.1, gamma=0.0).choose(generators(3), None)
+    assert torch.allclose(flow, start + 4 * 0.1 * w, atol=1e-5)
+    assert pixels_of.passes == {
+        "generator": 3, "generator backward": 0, "discriminator": 12, "discriminator backward": 12,
+    }  # fmt: skip
+    step = OptimalTransport(pixels_of, torch.tensor([10.0]), steps=1, step_size=0.1).choose(generators(3), None)
+    assert torch.allclose(step, start - 0.1 * (2**-0.5 - w / 10), atol=1e-5)
+    slope = steepest_slopes(pixels_of, 200, seed=0).item()
+    assert 4.5 < slope <= 5.0001  # ||w||, the steepest direction
+    assert torch.equal(pixels_of.images(torch.tensor([[-3.0, 0.5]]), None), torch.tensor([[0.0, 0.75]]))
+
+
 # On a trained run
 
 METHODS = {
@@ -309,6 +332,16 @@ def test_a_method_writes_samples_and_what_they_cost(runs, data, tmp_path, method
     assert torch.equal(pixels(tmp_path / "a.npz"), pixels(starts["out"])) == (method == "none")
 
 
+@pytest.mark.parametrize("method", ["dot", "dg-flow"])
+def test_a_method_moves_pixels_without_the_generator(runs, data, tmp_path, method):  # noqa: F811
+    found = rival(runs, data, tmp_path / "a.npz", method, space="pixel")
+    passes = {"generator": 1, "generator backward": 0, "discriminator": 2, "discriminator backward": 2}
+    assert found["passes per image"] == passes
+    rival(runs, data, tmp_path / "starts.npz", "none")
+    moved = (pixels(tmp_path / "a.npz").int() - pixels(tmp_path / "starts.npz").int()).abs().float()
+    assert 0 < moved.mean() < 60
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_samples_and_cost(runs, data, tmp_path, monkeypatch):  # noqa: F811
     whole = rival(runs, data, tmp_path / "whole.npz", num_images=70)
     original = Sampling.block
@@ -356,6 +389,7 @@ BAD = {
     "no discriminator": ({"model": "vae"}, "run: .* has no discriminator; give --classifier"),
     "no run": ({"model": "unknown"}, "run: .* holds no generator"),
     "other classes": ({"classifier": "cifar10-l2-small"}, "classifier: .* knows 10 classes, .* makes 3"),
+    "noise chosen in pixels": ({"space": "pixel"}, "space: pixel is for dot and dg-flow; drs chooses noise"),
     "a class without real images": ({"method": "mh-gan", "held_out": 1}, "but none of class"),
 }
 

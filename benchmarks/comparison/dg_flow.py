@@ -1,4 +1,4 @@
-"""Discriminator Gradient flow in latent space (Ansari et al. 2021, arXiv:2012.00780).
+"""Discriminator Gradient flow of noise or pixels (Ansari et al. 2021, arXiv:2012.00780).
 
 z <- z + eta s grad d(z) + sqrt(2 eta gamma) noise, without a term that holds z near its prior. s is 1 for the
 Kullback-Leibler divergence, 1 / (1 + e^d) for log D and 1 / (1 + e^-d) for Jensen and Shannon's.
@@ -27,11 +27,11 @@ class GradientFlow(Rival):
         self.divergence: Divergence = divergence
 
     def choose(self, generators: Generators, y: Tensor | None) -> Tensor:
-        z = normal(generators, self.gan.z_shape)
+        z = self.gan.start(generators, y)
         for _ in range(self.steps):
             d, gradient = self.gan.gradient(z, y)
             s = speed(d, self.divergence).view(-1, *[1] * (z.ndim - 1))
-            noise = (2 * self.step_size * self.gamma) ** 0.5 * normal(generators, self.gan.z_shape)
+            noise = (2 * self.step_size * self.gamma) ** 0.5 * normal(generators, z.shape[1:])
             z = z + self.step_size * s * gradient + noise
         return z
 

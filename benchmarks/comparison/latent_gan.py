@@ -27,6 +27,8 @@ class LatentGan:
     generator: states z_shape, num_classes (None: y is None everywhere) and pixels. discriminator: takes such images.
     """
 
+    in_pixels = False
+
     def __init__(self, generator: Any, discriminator: Any, device: torch.device, scale: Scale = Scale()) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.device, self.scale = device, scale
@@ -34,6 +36,10 @@ class LatentGan:
         self.num_classes: int | None = generator.num_classes
         names = ("generator", "generator backward", "discriminator", "discriminator backward")
         self.passes: dict[str, int] = dict.fromkeys(names, 0)
+
+    def start(self, generators: Generators, y: Tensor | None) -> Tensor:
+        """Where moving begins, a row from each generator of random numbers: noise z [n,...]."""
+        return normal(generators, self.z_shape)
 
     @torch.no_grad()
     def images(self, z: Tensor, y: Tensor | None) -> Tensor:
@@ -56,8 +62,8 @@ class LatentGan:
             z = z.to(self.device).requires_grad_(True)
             logits = self._judged(self._made(z, y), y)
             (gradient,) = torch.autograd.grad(logits.sum(), z)
-        for name in ("generator", "discriminator"):
-            self.passes[f"{name} backward"] += len(z)
+        self.passes["discriminator backward"] += len(z)
+        self.passes["generator backward"] += 0 if self.in_pixels else len(z)
         return logits.detach().cpu(), gradient.cpu()
 
     def _made(self, z: Tensor, y: Tensor | None) -> Tensor:
@@ -70,6 +76,23 @@ class LatentGan:
 
     def _classes(self, y: Tensor | None) -> list[Tensor]:
         return [] if y is None else [y.to(self.device)]
+
+
+class PixelGan(LatentGan):
+    """d(x, y) = discriminator(x, y): in the place of noise stand images, which begin as the generator's samples."""
+
+    in_pixels = True
+
+    @torch.no_grad()
+    def start(self, generators: Generators, y: Tensor | None) -> Tensor:
+        return super()._made(super().start(generators, y), y).cpu()
+
+    @torch.no_grad()
+    def images(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return in_unit(z.clamp(-1 if self.generator.pixels == "symmetric" else 0, 1), self.generator.pixels)
+
+    def _made(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return z
 
 
 class Rival(ABC):
@@ -87,7 +110,7 @@ class Rival(ABC):
 
     def __call__(self, generators: Generators, y: Tensor | None, *, quick: bool = False) -> Tensor:
         """[n,3,H,W] in [0,1]. quick: of noise that nobody chose."""
-        z = normal(generators, self.gan.z_shape) if quick else self.choose(generators, y)
+        z = self.gan.start(generators, y) if quick else self.choose(generators, y)
         return self.gan.images(z, y)
 
     @abstractmethod
@@ -99,7 +122,7 @@ class Unchosen(Rival):
     """The generator's own samples."""
 
     def choose(self, generators: Generators, y: Tensor | None) -> Tensor:
-        return normal(generators, self.gan.z_shape)
+        return self.gan.start(generators, y)
 
 
 def normal(generators: Generators, shape: tuple[int, ...]) -> Tensor:

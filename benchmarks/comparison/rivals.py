@@ -25,7 +25,7 @@ from benchmarks.comparison.ddls import LangevinSampling
 from benchmarks.comparison.dg_flow import GradientFlow
 from benchmarks.comparison.dot import OptimalTransport, steepest_slopes
 from benchmarks.comparison.drs import RejectionSampling, bounds_of
-from benchmarks.comparison.latent_gan import LatentGan, Rival, Unchosen
+from benchmarks.comparison.latent_gan import LatentGan, PixelGan, Rival, Unchosen
 from benchmarks.comparison.mh_gan import MetropolisHastings
 from benchmarks.generators.folder import about_run, open_run
 from refine.generators.sampler import Sampling
@@ -40,6 +40,7 @@ from robust_models.runtime.device import pick_device
 from robust_models.runtime.files import exclusive, whole_file
 from robust_models.runtime.run_folder import write_json
 
+_IN_PIXELS = ("dot", "dg-flow")
 Method = Literal["none", "drs", "mh-gan", "dot", "ddls", "dg-flow"]
 
 
@@ -49,6 +50,7 @@ class RivalConfig(DeviceFlags):
 
     run: Path = Field(description="the folder of a GAN's training that has ended")
     method: Method
+    space: Literal["latent", "pixel"] = Field(default="latent", description="what dot and dg-flow move")
     out: Path = Field(description="the .npz of samples")
     num_images: ImageCount = 10_000
     seed: int = Field(default=0, ge=0, description="of the noise")
@@ -132,6 +134,8 @@ def _part(sampling: Sampling, gan: LatentGan, first: int, work: Path, total: int
 
 def _opened(config: RivalConfig, device: torch.device) -> tuple[LatentGan, Calibration | None, Rival]:
     """The networks, what calibrated them, and the method, ready to sample."""
+    if config.space == "pixel" and config.method not in _IN_PIXELS:
+        raise UserError(f"space: pixel is for {' and '.join(_IN_PIXELS)}; {config.method} chooses noise")
     generator, discriminator = open_run(config.run, device)
     if config.classifier is not None:
         classifier = load(config.classifier).to(device).requires_grad_(False).eval()
@@ -142,7 +146,7 @@ def _opened(config: RivalConfig, device: torch.device) -> tuple[LatentGan, Calib
         discriminator = ClassifierLogit(classifier, generator.pixels)
     if discriminator is None:
         raise UserError(f"run: {config.run} has no discriminator; give --classifier, or the run of a GAN")
-    gan = LatentGan(generator, discriminator, device)
+    gan = (PixelGan if config.space == "pixel" else LatentGan)(generator, discriminator, device)
     calibration = None
     if config.calibrate or (config.calibrate is None and config.method == "mh-gan"):
         real = _held_out(config)
@@ -196,9 +200,13 @@ def _real_logits(gan: LatentGan, real: Dataset) -> Tensor:
 
 def _fake_logits(gan: LatentGan, n: int, y: Tensor | None, seed: int) -> Tensor:
     """Of n samples, of these classes where there are classes; other ones than those that are written."""
-    z = torch.randn(n, *gan.z_shape, generator=torch.Generator().manual_seed(seed))
-    classes = [None] * -(-n // BLOCK) if y is None or gan.num_classes is None else y.split(BLOCK)
-    return torch.cat([gan.logits(part, one) for part, one in zip(z.split(BLOCK), classes, strict=True)])
+    random = torch.Generator().manual_seed(seed)
+    parts = []
+    for first in range(0, n, BLOCK):
+        classes = None if y is None or gan.num_classes is None else y[first : first + BLOCK]
+        start = gan.start([random] * min(BLOCK, n - first), classes)
+        parts.append(gan.logits(start, classes))
+    return torch.cat(parts)
 
 
 def _in_words(summary: Summary) -> str:
