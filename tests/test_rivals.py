@@ -367,6 +367,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_samples_and_cost(runs, data,
     assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
+def test_samples_of_a_run_are_not_those_of_its_continuation(data, tmp_path):  # noqa: F811
+    train_generator(config(data, tmp_path / "sngan", "sngan", steps=1))
+    rival(tmp_path, data, tmp_path / "a.npz", "none", "sngan")
+    train_generator(config(data, tmp_path / "sngan", "sngan", steps=2))
+    with pytest.raises(UserError, match="a.json is of samples with another training"):
+        rival(tmp_path, data, tmp_path / "a.npz", "none", "sngan")
+
+
 def test_an_image_does_not_depend_on_those_beside_it(runs, data, tmp_path):  # noqa: F811
     rival(runs, data, tmp_path / "few.npz", num_images=3)
     rival(runs, data, tmp_path / "many.npz", num_images=20)

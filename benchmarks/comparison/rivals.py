@@ -27,7 +27,7 @@ from benchmarks.comparison.dot import OptimalTransport, steepest_slopes
 from benchmarks.comparison.drs import RejectionSampling, bounds_of
 from benchmarks.comparison.latent_gan import LatentGan, PixelGan, Rival, Unchosen
 from benchmarks.comparison.mh_gan import MetropolisHastings
-from benchmarks.generators.folder import about_run, open_run
+from benchmarks.generators.folder import about_run, open_run, read_cost
 from refine.generators.sampler import Sampling
 from refine.generators.samples import BLOCK
 from robust_models import load
@@ -73,7 +73,9 @@ def run_rival(config: RivalConfig) -> Summary:
     """Writes the samples and OUT.json. UserError where the run is no GAN, or where config.out holds other samples."""
     with exclusive(config.out):
         report, work = config.out.with_suffix(".json"), config.out.with_name(f".{config.out.name}.work")
+        about, device = about_run(config.run), pick_device(config.device)
         settings = {name: value for name, value in as_plain(config).items() if name not in ("out", "device")}
+        settings["training"] = read_cost(config.run)  # another one once the run has had more steps
         if report.exists() and config.out.exists():
             _check_same(report, json.loads(report.read_text())["settings"], settings)
             print(f"{config.out}: already finished", file=sys.stderr)
@@ -81,7 +83,6 @@ def run_rival(config: RivalConfig) -> Summary:
         begun = work / "settings.json"
         if begun.exists():
             _check_same(work, json.loads(begun.read_text()), settings)
-        about, device = about_run(config.run), pick_device(config.device)
         gan, calibration, rival = _opened(config, device)
         preparation = dict(gan.passes)
         classes = None if gan.num_classes is None else torch.arange(gan.num_classes)

@@ -30,7 +30,7 @@ from robust_models.grids import save_rows
 from robust_models.images import to_u8
 from robust_models.runtime.command import Command, Summary, run
 from robust_models.runtime.device import decide_precision, pick_device
-from robust_models.runtime.files import exclusive, whole_folder
+from robust_models.runtime.files import exclusive, reporting_no_room, whole_folder
 from robust_models.runtime.run_folder import MetricsLog, write_json
 from robust_models.runtime.seeds import EVALUATION, STEP, generator
 from robust_models.runtime.signals import Interrupted, StopSignals
@@ -180,7 +180,8 @@ class Run:
         means = self._means(self.config.log_every)
         per_step = self.trained.batches_per_step * self.recipe.batch_size
         rate = steps * per_step / (now - self.row_at)
-        log.write(state.step, "train", {**means, "images_per_s": rate})
+        with reporting_no_room(self.config.out):
+            log.write(state.step, "train", {**means, "images_per_s": rate})
         losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(
             f"step {state.step}/{self.recipe.steps}  {losses}  {rate:.1f} img/s  {now - self.started:.0f} s",
