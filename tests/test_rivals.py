@@ -371,7 +371,7 @@ def test_samples_of_a_run_are_not_those_of_its_continuation(data, tmp_path):  # 
     train_generator(config(data, tmp_path / "sngan", "sngan", steps=1))
     rival(tmp_path, data, tmp_path / "a.npz", "none", "sngan")
     train_generator(config(data, tmp_path / "sngan", "sngan", steps=2))
-    with pytest.raises(UserError, match="a.json is of samples with another training"):
+    with pytest.raises(UserError, match=r"a\.json is of samples with another training"):
         rival(tmp_path, data, tmp_path / "a.npz", "none", "sngan")
 
 
