@@ -77,7 +77,8 @@ def chosen_eps(
     """What --eps auto finds, on the first rank, or 0 where that is no sure gain; kept for a resumed run."""
     if judging is not None and not work.has(EPS):
         found = as_plain(choose_eps(judging, refiner, attack_at, targets))
-        verdicts = judging.verdicts(replace(refiner, attack=attack_at(found["eps"])), targets)
+        refined = judging.held_out(replace(refiner, attack=attack_at(found["eps"])), targets)
+        verdicts = judging.verdicts(judging.held_out(None, targets), refined)
         is_gain = is_sure_gain(verdicts)
         taken = found["eps"] if is_gain or config.auto_accept == "best" else 0.0
         first, *others = (asdict(verdict) for verdict in verdicts)

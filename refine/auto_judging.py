@@ -5,7 +5,7 @@ features: Frechet distances, or KIDs where a set has fewer images than features.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,6 @@ VERDICT_RESAMPLES = 400
 LEAST_FOR_VERDICT = 100  # images: with fewer the command says so
 
 MEASURES = {"frechet": "Frechet distance", "kid": "KID"}
-
-Pixels = Callable[[int], Tensor]  # index of an image -> [1,3,H,W] in the set's depth
 
 
 @dataclass(frozen=True)
@@ -99,39 +97,29 @@ class Judging:
                 f"{len(reference)}"
             )
         every = spread(len(reference), MAX_REFERENCE)
-        features = [features_of(judge, lambda i: reference.read(i, i + 1), every) for judge in judges]
+        features = [_features(judge, reference, every) for judge in judges]
         chosen, rest = halves(len(images), config.auto_images)
         judging = tuple(rows[1::2] for rows in features)
         return cls(judges, images, chosen, rest[: config.auto_images], features[0][::2], judging)
 
-    def choosing_images(self, refiner: BatchRefiner, targets: Tensor | None) -> Tensor:
-        """The images that choose, refined, uint8 [n,3,H,W]."""
+    def choosing_images(self, refiner: BatchRefiner | None, targets: Tensor | None) -> Tensor:
+        """The images that choose, refined (None: as they came), uint8 [n,3,H,W]."""
         return _refined(refiner, self.images, self.chosen, targets)
 
     def see(self, x_u8: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features [n,D] of the first judge and, where it has some, its logits [n,C]."""
-        judge = self.judges[0]
-        features = torch.cat([judge(batch) for batch in x_u8.split(JUDGE_BATCH)])
-        return features, judge.logits(features)
+        features = _seen(self.judges[0], x_u8)
+        return features, self.judges[0].logits(features)
 
-    def verdicts(
-        self, after: BatchRefiner, targets: Tensor | None, *, before: BatchRefiner | None = None
-    ) -> list[Verdict]:
-        """What refining does to images that did not choose, by each judge, against the reference's other half.
+    def held_out(self, refiner: BatchRefiner | None, targets: Tensor | None) -> list[Tensor]:
+        """Each judge's features of the images that did not choose, refined (None: as they came)."""
+        x_u8 = _refined(refiner, self.images, self.rest, targets)
+        return [_seen(judge, x_u8).cpu() for judge in self.judges]
 
-        before: the refiner to compare with; None: the images as they came.
-        """
-        refined = _refined(after, self.images, self.rest, targets)
-        compare = None if before is None else _refined(before, self.images, self.rest, targets)
-        found = []
-        for judge, reference in zip(self.judges, self.judging, strict=True):
-            if compare is None:
-                first = features_of(judge, lambda i: self.images.read(i, i + 1), self.rest)
-            else:
-                first = torch.cat([judge(batch).cpu() for batch in compare.split(JUDGE_BATCH)])
-            second = torch.cat([judge(batch).cpu() for batch in refined.split(JUDGE_BATCH)])
-            found.append(compared(first, second, reference, judge=judge.name))
-        return found
+    def verdicts(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Verdict]:
+        """What lies between two results of held_out, by each judge, against the reference's other half."""
+        parts = zip(self.judges, before, after, self.judging, strict=True)
+        return [compared(first, second, reference, judge=judge.name) for judge, first, second, reference in parts]
 
 
 def compared(before: Tensor, after: Tensor, reference: Tensor, *, judge: str = "", seed: int = 0) -> Verdict:
@@ -195,17 +183,22 @@ def _feature_space(judge: str) -> str:
     return judge if is_feature_space(judge) else f"classifier:{judge}"
 
 
-def _refined(refiner: BatchRefiner, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:
-    """The images at `index` refined, uint8 [n,3,H,W]."""
+def _refined(refiner: BatchRefiner | None, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:
+    """The images at `index`, refined (None: as they came), uint8 [n,3,H,W]."""
     parts: list[Tensor] = []
-    for rows in index.split(refiner.block):
+    for rows in index.split(JUDGE_BATCH if refiner is None else refiner.block):
         pixels = torch.cat([images.read(i, i + 1) for i in rows.tolist()])
-        stored, _ = refiner.refine(pixels, None if targets is None else targets[rows])
-        parts.append(to_u8(to_float(stored)))
+        if refiner is not None:
+            pixels, _ = refiner.refine(pixels, None if targets is None else targets[rows])
+        parts.append(to_u8(to_float(pixels)))
     return torch.cat(parts)
 
 
-def features_of(judge: FeatureExtractor, pixels: Pixels, index: Tensor) -> Tensor:
+def _seen(judge: FeatureExtractor, x_u8: Tensor) -> Tensor:
+    return torch.cat([judge(batch) for batch in x_u8.split(JUDGE_BATCH)])
+
+
+def _features(judge: FeatureExtractor, images: ImageSet, index: Tensor) -> Tensor:
     """[n,D] on the CPU of the images at `index`."""
-    batches = (torch.cat([pixels(i) for i in rows.tolist()]) for rows in index.split(JUDGE_BATCH))
+    batches = (torch.cat([images.read(i, i + 1) for i in rows.tolist()]) for rows in index.split(JUDGE_BATCH))
     return torch.cat([judge(to_u8(to_float(batch))).cpu() for batch in batches])

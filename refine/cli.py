@@ -120,11 +120,11 @@ def _eps_search(found: Summary) -> list[str]:
 def _steps_search(found: Summary) -> list[str]:
     steps, usual = found["steps"], found["usual_steps"]
     if steps == usual:
-        return [found["table"], f"fewer than {usual} steps are significantly worse"]
+        return [found["table"], f"fewer steps than {usual} are not sure to keep its gain"]
     lines = [found["table"], *_verdicts(found, f", {steps} steps after {usual}")]
-    if found["is_worse"]:
+    if not found["is_kept"]:
         done = "taken all the same" if found["steps_taken"] == steps else f"{usual} are taken (--auto-accept best)"
-        lines.append(f"{steps} steps are significantly worse there: {done}")
+        lines.append(f"{steps} steps are not sure to keep the gain there: {done}")
     return lines
 
 
@@ -145,9 +145,10 @@ def _verdict(found: Summary) -> str:
 
     low, high = found["difference_interval"]
     words = "better" if high < 0 else "worse" if low > 0 else "no significant difference"
+    allowed = f"; up to {found['margin']:.3g} keeps the gain" if "margin" in found else ""
     return (
         f"  in the features of {found['judge']}: {MEASURES[found['measure']]} {found['distance_before']} -> "
-        f"{found['distance_after']} (difference {low:+g} to {high:+g} in 95 % of the resamples): {words}"
+        f"{found['distance_after']} (difference {low:+g} to {high:+g} in 95 % of the resamples{allowed}): {words}"
     )
 
 

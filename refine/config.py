@@ -45,7 +45,7 @@ class MethodFlags:
     loss: LossName = Field(default="ce", description=f"what the steps lower: {', '.join(LOSSES)}")
     steps: AtLeastOne | Literal["auto"] = Field(
         default=STEPS,
-        description=f"PGD steps; auto: the fewest that are no worse than {STEPS}, by --reference and --judge",
+        description=f"PGD steps; auto: the fewest that keep the gain of {STEPS}, by --reference and --judge",
     )
     step_size: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="length of a step, pixels in [0,1] (null: 1.5 * eps / steps)"
@@ -102,8 +102,8 @@ class AutoFlags:
     )
     auto_accept: Literal["significant", "best"] = Field(
         default="significant",
-        description="significant: where the others do not confirm the gain, images are left as they are, and where "
-        f"fewer steps are worse for them, {STEPS} are taken; best: what was chosen, anyway",
+        description="significant: where the others do not confirm a gain, images are left as they are, and where "
+        f"they do not confirm that fewer steps keep it, {STEPS} are taken; best: what was chosen, anyway",
     )
 
 

@@ -239,7 +239,7 @@ def test_a_guide_is_used_and_recorded(root, capsys):
     assert run("--eps", 1, "--json") == 0
     assert run("--eps", 1, "--guide", "guide.safetensors", "--json", out="guided.npz") == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[1])
-    assert (summary["guide"], summary["angle"], summary["tries"]) == ("guide.safetensors", 30, 1)
+    assert (summary["guide"], summary["angle"], summary["tries"]) == ("guide.safetensors", 90, 1)
     assert [row["l2"] for row in rows(root)] != [row["l2"] for row in rows(root, "guided.npz")]
 
 

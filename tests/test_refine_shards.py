@@ -456,3 +456,23 @@ def test_eps_auto_is_searched_once_and_then_refines_all(checkpoint, pixels_npz, 
     assert run(checkpoint, pixels_npz, tmp_path / "o.npz", **{**search, "judge": checkpoint}) == 2
     assert "is the classifier that refines" in capsys.readouterr().err
     assert not (tmp_path / "o.npz.work").exists()
+
+
+def test_steps_auto_is_searched_once_and_then_refines_all(checkpoint, pixels_npz, tmp_path, monkeypatch, capsys):
+    save(tiny_classifier(), tmp_path / "judge.safetensors")
+    np.savez(tmp_path / "real.npz", arr_0=tiny_pixels(N, seed=1)[0])
+    monkeypatch.setattr("refine.auto_steps.margin", lambda gain: 10.0)
+    search = {"steps": "auto", "reference": tmp_path / "real.npz", "judge": tmp_path / "judge.safetensors"}
+    out = tmp_path / "out.npz"
+    with killed_before(3), pytest.raises(Killed):  # run.json, steps.json, and a shard's rows are there
+        run(checkpoint, pixels_npz, out, eps=1, **search, auto_images=8)
+    found = json.loads((tmp_path / "out.npz.work" / "steps.json").read_text())
+    assert run(checkpoint, pixels_npz, out, eps=1, **search, auto_images=6) == 2
+    assert "another auto_images (8 there, 6 now)" in capsys.readouterr().err
+    monkeypatch.setattr("refine.auto_steps.choose_steps", None)  # not to be called again
+    assert run(checkpoint, pixels_npz, out, eps=1, **search, auto_images=8) == 0
+    assert f"eps 1, {found['steps']} steps" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out.npz.run.json").read_text())
+    assert record["summary"]["steps_search"] == found
+    assert run(checkpoint, pixels_npz, tmp_path / "same.npz", eps=1, steps=found["steps"]) == 0
+    assert everything(out) == everything(tmp_path / "same.npz")

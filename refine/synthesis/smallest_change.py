@@ -20,7 +20,7 @@ Method = Literal["frank-wolfe", "projection"]
 FIRST = {"frank-wolfe": 0.75, "projection": 2.0}  # the first step: a share of the way, and a multiple of the radius
 LARGEST = 0.15  # the largest ball: a change of every pixel by this much
 RANGE = 256  # the largest radius that is tried over the smallest one
-ANGLE = 30.0  # degrees
+ANGLE = 90.0  # degrees; narrower cones have nothing that people see (docs/counterfactuals.md)
 
 Tick = Callable[[int], Any]
 
