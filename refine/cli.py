@@ -145,7 +145,10 @@ def _verdict(found: Summary) -> str:
 
     low, high = found["difference_interval"]
     words = "better" if high < 0 else "worse" if low > 0 else "no significant difference"
-    allowed = f"; up to {found['margin']:.3g} keeps the gain" if "margin" in found else ""
+    allowed = ""
+    if "margin" in found:
+        allowed = f"; up to {found['margin']:.3g} keeps the gain"
+        words = "kept" if high <= found["margin"] else "not surely kept"
     return (
         f"  in the features of {found['judge']}: {MEASURES[found['measure']]} {found['distance_before']} -> "
         f"{found['distance_after']} (difference {low:+g} to {high:+g} in 95 % of the resamples{allowed}): {words}"
