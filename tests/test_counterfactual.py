@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from refine.synthesis.changes import MID, drawn_change, scale_of
 from refine.synthesis.smallest_change import FIRST, LARGEST, Search, checkpoints, closest, into_cone
 from robust_models import load, open_images, save, to_float
 from robust_models.threat import NORMS
+from tests.test_refine_shards import Killed, everything, killed_before, leftovers
 from tests.tiny import CLASSES, tiny_classifier, tiny_pixels
 
 SIDE = 8
@@ -233,6 +235,24 @@ def test_the_table_says_of_the_files_what_is_true(root, capsys, targets):
     assert (root / "grid.png").is_file()
     assert run(*words) == 0
     assert json.loads(capsys.readouterr().out)["already_done"]
+
+
+def test_killed_at_any_commit_both_sets_come_out_as_undisturbed(root, capsys, monkeypatch):
+    monkeypatch.setattr("refine.synthesis.tasks.counterfactual.block_size", lambda *_: 2)
+    words = ["--limit", 3, "--tries", 2, "--json"]
+    assert run(*words, "--changes", "whole-changes.npz", out="whole.npz") == 0
+    for commit in itertools.count():
+        out, changes = f"{commit}.npz", f"{commit}-changes.npz"
+        with suppress(Killed), killed_before(commit):
+            assert run(*words, "--changes", changes, out=out) == 0
+            break  # there is no such commit: the run came through
+        capsys.readouterr()
+        assert run(*words, "--changes", changes, out=out) == 0
+        assert everything(root / out) == everything(root / "whole.npz")
+        assert everything(root / changes) == everything(root / "whole-changes.npz")
+        for name in leftovers(root):  # all was done but the removal of an empty folder
+            (root / name).rmdir()
+    assert commit > 20
 
 
 def test_a_guide_is_used_and_recorded(root, capsys):
