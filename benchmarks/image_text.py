@@ -119,11 +119,11 @@ def main() -> None:
     args = flags().parse_args()
     torch.manual_seed(args.seed)
     start = time.perf_counter()
-    data = load_dataset(args.data, "train")
+    image = load(args.init)
+    data = load_dataset(args.data, "train", class_names=image.class_names)
     index = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(args.seed))[: args.limit]
     x_u8, y = data.x_u8[index], data.y[index]
     captions = captions_of(x_u8, y, data.class_names)
-    image = load(args.init)
     replace_head(image, EMBEDDING)
     image.description = replace(image.description, class_names=tuple(map(str, range(EMBEDDING))), scores={}, recipe={})
     text = TextTower(captions.words, EMBEDDING)
@@ -165,7 +165,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_two_towers(model, args.out)
     found = {"wall_s": round(time.perf_counter() - start), "images": len(y), "epochs": args.epochs, "seed": args.seed}
-    print(json.dumps(found | scores(args.out, args.data, data.class_names, args.test_limit)))
+    print(json.dumps(found | scores(args.out, args.test or args.data, data.class_names, args.test_limit)))
 
 
 def scores(file: Path, source: str, things: tuple[str, ...], limit: int) -> dict[str, float]:
@@ -187,6 +187,7 @@ def scores(file: Path, source: str, things: tuple[str, ...], limit: int) -> dict
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="a labelled dataset, as for train")
+    parser.add_argument("--test", default=None, help="where the test images are (default: in --data)")
     parser.add_argument("--out", type=Path, required=True, help="the model's file")
     parser.add_argument("--init", default="cifar10-l2-small", help="the classifier that the image network begins as")
     parser.add_argument("--limit", type=int, default=20_000, help="train images")
