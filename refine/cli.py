@@ -60,6 +60,8 @@ def _format_summary(summary: Summary) -> str:
     lines = ["already done, with the same settings:"] if summary.get("already_done") else []
     level = summary.get("stop_energy")
     until = "" if level is None else f" until an energy of {level:.4g}"
+    if summary.get("stop_confidence") is not None:
+        until += f" until a confidence of {summary['stop_confidence']:.4g}"
     if summary.get("against"):
         until += f" against {summary['against']} (weight {summary['against_weight']:g})"
     by = "" if summary["loss"] == "ce" else f" by {summary['loss']}"

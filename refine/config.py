@@ -56,6 +56,11 @@ class MethodFlags:
         "median (of real images, as a classifier trained to generate records it), or real images, whose median is "
         "taken (null: all take all steps)",
     )
+    stop_confidence: Number | str | None = Field(
+        default=None,
+        description="nor does one that has this probability of its target, or more: a number, or real images, of whose "
+        "most probable class it is the median (null: all take all steps)",
+    )
     against: str | None = Field(
         default=None,
         description="a weaker classifier of the same classes, whose loss the steps raise: they go where only the "
@@ -164,6 +169,8 @@ class RefineConfig(
         self._check_source()
         if isinstance(self.stop_energy, float) and not math.isfinite(self.stop_energy):
             raise ValueError(f"stop_energy: {self.stop_energy} is no energy; give a finite number, or leave it out")
+        if isinstance(self.stop_confidence, float | int) and not 0 < self.stop_confidence <= 1:
+            raise ValueError(f"stop_confidence: {self.stop_confidence} is no probability above 0")
         self._check_against()
         if self.eps == "auto":
             if self.norm not in AUTO_NORMS:
@@ -226,8 +233,12 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
         "device": device.type,
         "precision": precision,
     }
-    if isinstance(config.stop_energy, str) and config.stop_energy != MEDIAN:
-        plain["stop_energy files"] = fingerprint(open_real(config.stop_energy).path)
+    if config.stop_confidence is None:
+        del plain["stop_confidence"]
+    for field in ("stop_energy", "stop_confidence"):
+        level = getattr(config, field)
+        if isinstance(level, str) and (field, level) != ("stop_energy", MEDIAN):
+            plain[f"{field} files"] = fingerprint(open_real(level, field).path)
     for name, text in (("targets", config.targets), ("prior", config.prior)):
         if text is not None and Path(text).is_file():
             plain[f"{name} file"] = sha256_of(Path(text))[:16]

@@ -91,27 +91,33 @@ class Against:
         return gradient - self.weight * weak_gradient, values - self.weight * weak_values
 
 
-@dataclass(frozen=True)
-class StopAtEnergy:
-    """The gradient, and 0 for images whose energy is `level` or less: they take no further step.
+def doubt(logits: Tensor, y: Tensor) -> Tensor:
+    """1 less the target's probability, [N]."""
+    return 1 - logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
 
-    The energy is -logsumexp of the logits; that of several classifiers is their mean. An image that rests keeps its
-    energy, and so rests until the end. To be PGD's `gradient`; `gradient` is the one it would have without.
+
+@dataclass(frozen=True)
+class StopAt:
+    """The gradient, and 0 for images whose `measure` is `level` or less: they take no further step.
+
+    Measures: the energy (-logsumexp of the logits), or doubt; that of several classifiers is their mean. An image that
+    rests keeps it, and so rests until the end. To be PGD's `gradient`; `gradient` is the one it would have without.
     """
 
+    measure: Loss
     level: float
     gradient: Gradient = gradient_and_loss
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
         """Gradient [N,C,H,W] and loss [N], from one pass."""
-        energies: list[Tensor] = []
+        seen: list[Tensor] = []
 
         def noted(logits: Tensor, y: Tensor) -> Tensor:
-            energies.append(find_loss("energy")(logits.detach(), y))
+            seen.append(find_loss(self.measure)(logits.detach(), y))
             return loss(logits, y)
 
         gradient, values = self.gradient(model, x, y, noted)
-        own = energies[0]  # a weaker classifier's would come after it
+        own = seen[0]  # a weaker classifier's would come after it
         return torch.where(per_sample(own <= self.level, x), 0.0, gradient), values
 
 
@@ -125,6 +131,7 @@ def bigroc(
     keep: Keep = "last",
     loss: LossName | Loss = "ce",
     stop_energy: float | None = None,
+    stop_confidence: float | None = None,
     against: nn.Module | None = None,
     against_weight: float = AGAINST_WEIGHT,
 ) -> PGD:
@@ -137,7 +144,8 @@ def bigroc(
     their eps. keep="best" takes each image's best iterate, which may be the image itself; as it compares images, it
     clips every step too. loss: ce, margin, log_odds, logit (of the target), energy (no target's), or a function
     (logits, y) -> [N]. stop_energy: an image whose energy, -logsumexp of its logits, is this or less takes no further
-    step. against: a weaker classifier, whose loss the steps raise, against_weight times as much.
+    step; stop_confidence: nor does one that has this probability of its target, or more. against: a weaker classifier,
+    whose loss the steps raise, against_weight times as much.
     """
     gradient: Gradient = gradient_and_loss
     if against is not None:
@@ -147,7 +155,11 @@ def bigroc(
             raise UserError(f"against_weight: {against_weight} is not above 0")
         gradient = Against(against, against_weight)
     if stop_energy is not None:
-        gradient = StopAtEnergy(stop_energy, gradient)
+        gradient = StopAt(energy, stop_energy, gradient)
+    if stop_confidence is not None:
+        if not 0 < stop_confidence <= 1:
+            raise UserError(f"stop_confidence: {stop_confidence} is no probability above 0")
+        gradient = StopAt(doubt, 1 - stop_confidence, gradient)
     check_ball(norm, eps)
     check_step_size(norm, eps, step_size)
     as_in_the_paper = center == "input" and keep == "last"

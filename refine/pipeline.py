@@ -99,8 +99,9 @@ def _begin(
 ) -> "Begun":
     """All that may still be refused, before anything is written."""
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
-    if isinstance(config.stop_energy, str):
-        config = replace(config, stop_energy=_stop_level(config, config.stop_energy, classifiers, ranks))
+    for field in ("stop_energy", "stop_confidence"):
+        if isinstance(level := getattr(config, field), str):
+            config = replace(config, **{field: _stop_level(config, field, level, classifiers, ranks)})
     most = config.shard_size if config.generator is None else min(config.shard_size, SHARD)
     sizes, shards = [classifier.image_size for classifier in classifiers], Shards(images.counts, most)
     attack_at = partial(attack_of, config, against=against)
@@ -244,7 +245,7 @@ class Passes:
 class Begun:
     """A refinement that nothing can be said against any more."""
 
-    config: RefineConfig  # its stop_energy is a number, or None
+    config: RefineConfig  # its stop_energy and stop_confidence are numbers, or None
     passes: Passes
     attack_at: Callable[..., PGD]  # (eps, steps=those of the config) -> the steps in a ball of this eps
     mode: str  # of the targets
@@ -291,26 +292,29 @@ def _batch_refiner(config: RefineConfig, classifiers: Sequence[RobustClassifier]
     return BatchRefiner(together(classifiers), attack, device, block, "uint8", config.uncertain)
 
 
-def _stop_level(config: RefineConfig, stop_energy: str, classifiers: Sequence[RobustClassifier], ranks: Ranks) -> float:
-    """The energy that --stop-energy names; of images, measured by the first rank."""
-    if stop_energy == MEDIAN:
+def _stop_level(
+    config: RefineConfig, field: str, source: str, classifiers: Sequence[RobustClassifier], ranks: Ranks
+) -> float:
+    """The energy that --stop-energy names, or the confidence; of images, measured by the first rank."""
+    if (field, source) == ("stop_energy", MEDIAN):
         return recorded_level([classifier.description for classifier in classifiers])
-    real, level = open_real(stop_energy), 0.0  # the first rank's counts
+    real, level = open_real(source, field), 0.0  # the first rank's counts
     if ranks.is_first:
         refiner = _batch_refiner(config, classifiers, bigroc(0.0))
         refiner = replace(refiner, block=fitting_block(refiner.block, refiner.device, real.size), depth=real.depth)
-        level = measured_level(real, refiner.logits, refiner.block)
+        level = measured_level(real, refiner.logits, refiner.block, field)
     return ranks.share(level)
 
 
 def attack_of(config: RefineConfig, eps: float, steps: int | None = None, *, against: nn.Module | None = None) -> PGD:
-    """The steps that the config describes, with this eps. config.stop_energy: a number or None.
+    """The steps that the config describes, with this eps. Where it stops images, at numbers.
 
     steps: how many; None: as the config says or, where it says auto, the paper's.
     """
     usual = STEPS if config.steps == "auto" else config.steps
-    stop = config.stop_energy
+    stop, confidence = config.stop_energy, config.stop_confidence
     assert not isinstance(stop, str), "its number is found before"
+    assert not isinstance(confidence, str), "its number is found before"
     return bigroc(
         eps,
         steps=usual if steps is None else steps,
@@ -320,6 +324,7 @@ def attack_of(config: RefineConfig, eps: float, steps: int | None = None, *, aga
         keep=config.keep,
         loss=config.loss,
         stop_energy=stop,
+        stop_confidence=confidence,
         against=against,
         against_weight=config.against_weight,
     )
@@ -417,6 +422,7 @@ def _facts(
         "norm": config.norm,
         "loss": config.loss,
         "stop_energy": config.stop_energy,
+        "stop_confidence": config.stop_confidence,
         "against": config.against,
         "against_weight": None if config.against is None else config.against_weight,
         "eps": attack.eps,

@@ -54,6 +54,7 @@ class Refiner:
         keep: Keep = "last",
         loss: LossName | Loss = "ce",
         stop_energy: float | Literal["median"] | None = None,
+        stop_confidence: float | None = None,
         against: nn.Module | None = None,
         against_weight: float = AGAINST_WEIGHT,
         targets: str | int = "pseudo",
@@ -71,6 +72,7 @@ class Refiner:
             keep=keep,
             loss=loss,
             stop_energy=recorded_level(_descriptions(self.model)) if stop_energy == MEDIAN else stop_energy,
+            stop_confidence=stop_confidence,
             against=None if against is None else beside(against, model),
             against_weight=against_weight,
         )
@@ -132,7 +134,7 @@ def refine(
     images may also be an iterator of such batches, or of pairs (batch, y): the result is then an iterator, too, which
     takes a batch from it whenever one is asked for. eps is in [0,1] pixel units: halve what was meant for pixels in
     [-1,1]. The settings are Refiner's: steps, step_size (default 1.5 * eps / steps), norm, center, keep, loss,
-    stop_energy, against, against_weight, targets, pixel_range.
+    stop_energy, stop_confidence, against, against_weight, targets, pixel_range.
     """
     refiner = Refiner(model, eps, **settings)
     if isinstance(images, Tensor) or hasattr(images, "dtype") or not isinstance(images, Iterable):

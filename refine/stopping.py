@@ -1,7 +1,8 @@
-"""The energy at which an image needs no further steps: as a file records it, as given, or of real images.
+"""The energy, or the confidence, at which an image needs no further steps: as a file records it, or of real images.
 
 The energy of an image is -logsumexp of its logits: the lower, the more a classifier that was trained to generate takes
-it for a real one. The energies of several classifiers are averaged.
+it for a real one. Its confidence is the probability of its target; of real images, that of the class they seem to be.
+What several classifiers say is averaged.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from refine.method import find_loss
-from refine.network import images_first
+from refine.method import doubt, find_loss
+from refine.network import consensus, images_first
 from robust_models.classifier import Description
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images
@@ -34,17 +35,19 @@ def recorded_level(descriptions: Sequence[Description]) -> float:
     return sum(levels) / len(levels)
 
 
-def open_real(stop_energy: str) -> ImageSet:
-    """The real images that --stop-energy names. UserError where it names none."""
+def open_real(source: str, field: str) -> ImageSet:
+    """The real images that --stop-energy or --stop-confidence names. UserError where it names none."""
     try:
-        return open_images(stop_energy)
+        return open_images(source)
     except UserError as error:
-        raise UserError(f"stop_energy: neither {MEDIAN} nor a number, and no images: {error}") from error
+        known = f"neither {MEDIAN} nor a number" if field == "stop_energy" else "no number"
+        raise UserError(f"{field}: {known}, and no images: {error}") from error
 
 
-def measured_level(images: ImageSet, logits: Logits, block: int) -> float:
-    """The median energy of the images, `block` of them at a time."""
-    energy = find_loss("energy")
-    parts = [logits(x) for _, x in images.batches(block)]
-    unused = torch.zeros(0, dtype=torch.int64)
-    return float(torch.cat([energy(images_first(part), unused) for part in parts]).median())
+def measured_level(images: ImageSet, logits: Logits, block: int, field: str) -> float:
+    """The median energy of the images, or their median confidence, `block` of them at a time."""
+    parts = [images_first(logits(x)) for _, x in images.batches(block)]
+    guesses = [consensus(part).argmax(dim=1) for part in parts]
+    measure = find_loss("energy" if field == "stop_energy" else doubt)
+    level = float(torch.cat([measure(part, y) for part, y in zip(parts, guesses, strict=True)]).median())
+    return level if field == "stop_energy" else 1 - level

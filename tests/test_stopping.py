@@ -68,6 +68,32 @@ def test_a_level_that_none_reaches_and_one_that_all_have():
     assert torch.equal(bigroc(1.0, stop_energy=1e9)(model, X, Y), X)
 
 
+def test_an_image_takes_steps_until_it_is_confident_of_its_target():
+    model = tiny_classifier().requires_grad_(False)
+
+    def confidence(x):
+        return model(x).softmax(1)[torch.arange(len(x)), Y]
+
+    level = float(confidence(X).median())
+    points = [point.x_adv for point in bigroc(1.0, steps=6, stop_confidence=level).iterates(model, X, Y, X)]
+    for before, after in itertools.pairwise(points):
+        assert torch.equal((before != after).flatten(1).any(1), confidence(before) < level)
+    left = confidence(X) >= level
+    assert 0 < left.sum() < len(X)
+    assert torch.equal(Refiner(model, 1.0, steps=6, stop_confidence=level)(X, Y)[left], X[left])
+    assert torch.equal(bigroc(1.0, stop_confidence=1.0)(model, X, Y), bigroc(1.0)(model, X, Y))
+    with pytest.raises(UserError, match=r"stop_confidence: 1.5 is no probability above 0"):
+        bigroc(1.0, stop_confidence=1.5)
+
+
+def test_several_classifiers_stop_at_their_mean_confidence():
+    models = [tiny_classifier().requires_grad_(False) for _ in range(2)]
+    mean = torch.stack([model(X).softmax(1)[torch.arange(len(X)), Y] for model in models]).mean(0)
+    level = float(mean.median())
+    x_ref = Refiner(models, 1.0, stop_confidence=level)(X, Y)
+    assert torch.equal((x_ref == X).flatten(1).all(1), mean >= level)
+
+
 @pytest.fixture
 def files(tmp_path):
     """A classifier that records its energies, one that does not, images, and real ones."""
@@ -118,6 +144,23 @@ def test_a_set_stops_at_what_is_recorded_measured_or_given(files, capsys):
     ]
     assert main([*map(str, flags), "--stop-energy=-1.5", "--steps", "2", "--device", "cpu"]) == 0
     assert "l2 eps 1, 2 steps until an energy of -1.5, " in capsys.readouterr().out
+
+
+def test_a_set_stops_at_the_confidence_of_real_images_or_at_one_that_is_given(files, capsys):
+    model = load(files / "energy.safetensors")
+    measured = refined(files, "a", capsys, "--stop-confidence", files / "real.npz")
+    real = torch.from_numpy(tiny_pixels(21, 2)[0]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        median = float(model(real).softmax(1).max(1).values.median())
+    assert measured["stop_confidence"] == pytest.approx(median, rel=1e-4)
+    given = refined(files, "b", capsys, "--stop-confidence", measured["stop_confidence"])
+    assert np.array_equal(given["pixels"], measured["pixels"])
+    words = ["--ckpt", files / "energy.safetensors", "--input", files / "made.npz", "--eps", 1, "--device", "cpu"]
+    assert main([*map(str, words), "--out", str(files / "c.npz"), "--stop-confidence", "0.5"]) == 0
+    assert "7 steps until a confidence of 0.5, " in capsys.readouterr().out
+    for value, message in (("2", "stop_confidence: 2"), ("nothing.npz", "stop_confidence: no number, and no images: ")):
+        assert main([*map(str, words), "--out", str(files / "d.npz"), "--stop-confidence", value]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_refiner_takes_the_recorded_median(files):

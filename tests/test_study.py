@@ -148,15 +148,16 @@ def test_classifiers_come_with_accuracies_a_panel_and_what_they_are(finished):
         torch.testing.assert_close(torch.from_numpy(panel["gradient"]), x.grad)
 
 
-def test_a_cell_that_stops_stops_at_the_median_energy_of_the_real_images(root):
-    settings = config(root, eps=[1], loss="energy", stop=["never", "median"], reference_images=str(root / "real.npz"))
+@pytest.mark.parametrize(("stop", "loss", "flag"), [("median", "energy", "energy"), ("confidence", "ce", "confidence")])
+def test_a_cell_that_stops_stops_at_the_median_of_the_real_images(root, stop, loss, flag):
+    settings = config(root, eps=[1], loss=loss, stop=["never", stop], reference_images=str(root / "real.npz"))
     _, results = study(settings)
     assert results is not None
     free, stopped = (cell for cell in results.cells if cell.axes.classifier == "two")
-    assert (free.axes.stop, stopped.axes.stop) == ("never", "median")
+    assert (free.axes.stop, stopped.axes.stop) == ("never", stop)
     assert stopped.scores["distance"] < free.scores["distance"]
-    assert f"--stop-energy {root}/real.npz" in stopped.provenance.command
-    assert "--stop-energy" not in free.provenance.command
+    assert f"--stop-{flag} {root}/real.npz" in stopped.provenance.command
+    assert "--stop-" not in free.provenance.command
     out, words = root / "refined.npz", stopped.provenance.command.partition(" && ")[0]
     words = words.removeprefix("bigroc refine ").replace("refined.npz", str(out))
     assert refine.cli.main([*words.split(), "--device", "cpu"]) == 0
@@ -510,7 +511,7 @@ MISTAKES = {
     r"targets: 'guessed' is none of": {"targets": ["guessed"]},
     r"classifiers\.one: targets: class 'dog' is none of the classifier's 3 classes": {"targets": ["class:dog"]},
     r"loss: 'l2' is none of ce": {"loss": "l2"},
-    r"stop\.0: 'always' is none of never, median": {"stop": "always"},
+    r"stop\.0: 'always' is none of never, median, confidence": {"stop": "always"},
     r"stop: median is of real images, and reference holds statistics": {"stop": "median", "reference": "own.npz"},
     r"vary: 'epsilon' is no axis": {"vary": ["epsilon"]},
     r"seeds: 2 of them, but no image set has a limit": {"seeds": [0, 1]},

@@ -95,9 +95,10 @@ class AxisFlags:
         default=(), description="as refine has them; none: given where there are labels, else pseudo"
     )
     loss: Names = Field(default=("ce",), description=f"what the steps lower: {', '.join(LOSSES)}")
-    stop: Annotated[tuple[Literal["never", "median"], ...], BeforeValidator(_several)] = Field(
+    stop: Annotated[tuple[Literal["never", "median", "confidence"], ...], BeforeValidator(_several)] = Field(
         default=("never",),
-        description="when an image takes no further steps: never, or at the median energy of the real images",
+        description="when an image takes no further steps: never, or at the median of the real images, of their energy "
+        "(median) or of their confidence",
     )
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_several)] = Field(
         default=(0,), description="which images a set's limit draws; nothing else in a cell is random"

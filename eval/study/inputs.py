@@ -90,8 +90,8 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     """UserError for whatever does not fit: it names the field and the one of its members."""
     checkpoints = {spec.name: _open_checkpoint(spec) for spec in config.classifiers if spec.ckpt is not None}
     judges = tuple(_open_judge(name, config, device) for name in _judges(config, checkpoints))
-    if "median" in config.stop and judges[0].real is None:
-        raise UserError("stop: median is of real images, and reference holds statistics; give reference_images")
+    if (stop := next((name for name in config.stop if name != "never"), None)) and judges[0].real is None:
+        raise UserError(f"stop: {stop} is of real images, and reference holds statistics; give reference_images")
     for judge in judges:
         for checkpoint in checkpoints.values():
             check_uninvolved(judge.features, checkpoint.spec.name, checkpoint.sha256, checkpoint.description)

@@ -17,12 +17,15 @@ class Axes:
     targets: str = "given"
     loss: str = "ce"
     seed: int = 0
-    stop: str = "never"  # or median: no further steps at the median energy of the real images
+    stop: str = "never"  # or at the median of the real images: median, of their energy, or confidence
 
     def settings(self, real: Path | None) -> dict[str, Any]:
         """As the flags of bigroc refine have them; real: the images of that median."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("norm", "eps", "steps", "targets", "loss")}
-        return found if self.stop == "never" else found | {"stop_energy": None if real is None else str(real)}
+        if self.stop == "never":
+            return found
+        field = "stop_energy" if self.stop == "median" else "stop_confidence"
+        return found | {field: None if real is None else str(real)}
 
     @property
     def is_raw(self) -> bool:
