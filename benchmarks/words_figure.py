@@ -26,7 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a file of benchmarks.image_text")
     parser.add_argument("--out", type=Path, required=True)
-    args, more = parser.parse_known_args()
+    parser.add_argument("--eps", default="8")
+    parser.add_argument("--step-size", default="0.5")
+    parser.add_argument("--steps", default="20")
+    parser.add_argument("--views", default="4")
+    args = parser.parse_args()
+    more = ["--eps", args.eps, "--step-size", args.step_size, "--steps", args.steps, "--views", args.views]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for i, prompt in enumerate(PROMPTS):
@@ -47,7 +52,7 @@ def main() -> None:
             if status:
                 raise SystemExit(status)
             rows.append((prompt.removeprefix("a photo of "), open_images(out).read(0, IMAGES)))
-    save_rows(args.out, rows, [""] * IMAGES, columns=IMAGES, note="Flags: " + " ".join(more) if more else "")
+    save_rows(args.out, rows, [""] * IMAGES, columns=IMAGES, note=" ".join(more))
 
 
 if __name__ == "__main__":
