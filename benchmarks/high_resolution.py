@@ -82,7 +82,7 @@ def main() -> None:
         torch.save(resnet50().state_dict(), checkpoint)
         for side in args.sizes:
             for task in args.tasks:
-                out = Path(folder, "out.npz" if task in ("generate", "counterfactual") else "out.png")
+                out = Path(folder, "out.png" if task == "refine" else "out.npz")
                 asked = side // 2 if task == "superres" else side
                 image = write_image(Path(folder, f"{asked}.png"), asked)
                 row: dict[str, object] = {"task": task, "px": side}
