@@ -98,7 +98,7 @@ class Guidance:
         if tuple(pixel_range) not in ((0, 1), (-1, 1)):
             raise UserError(f"pixel_range: {pixel_range} is neither (0, 1) nor (-1, 1)")
         self.model = together(model)
-        self.eps, self.scale, self.steps, self.schedule = eps, scale, steps, schedule
+        self.eps, self.scale, self.schedule = eps, scale, schedule
         self.sigmas, self.pixel_range = (low, high), pixel_range
         weak = None if against is None else beside(against, model)
         self._bigroc = functools.partial(
@@ -117,12 +117,6 @@ class Guidance:
     def is_at(self, sigma: float) -> bool:
         """Whether it guides at this noise."""
         return self.sigmas[0] <= sigma <= self.sigmas[1]
-
-    def passes(self, sigma: float) -> int:
-        """How often the classifier sees an image at this noise, forward and back."""
-        if not self.is_at(sigma):
-            return 0
-        return self.steps if self.scale is None else 1
 
     @torch.inference_mode(False)  # in inference mode there are no gradients, not even under enable_grad
     def __call__(self, x0: Tensor, sigma: float, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import eval.study.plan as plan_module
 import eval.study.run as run_module
@@ -405,6 +406,36 @@ def test_a_training_is_known_by_its_recipe_and_the_content_of_its_data(root):
     assert key(seed=1) != first
     assert key(data={"path": f"{root}/made.npz"}) != first
     np.savez(root / "real.npz", arr_0=tiny_pixels(40, 9)[0])
+    assert key() != first
+
+
+READ_IN_TRAINING = {  # every field of a recipe that may name images
+    "data.path": lambda path: {"data": {"path": path}},
+    "data.generated": lambda path: {"data": {"path": "cifar10", "generated": path}},
+    "energy.start": lambda path: {"data": {"path": "cifar10"}, "energy": {"start": path}},
+}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("field", READ_IN_TRAINING)
+def test_a_training_is_another_one_where_images_that_it_reads_are_others_under_the_same_name(tmp_path, field, kind):
+    def write(seed: int) -> Path:
+        pixels = tiny_pixels(4, seed)[0]
+        if kind == "file":
+            np.savez(tmp_path / "images.npz", arr_0=pixels)
+            return tmp_path / "images.npz"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels[0]).save(tmp_path / "images" / f"{seed}.png")
+        return tmp_path / "images"
+
+    def key() -> str:
+        changes = {**TRAINED, **READ_IN_TRAINING[field](str(path))}
+        return key_of(training_depends(resolve(TrainConfig, {**changes, "out": "any"}, {})))
+
+    path = write(0)
+    first = key()
+    assert key() == first
+    write(1)
     assert key() != first
 
 

@@ -82,11 +82,16 @@ def reference_depends(sha256: str, features: FeatureExtractor, part: str, device
 def training_depends(config: TrainConfig) -> Depends:
     """Not the versions: a classifier that is there is not trained again after an upgrade."""
     plain = {name: value for name, value in as_plain(config).items() if name not in FREE_TO_CHANGE}
-    data = Path(config.data.path)
-    if data.is_file():
-        plain["data sha256"] = sha256_of(data)
-    elif data.is_dir():
-        plain["data fingerprint"] = fingerprint(data)
+    for name, source in (
+        ("data", config.data.path),
+        ("generated", config.data.generated),
+        ("start", config.energy.start),
+    ):
+        path = None if source is None else Path(source)
+        if path is not None and path.is_file():
+            plain[f"{name} sha256"] = sha256_of(path)
+        elif path is not None and path.is_dir():
+            plain[f"{name} fingerprint"] = fingerprint(path)
     if config.init is not None:
         plain["init sha256"] = sha256_of(find(config.init))
     return plain
