@@ -398,11 +398,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(data, tmp_path, model,
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
+def train_with(threads: int, about: GeneratorConfig) -> None:
+    """In a process of its own, which would otherwise take the machine's threads: other sums, other last bits."""
+    torch.set_num_threads(threads)
+    train_generator(about)
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(data, tmp_path):
     changed = {"steps": 60, "save_minutes": 1e-4, "width": 4}
     train_generator(config(data, tmp_path / "whole", **changed))
     killed = config(data, tmp_path / "killed", **changed)
-    process = PROCESSES.Process(target=train_generator, args=(killed,))
+    process = PROCESSES.Process(target=train_with, args=(torch.get_num_threads(), killed))
     process.start()
     state = tmp_path / "killed" / "state.pt"
     while process.is_alive() and not state.exists():

@@ -3,7 +3,8 @@
     python -m benchmarks.generators.train --model cgan-pd --data cifar10 --out runs/cgan-pd --minutes 180
 
 One loop for all models; each has a short file beside this one with its recipes. The same command goes on with a run
-that was stopped or killed, to the same bytes as without: everything drawn follows from the seed and the step.
+that was stopped or killed, on as many threads to the same bytes as without: everything drawn follows from the seed and
+the step.
 """
 
 import copy
