@@ -6,7 +6,7 @@ from robust_models.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from refine.guidance import Guidance
-    from refine.method import LOSSES, bigroc, pseudo_labels, trajectory
+    from refine.method import LOSSES, bigroc, class_means, pseudo_labels, trajectory
     from refine.network import Ensemble, consensus, together
     from refine.refiner import Refiner, refine
 
@@ -16,6 +16,7 @@ __all__ = [
     "Guidance",
     "Refiner",
     "bigroc",
+    "class_means",
     "consensus",
     "pseudo_labels",
     "refine",
@@ -27,7 +28,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "refine.guidance": ("Guidance",),
-        "refine.method": ("LOSSES", "bigroc", "pseudo_labels", "trajectory"),
+        "refine.method": ("LOSSES", "bigroc", "class_means", "pseudo_labels", "trajectory"),
         "refine.network": ("Ensemble", "consensus", "together"),
         "refine.refiner": ("Refiner", "refine"),
     },

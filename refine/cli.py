@@ -62,6 +62,8 @@ def _format_summary(summary: Summary) -> str:
     until = "" if level is None else f" until an energy of {level:.4g}"
     if summary.get("stop_confidence") is not None:
         until += f" until a confidence of {summary['stop_confidence']:.4g}"
+    if summary.get("stop_distance") is not None:
+        until += f" until {summary['stop_distance']:.4g} from the mean of the class"
     if summary.get("against"):
         until += f" against {summary['against']} (weight {summary['against_weight']:g})"
     by = "" if summary["loss"] == "ce" else f" by {summary['loss']}"

@@ -12,7 +12,7 @@ from refine.balance import check_prior
 from refine.flags import IMAGES, ClassifierFlags, MachineFlags, PictureFlags, ReadingFlags
 from refine.generators.generator_flags import DEFAULTS, GeneratorFlags, check_generator
 from refine.method import AGAINST_WEIGHT, LOSSES, STEPS, LossName
-from refine.stopping import MEDIAN, open_real
+from refine.stopping import MEDIAN, STOPS, open_real
 from refine.targets import check_targets, mode_of
 from robust_models.attacks import Center, Keep
 from robust_models.checkpoints.flags import file_of, split_checkpoints
@@ -60,6 +60,11 @@ class MethodFlags:
         default=None,
         description="nor does one that has this probability of its target, or more: a number, or real images, of whose "
         "most probable class it is the median (null: all take all steps)",
+    )
+    stop_distance: str | None = Field(
+        default=None,
+        description="nor does one whose features lie as near the mean of its class as, in the median, those of these "
+        "real images do (null: all take all steps)",
     )
     against: str | None = Field(
         default=None,
@@ -233,9 +238,10 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
         "device": device.type,
         "precision": precision,
     }
-    if config.stop_confidence is None:
-        del plain["stop_confidence"]
-    for field in ("stop_energy", "stop_confidence"):
+    for field in ("stop_confidence", "stop_distance"):
+        if getattr(config, field) is None:
+            del plain[field]
+    for field in STOPS:
         level = getattr(config, field)
         if isinstance(level, str) and (field, level) != ("stop_energy", MEDIAN):
             plain[f"{field} files"] = fingerprint(open_real(level, field).path)

@@ -3,14 +3,15 @@
 Ganz & Elad 2023, arXiv:2108.03702.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refine.network import consensus
+from refine.network import consensus, noted_features, together
 from robust_models.attacks import (
     PGD,
     Center,
@@ -121,6 +122,54 @@ class StopAt:
         return torch.where(per_sample(own <= self.level, x), 0.0, gradient), values
 
 
+@dataclass(frozen=True)
+class ClassMeans:
+    """Where the images of each class lie in the features of each classifier, and how near of them is near enough."""
+
+    means: tuple[Tensor, ...]  # of each classifier, [classes,D]
+    level: float  # L2 in the features
+
+    @classmethod
+    def of_real(cls, logits: Tensor, features: Sequence[Tensor]) -> "ClassMeans":
+        """Those of real images, taken for the class they seem to be; the level is their median distance.
+
+        logits [N,classes] float; features of each classifier, [N,D]. UserError where a class has no image.
+        """
+        y = logits.argmax(dim=1)
+        counts = y.bincount(minlength=logits.shape[1])
+        if (missing := int((counts == 0).sum())) > 0:
+            raise UserError(
+                f"stop_distance: of {len(y)} real images none seems to be of class {int(counts.argmin())} ({missing} "
+                f"of {len(counts)} classes have none); give some of every class"
+            )
+        members = F.one_hot(y, len(counts)).T.double()
+        found = cls(tuple((members @ part.double() / counts[:, None]).float() for part in features), torch.inf)
+        return replace(found, level=float(found.distance(features, y).median()))
+
+    def distance(self, features: Sequence[Tensor], y: Tensor) -> Tensor:
+        """From features [N,D] of each classifier to the mean of class y [N], [N]; averaged over the classifiers."""
+        gaps = [part - means.to(part.device)[y] for part, means in zip(features, self.means, strict=True)]
+        return torch.stack([gap.norm(dim=1) for gap in gaps]).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class StopNear:
+    """The gradient, and 0 for images whose features are as near the mean of their class as `means` has it.
+
+    To be PGD's `gradient`, as StopAt is.
+    """
+
+    means: ClassMeans
+    gradient: Gradient = gradient_and_loss
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor]:
+        """Gradient [N,C,H,W] and loss [N], from one pass."""
+        with noted_features(model) as features:
+            gradient, values = self.gradient(model, x, y, loss)
+        near = self.means.distance([part.detach() for part in features], y) <= self.means.level
+        return torch.where(per_sample(near, x), 0.0, gradient), values
+
+
 def bigroc(
     eps: float,
     *,
@@ -132,6 +181,7 @@ def bigroc(
     loss: LossName | Loss = "ce",
     stop_energy: float | None = None,
     stop_confidence: float | None = None,
+    stop_distance: ClassMeans | None = None,
     against: nn.Module | None = None,
     against_weight: float = AGAINST_WEIGHT,
 ) -> PGD:
@@ -144,8 +194,9 @@ def bigroc(
     their eps. keep="best" takes each image's best iterate, which may be the image itself; as it compares images, it
     clips every step too. loss: ce, margin, log_odds, logit (of the target), energy (no target's), or a function
     (logits, y) -> [N]. stop_energy: an image whose energy, -logsumexp of its logits, is this or less takes no further
-    step; stop_confidence: nor does one that has this probability of its target, or more. against: a weaker classifier,
-    whose loss the steps raise, against_weight times as much.
+    step; stop_confidence: nor does one that has this probability of its target, or more; stop_distance: nor one whose
+    features are this near the mean of its target. against: a weaker classifier, whose loss the steps raise,
+    against_weight times as much.
     """
     gradient: Gradient = gradient_and_loss
     if against is not None:
@@ -160,6 +211,8 @@ def bigroc(
         if not 0 < stop_confidence <= 1:
             raise UserError(f"stop_confidence: {stop_confidence} is no probability above 0")
         gradient = StopAt(doubt, 1 - stop_confidence, gradient)
+    if stop_distance is not None:
+        gradient = StopNear(stop_distance, gradient)
     check_ball(norm, eps)
     check_step_size(norm, eps, step_size)
     as_in_the_paper = center == "input" and keep == "last"
@@ -182,6 +235,20 @@ def pseudo_labels(model: nn.Module, x: Tensor) -> Tensor:
     """The class that the model sees in each image of x [N,C,H,W], [N] int64; of several models, by mean probability."""
     with frozen_eval(model):
         return consensus(model(x)).argmax(dim=1)
+
+
+@torch.no_grad()
+def class_means(model: nn.Module | Sequence[nn.Module], x: Tensor) -> ClassMeans:
+    """What stop_distance wants, of real images x [N,3,H,W] in [0,1], in one pass of the classifier or of several.
+
+    UserError where a class has no image, or where a classifier has no last linear layer.
+    """
+    network = together(model)
+    with frozen_eval(network), noted_features(network) as features:
+        logits = consensus(network(x))
+    if not features:
+        raise UserError("stop_distance: no classifier with features; robust_models.load or from_module makes one")
+    return ClassMeans.of_real(logits, features)
 
 
 def trajectory(attack: PGD, model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """One classifier or several as one network for images of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,20 @@ def consensus(logits: Tensor) -> Tensor:
     if logits.ndim == 2:
         return logits
     return logits.log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
+
+
+@contextmanager
+def noted_features(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the last linear layer of each classifier of `model` sees inside the block, [N,D] for each pass of each.
+
+    UserError where there is no such layer.
+    """
+    seen: list[Tensor] = []
+    with ExitStack() as hooks:
+        for part in model.modules():
+            if isinstance(part, RobustClassifier):
+                hooks.enter_context(part.noting_features(seen))
+        yield seen
 
 
 def confidence(logits: Tensor, target: Tensor) -> Tensor:

@@ -35,11 +35,11 @@ from refine.generators.samples import (
     write_raw,
 )
 from refine.manifest import MEASURES, UNTOUCHED, Means, rows
-from refine.method import STEPS, bigroc
+from refine.method import STEPS, ClassMeans, bigroc
 from refine.network import beside, together
 from refine.pictures import save_pictures
 from refine.refine_batch import BatchRefiner, block_size, fitting_block, naming
-from refine.stopping import MEDIAN, measured_level, open_real, recorded_level
+from refine.stopping import MEDIAN, measured_level, measured_means, open_real, recorded_level
 from refine.targets import TARGETS, WHOLE_SET, assign, known_targets, label_source, logits_name, mode_of
 from refine.work_folder import Row, Shards, WorkFolder, made_once, my_shards
 from robust_models.attacks import PGD
@@ -47,7 +47,7 @@ from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError, about_field
 from robust_models.folding import folded
 from robust_models.images import ImageGroups, check_apart, check_groups_out, open_image_groups, write_image_groups
-from robust_models.images.image_set import SaveAs
+from robust_models.images.image_set import ImageSet, SaveAs
 from robust_models.images.new_set import check_new_out
 from robust_models.runtime.device import PrecisionDecision, attack_loop, decide_precision, place
 from robust_models.runtime.distributed import Ranks, join
@@ -102,9 +102,10 @@ def _begin(
     for field in ("stop_energy", "stop_confidence"):
         if isinstance(level := getattr(config, field), str):
             config = replace(config, **{field: _stop_level(config, field, level, classifiers, ranks)})
+    near = None if config.stop_distance is None else _class_means(config, config.stop_distance, classifiers, ranks)
     most = config.shard_size if config.generator is None else min(config.shard_size, SHARD)
     sizes, shards = [classifier.image_size for classifier in classifiers], Shards(images.counts, most)
-    attack_at = partial(attack_of, config, against=against)
+    attack_at = partial(attack_of, config, against=against, near=near)
     refiner = _batch_refiner(config, classifiers, attack_at(0.0 if config.eps == "auto" else config.eps))
     passes = Passes(ranks, work, images, shards, refiner, sizes, config.ckpt)
     mode = mode_of(config.targets, config.prompt, images.labels)
@@ -114,7 +115,7 @@ def _begin(
     judging = None
     if config.auto_fields and ranks.is_first:
         judging = Judging.open(config, images.one_set(), classifiers, device)
-    return Begun(config, passes, attack_at, mode, targets, prior, judging)
+    return Begun(config, passes, attack_at, mode, targets, prior, judging, near)
 
 
 def _refined(
@@ -136,6 +137,7 @@ def _refined(
     means = assemble(work, images, passes.shards, precision, config.save_as)
     save_pictures(config, passes.refiner, passes.images, work, passes.shards)
     summary = _facts(config, mode, passes.refiner.attack, images, precision) | means | rate
+    summary["stop_distance"] = None if begun.near is None else begun.near.level
     summary["assumptions"] = {
         name: classifier.description.assumptions for name, classifier in zip(config.ckpts, classifiers, strict=True)
     }
@@ -252,6 +254,7 @@ class Begun:
     targets: Tensor | None  # [N], where they are known
     prior: Tensor | None
     judging: Judging | None  # on the first rank, for what auto is to find
+    near: ClassMeans | None  # what stop_distance names
 
 
 def assemble(
@@ -300,14 +303,37 @@ def _stop_level(
         return recorded_level([classifier.description for classifier in classifiers])
     real, level = open_real(source, field), 0.0  # the first rank's counts
     if ranks.is_first:
-        refiner = _batch_refiner(config, classifiers, bigroc(0.0))
-        refiner = replace(refiner, block=fitting_block(refiner.block, refiner.device, real.size), depth=real.depth)
+        refiner = _looking_at(real, config, classifiers)
         level = measured_level(real, refiner.logits, refiner.block, field)
     return ranks.share(level)
 
 
-def attack_of(config: RefineConfig, eps: float, steps: int | None = None, *, against: nn.Module | None = None) -> PGD:
-    """The steps that the config describes, with this eps. Where it stops images, at numbers.
+def _class_means(
+    config: RefineConfig, source: str, classifiers: Sequence[RobustClassifier], ranks: Ranks
+) -> ClassMeans:
+    """Those of the images that --stop-distance names, seen by the first rank."""
+    real, near = open_real(source, "stop_distance"), ClassMeans((), 0.0)  # the first rank's counts
+    if ranks.is_first:
+        refiner = _looking_at(real, config, classifiers)
+        near = measured_means(real, refiner.logits_and_features, refiner.block)
+    return ranks.share(near)
+
+
+def _looking_at(real: ImageSet, config: RefineConfig, classifiers: Sequence[RobustClassifier]) -> BatchRefiner:
+    """What sees real images as it sees those that it refines."""
+    refiner = _batch_refiner(config, classifiers, bigroc(0.0))
+    return replace(refiner, block=fitting_block(refiner.block, refiner.device, real.size), depth=real.depth)
+
+
+def attack_of(
+    config: RefineConfig,
+    eps: float,
+    steps: int | None = None,
+    *,
+    against: nn.Module | None = None,
+    near: ClassMeans | None = None,
+) -> PGD:
+    """The steps that the config describes, with this eps. Where it stops images, at numbers, or where they are `near`.
 
     steps: how many; None: as the config says or, where it says auto, the paper's.
     """
@@ -325,6 +351,7 @@ def attack_of(config: RefineConfig, eps: float, steps: int | None = None, *, aga
         loss=config.loss,
         stop_energy=stop,
         stop_confidence=confidence,
+        stop_distance=near,
         against=against,
         against_weight=config.against_weight,
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from refine.network import confidence, consensus, images_first
+from refine.network import confidence, consensus, images_first, noted_features
 from refine.targets import pseudo, uncertain
 from robust_models.attacks import PGD, Gradient, Loss
 from robust_models.errors import UserError
@@ -80,6 +80,12 @@ class BatchRefiner:
     def logits(self, pixels: Tensor) -> Tensor:
         """[n,classes] on the CPU, or [n,K,classes] of K classifiers, for n images, at most a block."""
         return images_first(self._logits(self._block(pixels)))[: len(pixels)].cpu()
+
+    def logits_and_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the features of each classifier, [n,D] on the CPU."""
+        with noted_features(self.model) as features:
+            logits = self.logits(pixels)
+        return logits, [part[: len(pixels)].cpu() for part in features]
 
     def refine(self, pixels: Tensor, target: Tensor | None, logits: Tensor | None = None) -> tuple[Tensor, Outcome]:
         """Refined images and what became of them, for n images, at most a block.

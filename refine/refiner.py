@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from refine.method import AGAINST_WEIGHT, STEPS, LossName, bigroc, pseudo_labels
+from refine.method import AGAINST_WEIGHT, STEPS, ClassMeans, LossName, bigroc, pseudo_labels
 from refine.network import beside, together
 from refine.stopping import MEDIAN, recorded_level
 from robust_models.attacks import Center, Keep, Loss, check_labels
@@ -38,6 +38,7 @@ class Refiner:
     pixel_range  (0, 1) or (-1, 1), that of x and x_ref. eps and step_size are in [0,1] units for either: halve an eps
                  that was meant for pixels in [-1,1].
     stop_energy  "median" is that of real images which a classifier trained to generate records.
+    stop_distance  refine.class_means(model, real images).
     against      a weaker classifier of the same classes, whose loss the steps raise, against_weight times as much.
     The other settings are those of refine.bigroc. UserError for what does not fit.
     """
@@ -55,6 +56,7 @@ class Refiner:
         loss: LossName | Loss = "ce",
         stop_energy: float | Literal["median"] | None = None,
         stop_confidence: float | None = None,
+        stop_distance: ClassMeans | None = None,
         against: nn.Module | None = None,
         against_weight: float = AGAINST_WEIGHT,
         targets: str | int = "pseudo",
@@ -73,6 +75,7 @@ class Refiner:
             loss=loss,
             stop_energy=recorded_level(_descriptions(self.model)) if stop_energy == MEDIAN else stop_energy,
             stop_confidence=stop_confidence,
+            stop_distance=stop_distance,
             against=None if against is None else beside(against, model),
             against_weight=against_weight,
         )
@@ -134,7 +137,7 @@ def refine(
     images may also be an iterator of such batches, or of pairs (batch, y): the result is then an iterator, too, which
     takes a batch from it whenever one is asked for. eps is in [0,1] pixel units: halve what was meant for pixels in
     [-1,1]. The settings are Refiner's: steps, step_size (default 1.5 * eps / steps), norm, center, keep, loss,
-    stop_energy, stop_confidence, against, against_weight, targets, pixel_range.
+    stop_energy, stop_confidence, stop_distance, against, against_weight, targets, pixel_range.
     """
     refiner = Refiner(model, eps, **settings)
     if isinstance(images, Tensor) or hasattr(images, "dtype") or not isinstance(images, Iterable):

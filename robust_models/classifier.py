@@ -1,7 +1,8 @@
 """RobustClassifier: pixels in [0,1] -> logits, with the normaliser inside and all that its file says about it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -172,12 +173,26 @@ class RobustClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer sees, [N,D] float32."""
         seen: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        with self.noting_features(seen):
             self(x)
+        return seen[0]
+
+    @contextmanager
+    def noting_features(self, seen: list[Tensor]) -> Iterator[None]:
+        """Appends to `seen` the features [N,D] of each batch that passes inside the block: they cost no pass."""
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(self._of_images(inputs[0].flatten(1).float()))
+
+        handle = self.head.register_forward_pre_hook(note)
+        try:
+            yield
         finally:
             handle.remove()
-        return seen[0].flatten(1).float()
+
+    def _of_images(self, features: Tensor) -> Tensor:
+        """Those of the N images of a batch, from all that the last linear layer saw."""
+        return features
 
     @property
     def head(self) -> nn.Linear:

@@ -61,9 +61,9 @@ class Averaged(RobustClassifier):
         """x [N,3,H,W] in [0,1] -> logarithms of the mean probabilities [N,classes], which serve as logits."""
         return log_mean_probabilities(super().forward(self.copies(x)), self.draws)
 
-    def features(self, x: Tensor) -> Tensor:
-        """The mean over the copies of what the last linear layer sees, [N,D] float32."""
-        return super().features(x).unflatten(0, (-1, self.draws)).mean(1)
+    def _of_images(self, features: Tensor) -> Tensor:
+        """The means over the copies."""
+        return features.unflatten(0, (-1, self.draws)).mean(1)
 
     def noise(self, x: Tensor, count: int) -> Tensor:
         """`count` draws of N(0, 1) of an image's shape, [count,3,H,W], always the same."""

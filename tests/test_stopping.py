@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from refine import Refiner, bigroc
+from refine import Refiner, bigroc, class_means, together
 from refine.cli import main
+from refine.method import ClassMeans
 from robust_models import UserError, load, save
 from robust_models.attacks import cross_entropy, energy, negative_logit
 from robust_models.classifier import Generation
 from robust_models.threat import NORMS
+from robust_models.views import Viewed
 from tests.tiny import tiny_classifier, tiny_pixels
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -185,3 +187,86 @@ def test_what_is_no_level_is_one_line(files, capsys, value, message):
     assert main([*map(str, flags), "--eps", "1", "--stop-energy", value]) == 2
     assert message in capsys.readouterr().err
     assert not list(files.glob("out*"))
+
+
+def euclidean(models, near, x, y):
+    """Mean over the classifiers of the distance from the mean of class y, in plain numbers."""
+    pairs = zip(models, near.means, strict=True)
+    return torch.stack([((model.features(x) - means[y]) ** 2).sum(1).sqrt() for model, means in pairs]).mean(0)
+
+
+REAL = torch.rand(60, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def seeing_all_classes(seed):
+    """A tiny classifier to which some of REAL are of every class: its logits are centred on them."""
+    torch.manual_seed(seed)
+    model = tiny_classifier().requires_grad_(False)
+    model.head.bias -= model(REAL).mean(0)
+    return model
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_means_are_those_of_the_class_that_real_images_seem_to_be(count):
+    models = [seeing_all_classes(seed) for seed in range(count)]
+    guesses = torch.stack([model(REAL).softmax(1) for model in models]).mean(0).argmax(1)
+    found = class_means(models, REAL)
+    for model, means in zip(models, found.means, strict=True):
+        features = model.features(REAL)
+        by_hand = torch.stack([features[guesses == k].mean(0) for k in range(means.shape[0])])
+        torch.testing.assert_close(means, by_hand)
+    assert found.level == pytest.approx(float(euclidean(models, found, REAL, guesses).median()), rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_image_takes_steps_until_it_is_near_the_mean_of_its_class(count):
+    models = [seeing_all_classes(seed) for seed in range(count)]
+    near = class_means(models, REAL)
+    near = replace(near, level=float(euclidean(models, near, X, Y).median()))
+    attack = bigroc(1.0, steps=6, stop_distance=near)
+    points = [point.x_adv for point in attack.iterates(together(models), X, Y, X)]
+    for before, after in itertools.pairwise(points):
+        moves = euclidean(models, near, before, Y) > near.level
+        assert torch.equal((before != after).flatten(1).any(1), moves)
+    left = euclidean(models, near, X, Y) <= near.level
+    assert 0 < left.sum() < len(X)
+    x_ref = Refiner(models, 1.0, steps=6, stop_distance=near)(X, Y)
+    assert torch.equal((x_ref == X).flatten(1).all(1), left)
+    free = replace(near, level=0.0)
+    assert torch.equal(Refiner(models, 1.0, stop_distance=free)(X, Y), Refiner(models, 1.0)(X, Y))
+
+
+def test_views_are_near_where_their_mean_features_are():
+    model = Viewed(tiny_classifier().requires_grad_(False), 4)
+    near = ClassMeans((model.features(REAL[:3]),), 0.0)
+    near = replace(near, level=float(euclidean([model], near, X, Y).median()))
+    x_ref = Refiner(model, 1.0, steps=2, stop_distance=near)(X, Y)
+    assert torch.equal((x_ref == X).flatten(1).all(1), euclidean([model], near, X, Y) <= near.level)
+
+
+def test_real_images_of_every_class_are_needed():
+    model = seeing_all_classes(0)
+    model.head.bias[1] -= 1e6
+    with pytest.raises(UserError, match=r"stop_distance: of 60 real images none seems to be of class 1 \(1 of "):
+        class_means(model, REAL)
+    with pytest.raises(UserError, match="stop_distance: no classifier with features"):
+        class_means(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3)), REAL)
+
+
+def test_a_set_stops_where_real_images_are(files, capsys):
+    save(seeing_all_classes(0), files / "energy.safetensors")
+    np.savez(files / "real.npz", arr_0=(REAL.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+    real = torch.from_numpy(np.load(files / "real.npz")["arr_0"]).permute(0, 3, 1, 2).float() / 255
+    model = load(files / "energy.safetensors")
+    found = refined(files, "a", capsys, "--stop-distance", files / "real.npz")
+    assert found["stop_distance"] == pytest.approx(class_means(model, real).level, rel=1e-4)
+    smaller = refined(files, "b", capsys, "--stop-distance", files / "real.npz", "--batch-size", 3, "--shard-size", 4)
+    assert np.array_equal(smaller["pixels"], found["pixels"])
+    never = refined(files, "c", capsys)
+    assert never["stop_distance"] is None
+    assert not np.array_equal(never["pixels"], found["pixels"])
+    words = ["--ckpt", files / "energy.safetensors", "--input", files / "made.npz", "--eps", 1, "--device", "cpu"]
+    assert main([*map(str, words), "--out", str(files / "e.npz"), "--stop-distance", str(files / "real.npz")]) == 0
+    assert "from the mean of the class" in capsys.readouterr().out
+    assert main([*map(str, words), "--out", str(files / "d.npz"), "--stop-distance", "0.5"]) == 2
+    assert "stop_distance: no images: 0.5: no such file" in capsys.readouterr().err

@@ -51,7 +51,7 @@ class Refinement:
     axes: Axes
     checkpoint: Checkpoint | None
     precision: Precision
-    real: Path | None = None  # real images, whose median energy stops the steps
+    real: Path | None = None  # real images, whose median stops the steps
 
 
 def run_cell(

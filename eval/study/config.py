@@ -22,6 +22,7 @@ AUTO = "auto"
 AXES = tuple(name for name in Axes.__dataclass_fields__)
 BY_EITHER_NAME = ConfigDict(extra="forbid", populate_by_name=True)  # a resolved config is valid again
 Seed = Annotated[int, Field(ge=0)]
+StopName = Literal["never", "median", "confidence", "distance"]
 Radius = Annotated[Number, Field(gt=0)]
 
 
@@ -95,10 +96,10 @@ class AxisFlags:
         default=(), description="as refine has them; none: given where there are labels, else pseudo"
     )
     loss: Names = Field(default=("ce",), description=f"what the steps lower: {', '.join(LOSSES)}")
-    stop: Annotated[tuple[Literal["never", "median", "confidence"], ...], BeforeValidator(_several)] = Field(
+    stop: Annotated[tuple[StopName, ...], BeforeValidator(_several)] = Field(
         default=("never",),
         description="when an image takes no further steps: never, or at the median of the real images, of their energy "
-        "(median) or of their confidence",
+        "(median), of their confidence or of their distance from the mean of their class in the features",
     )
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_several)] = Field(
         default=(0,), description="which images a set's limit draws; nothing else in a cell is random"

@@ -17,15 +17,15 @@ class Axes:
     targets: str = "given"
     loss: str = "ce"
     seed: int = 0
-    stop: str = "never"  # or at the median of the real images: median, of their energy, or confidence
+    stop: str = "never"  # or at the median of the real images: median, of their energy, confidence or distance
 
     def settings(self, real: Path | None) -> dict[str, Any]:
         """As the flags of bigroc refine have them; real: the images of that median."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("norm", "eps", "steps", "targets", "loss")}
         if self.stop == "never":
             return found
-        field = "stop_energy" if self.stop == "median" else "stop_confidence"
-        return found | {field: None if real is None else str(real)}
+        field = {"median": "energy"}.get(self.stop, self.stop)
+        return found | {f"stop_{field}": None if real is None else str(real)}
 
     @property
     def is_raw(self) -> bool:
