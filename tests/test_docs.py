@@ -120,7 +120,9 @@ def test_commands_are_of_known_programs(command):
 @pytest.mark.parametrize("command", [command for command in ALL_COMMANDS if of_ours(command)], ids=_id)
 def test_the_parser_takes_the_command(command, clone):
     words = own_words(command)
-    if "study" in words[:2]:  # whose dry run opens what it judges by: no Inception, no CIFAR-10 is downloaded here
+    if "augmentation.yaml" in words:  # as above, and it opens what it trains on
+        words += ["--data", "bundled:cifar10-test-500", "--test", "null", "--held-out", "200", "--amounts", "250"]
+    elif "study" in words[:2]:  # whose dry run opens what it judges by: no Inception, no CIFAR-10 is downloaded here
         words += ["--judge", "classifier:cifar10-standard-small", "--data", "null", "--robust.eps", "{}"]
     said(tried(words))
 

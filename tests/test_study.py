@@ -18,8 +18,8 @@ from eval.quality.config import QualityConfig, StatisticsConfig
 from eval.quality.run import run_quality
 from eval.quality.statistics import run_statistics
 from eval.study.cell import EXAMPLES
-from eval.study.cli import STUDY, recipe_values
-from eval.study.config import StudyConfig, located
+from eval.study.cli import STUDY
+from eval.study.config import StudyConfig, located, recipe_values
 from eval.study.gather import load_results
 from eval.study.grid import Share, grid
 from eval.study.inputs import open_inputs

@@ -14,9 +14,8 @@ from typing import Any
 from eval.cli import COMMANDS
 from eval.leaderboard.config import EvaluateConfig
 from eval.leaderboard.table import Measured, card, leaderboard
-from eval.study.cli import recipe_values
 from eval.study.commands import as_texts, shell
-from eval.study.config import BUNDLED, StudyConfig, located
+from eval.study.config import BUNDLED, StudyConfig, located, recipe_values
 from eval.study.run import run_study
 from robust_models.checkpoints.checks import check_classifier, check_names
 from robust_models.checkpoints.flags import file_of

@@ -5,17 +5,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
 
 import yaml
 
-from eval.study.config import StudyConfig
+from eval.study.config import StudyConfig, folder_of, recipe_values
 from eval.study.grid import Share
 from eval.study.summary import format_study
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, OneLineParser, Summary
-from robust_models.runtime.config import as_plain, overlaid, read_recipe, resolve
+from robust_models.runtime.config import as_plain, read_recipe, resolve
 
 EXAMPLES = """\
   bigroc study --config ablation_classifier.yaml --quick
@@ -26,7 +25,8 @@ EXAMPLES = """\
 The same command run again continues where it stopped, and computes nothing that is done. Exit status 1: cells failed,
 or with --merge are missing.
 """
-QUICK = "quick"  # a recipe's section of changes for --quick
+
+AUGMENTATION = "augmentation"  # what the field `study` of such a recipe says
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class StudyCommand(Command):
     """A Command with more to say than a config: which part of the study to do, and whether all of it went well."""
 
     def __call__(self, argv: Sequence[str]) -> int:
+        if _kind(argv) == AUGMENTATION:
+            return self.variants()[0](argv)
         flags = vars(self.parser().parse_args(argv))
         own = {name: flags.pop(name) for name in ("config", "quick", "cell", "merge", "dry_run", "json", "debug")}
         if own["cell"] and own["merge"]:
@@ -53,6 +55,12 @@ class StudyCommand(Command):
         print(json.dumps(summary) if own["json"] else self.format_summary(summary), flush=True)
         return 1 if summary["failed"] or (own["merge"] and summary["missing"]) else 0
 
+    def variants(self) -> Sequence[Command]:
+        """The study that a recipe with `study: augmentation` asks for."""
+        from eval.study.augmentation.cli import AUGMENTATION_STUDY
+
+        return [AUGMENTATION_STUDY]
+
     def add_command_flags(self, parser: OneLineParser) -> None:
         super().add_command_flags(parser)
         group = parser.command_line
@@ -61,19 +69,10 @@ class StudyCommand(Command):
         group.add_argument("--merge", action="store_true", help="run nothing: report what is there, say what is not")
 
 
-def recipe_values(recipe: str, *, quick: bool) -> dict[str, Any]:
-    """The recipe's fields, or those of its quick form, with a folder of its own for either."""
-    values = read_recipe(recipe)
-    changes = values.pop(QUICK, None)
-    if not quick:
-        return {**_folder(recipe), **values}
-    if not isinstance(changes, dict):
-        raise UserError(f"--quick: {recipe} has no quick form; run it without")
-    return {**_folder(f"{Path(recipe).stem}-quick"), **overlaid(values, changes)}
-
-
-def _folder(recipe: str) -> dict[str, Any]:
-    return {"out": f"runs/studies/{Path(recipe).stem}"}
+def _kind(argv: Sequence[str]) -> str | None:
+    """What the recipe in argv says it is a study of: its field `study`; None is refinement."""
+    words = dict(pairwise(word for part in argv for word in part.split("=", 1)))
+    return read_recipe(words["--config"]).get("study") if "--config" in words else None
 
 
 def _print_grid(config: StudyConfig, *, as_json: bool) -> None:
@@ -112,6 +111,6 @@ STUDY = StudyCommand(
     work=_run_whole,
     format_summary=format_study,
     examples=EXAMPLES,
-    defaults=_folder,
+    defaults=folder_of,
     needs_recipe=True,
 )

@@ -13,7 +13,7 @@ from refine.method import LOSSES, find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
-from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, resolve
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, overlaid, read_recipe, resolve
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import check_ball
 
@@ -26,15 +26,15 @@ StopName = Literal["never", "median", "confidence", "distance"]
 Radius = Annotated[Number, Field(gt=0)]
 
 
-def _several(value: Any) -> Any:
+def several(value: Any) -> Any:
     """One value is a list of one, and text with commas a list: --eps 1,3."""
     if isinstance(value, str):
         return [word.strip() for word in value.split(",")]
     return value if isinstance(value, list | tuple | dict) else [value]
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-Radii = Annotated[tuple[Radius, ...], BeforeValidator(_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(several)]
+Radii = Annotated[tuple[Radius, ...], BeforeValidator(several)]
 
 
 @dataclass(frozen=True, config=BY_EITHER_NAME, kw_only=True)
@@ -91,17 +91,17 @@ class AxisFlags:
 
     eps: Radii | dict[str, Radii] = Field(description="radii, pixels in [0,1]; with several norms {norm: radii}")
     norm: Names = Field(default=("l2",), description="geometries of the ball")
-    steps: Annotated[tuple[AtLeastOne, ...], BeforeValidator(_several)] = Field(default=(7,), description="PGD steps")
+    steps: Annotated[tuple[AtLeastOne, ...], BeforeValidator(several)] = Field(default=(7,), description="PGD steps")
     targets: Names = Field(
         default=(), description="as refine has them; none: given where there are labels, else pseudo"
     )
     loss: Names = Field(default=("ce",), description=f"what the steps lower: {', '.join(LOSSES)}")
-    stop: Annotated[tuple[StopName, ...], BeforeValidator(_several)] = Field(
+    stop: Annotated[tuple[StopName, ...], BeforeValidator(several)] = Field(
         default=("never",),
         description="when an image takes no further steps: never, or at the median of the real images, of their energy "
         "(median), of their confidence or of their distance from the mean of their class in the features",
     )
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_several)] = Field(
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(several)] = Field(
         default=(0,), description="which images a set's limit draws; nothing else in a cell is random"
     )
     vary: Names = Field(default=("eps",), description="the axes of interest, the one for the x axis first")
@@ -162,13 +162,13 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         for axis, names in (("classifiers", self.classifiers), ("images", self.images)):
-            _check_once(axis, [one.name for one in names])
+            check_once(axis, [one.name for one in names])
         for axis in ("norm", "steps", "targets", "loss", "stop", "seeds", "vary"):
-            _check_once(axis, getattr(self, axis))
+            check_once(axis, getattr(self, axis))
         if isinstance(self.eps, dict) and set(self.eps) != set(self.norm):
             raise ValueError(f"eps: has radii for {', '.join(self.eps)}, but norm is {', '.join(self.norm)}")
         for norm in self.norm:
-            _check_once("eps", self.radii(norm))
+            check_once("eps", self.radii(norm))
             for eps in self.radii(norm):
                 check_ball(norm, eps)
         for axis in self.vary:
@@ -188,10 +188,30 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
         return self
 
 
-def _check_once(axis: str, values: Any) -> None:
+def check_once(axis: str, values: Any) -> None:
+    """ValueError where a value stands twice."""
     twice = [value for i, value in enumerate(values) if value in values[:i]]
     if twice:
         raise ValueError(f"{axis}: {twice[0]} stands twice; each has to differ")
+
+
+QUICK = "quick"  # a recipe's section of changes for --quick
+
+
+def recipe_values(recipe: str, *, quick: bool) -> dict[str, Any]:
+    """The recipe's fields, or those of its quick form, with a folder of its own for either."""
+    values = read_recipe(recipe)
+    changes = values.pop(QUICK, None)
+    if not quick:
+        return {**folder_of(recipe), **values}
+    if not isinstance(changes, dict):
+        raise UserError(f"--quick: {recipe} has no quick form; run it without")
+    return {**folder_of(f"{Path(recipe).stem}-quick"), **overlaid(values, changes)}
+
+
+def folder_of(recipe: str) -> dict[str, Any]:
+    """Where a study keeps what it finds, unless its recipe says otherwise."""
+    return {"out": f"runs/studies/{Path(recipe).stem}"}
 
 
 def located(path: Path | str, field: str) -> Path:

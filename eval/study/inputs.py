@@ -105,7 +105,7 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
         images,
         checkpoints,
         data,
-        None if data is None else _sha256_of_data(data),
+        None if data is None else sha256_of_data(data),
     )
     for checkpoint in checkpoints.values():
         check_classes(config, inputs, checkpoint)
@@ -221,7 +221,8 @@ def _open_data(config: StudyConfig) -> Dataset | None:
         raise UserError(f"data: {error}") from error
 
 
-def _sha256_of_data(data: Dataset) -> str:
+def sha256_of_data(data: Dataset) -> str:
+    """Of the pixels, the labels and the class names."""
     digest = hashlib.sha256(repr((tuple(data.x_u8.shape), data.class_names)).encode())
     digest.update(data.x_u8.numpy().tobytes())
     digest.update(data.y.numpy().tobytes())

@@ -50,17 +50,8 @@ def run_study(
     started = time.perf_counter()
     with join() as ranks, ExitStack() as stack:
         study = open_study(config, ranks)
-        if ranks.is_first:
-            make_folder(config.out)
-            stack.enter_context(at_work(config.out))
-            write_json(config.out / "config.json", as_plain(config))
-            if not part.merge:
-                clear_failures(study.jobs(part.share or Share()))
-        ranks.barrier()
-        if not part.merge:
-            with without_ranks(), _standing_said(study, part, command):
-                work(lambda: study.jobs(part.share or Share()))
-        ranks.barrier()
+        share = part.share or Share()
+        stack.enter_context(jobs_done(config, lambda: [] if part.merge else study.jobs(share), ranks, command))
         if not ranks.is_first:
             return None
         results = collect_results(study, command)
@@ -106,14 +97,33 @@ def open_study(config: StudyConfig, ranks: Ranks) -> Study:
 
 
 @contextmanager
-def _standing_said(study: Study, part: Part, command: str) -> Iterator[None]:
+def jobs_done(config: Any, jobs: Callable[[], Sequence[Job]], ranks: Ranks, command: str) -> Iterator[None]:
+    """Inside, each of jobs() has ended, by this process, the other ranks or another command in config.out.
+
+    On the first rank the folder is known to be worked in until the block ends.
+    """
+    with ExitStack() as stack:
+        if ranks.is_first:
+            make_folder(config.out)
+            stack.enter_context(at_work(config.out))
+            write_json(config.out / "config.json", as_plain(config))
+            clear_failures(jobs())
+        ranks.barrier()
+        with without_ranks(), _standing_said(config.out, jobs, command):
+            work(jobs)
+        ranks.barrier()
+        yield
+
+
+@contextmanager
+def _standing_said(out: Path, jobs: Callable[[], Sequence[Job]], command: str) -> Iterator[None]:
     """What is done, and the command to go on with, on stderr where the process is asked to stop."""
     try:
         yield
     except (KeyboardInterrupt, Interrupted):
-        jobs = study.jobs(part.share or Share())
-        done = sum(job.place.done.exists() for job in jobs)
-        print(f"stopped: {done} of {len(jobs)} jobs are done in {study.config.out}", file=sys.stderr)
+        found = jobs()
+        done = sum(job.place.done.exists() for job in found)
+        print(f"stopped: {done} of {len(found)} jobs are done in {out}", file=sys.stderr)
         print(f"go on with: {command or 'the same command'}", file=sys.stderr)
         raise
 

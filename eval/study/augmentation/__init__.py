@@ -1,0 +1,1 @@
+"""Does a classifier learn more from refined samples than from raw ones?"""
