@@ -18,6 +18,7 @@ from refine.generators.generator_flags import SIGMAS, Schedule
 from refine.method import AGAINST_WEIGHT, LossName, bigroc
 from refine.network import beside, together
 from refine.refiner import Models
+from robust_models.architectures.noised import AtNoise, is_noised
 from robust_models.attacks import Loss, frozen_eval
 from robust_models.errors import UserError, none_of
 from robust_models.threat import NormName, check_ball
@@ -35,8 +36,9 @@ SCHEDULERS = (*_BY_VARIANCE, *_BY_SIGMA, *_BY_BOTH, *_BY_PRECONDITIONING)
 
 
 class Line(NamedTuple):
-    """What a network's output says: x0 = of_x * x + of_output * output, at a noise of sigma times x0's scale."""
+    """What a network's output says: x0 = of_x * x + of_output * output, where x = scale * (x0 + sigma * noise)."""
 
+    scale: float
     of_x: float
     of_output: float
     sigma: float
@@ -54,10 +56,12 @@ class Guidance:
             x = scheduler.step(output, t, x).prev_sample
 
         for sigma, following in zip(sigmas, sigmas[1:]):  # a loop of one's own, in which x = x0 + sigma * noise
-            x0 = guidance(denoised(x, sigma), sigma, y)
+            x0 = guidance(denoised(x, sigma), sigma, y, x)
             x = x0 + following / sigma * (x - x0)
 
-    Give either eps or scale. A classifier of images is enough, as it sees estimates of images, not noise.
+    Give either eps or scale. A classifier of images is enough, as it sees estimates of images, not noise. One that was
+    trained on noised images, too (bigroc train --noised), sees x itself where there is a scale (Kawar et al. 2023,
+    arXiv:2208.08664).
 
     eps       `steps` steps of refine.bigroc in a ball of eps * min(1, sigma), or of eps where schedule="constant";
               [0,1] pixel units.
@@ -104,6 +108,7 @@ class Guidance:
         self._bigroc = functools.partial(
             bigroc, steps=steps, norm=norm, loss=loss, against=weak, against_weight=against_weight
         )
+        self.sees_noise = scale is not None and is_noised(self.model)
         self._bigroc(0.0)  # refuses what does not fit
 
     @staticmethod
@@ -119,8 +124,11 @@ class Guidance:
         return self.sigmas[0] <= sigma <= self.sigmas[1]
 
     @torch.inference_mode(False)  # in inference mode there are no gradients, not even under enable_grad
-    def __call__(self, x0: Tensor, sigma: float, y: Tensor) -> Tensor:
-        """x0 [N,3,H,W] of any floating dtype, guessed at noise sigma, y [N] class indices -> alike, moved towards y."""
+    def __call__(self, x0: Tensor, sigma: float, y: Tensor, x: Tensor | None = None) -> Tensor:
+        """x0 [N,3,H,W] of any floating dtype, guessed at noise sigma, y [N] class indices -> alike, moved towards y.
+
+        x: x0 + sigma * noise, from which it was guessed, for a classifier of noised images.
+        """
         if not self.is_at(sigma):
             return x0
         low, high = self.pixel_range
@@ -133,12 +141,21 @@ class Guidance:
             eps = self.eps * (min(1.0, sigma) if self.schedule == "sigma" else 1.0)
             moved = self._bigroc(eps)(self.model, images, y) * (high - low) + low
         else:
-            attack = self._bigroc(0.0)
+            attack, seen = self._bigroc(0.0), self.model
+            if self.sees_noise:
+                seen, images = self._at_noise(x, sigma / (high - low), images)
             with frozen_eval(self.model):
-                gradient, _ = attack.gradient(self.model, images, y, attack.loss)
+                gradient, _ = attack.gradient(seen, images, y, attack.loss)
             # In the units of x: those of x0 are (high - low) times as many, its gradient as many times smaller.
             moved = (inside - self.scale * sigma**2 * gradient / (high - low)).clamp(low, high)
         return x0 + (moved - inside).to(x0.device, x0.dtype)
+
+    def _at_noise(self, x: Tensor | None, sigma: float, like: Tensor) -> tuple[nn.Module, Tensor]:
+        """The classifier that is told of the noise, and what it sees, pixels in [0,1] but for the noise."""
+        if x is None:
+            raise UserError("guidance: the classifier is one of noised images; pass them: guidance(x0, sigma, y, x)")
+        low, high = self.pixel_range
+        return AtNoise(self.model, torch.tensor(sigma)), (x.detach().to(like) - low) / (high - low)
 
     def output(self, scheduler: Any, output: Tensor, t: Any, x: Tensor, y: Tensor) -> Tensor:
         """The network's output [N,C,H,W] at x and t, replaced by one that says the moved estimate.
@@ -155,7 +172,8 @@ class Guidance:
         if scheduler.config.get("clip_sample", False):
             most = scheduler.config.get("clip_sample_range", 1.0)
             x0 = x0.clamp(-most, most)
-        moved = (self(x0, line.sigma, y) - line.of_x * x32) / line.of_output
+        noisy = x32 / line.scale if line.scale else None
+        moved = (self(x0, line.sigma, y, noisy) - line.of_x * x32) / line.of_output
         return torch.cat([moved.to(output.dtype), learnt], dim=1)
 
     def around(self, scheduler: Any, y: Tensor) -> Any:
@@ -186,12 +204,12 @@ def line_of(scheduler: Any, t: Any) -> Line:
             of_x, of_output = (
                 float(scheduler.precondition_outputs(*one, sigma)) for one in ((torch.ones(()), 0.0), (0.0, 1.0))
             )
-            return Line(of_x, of_output, float(sigma))
+            return Line(1.0, of_x, of_output, float(sigma))
         a, s = (1.0, float(sigma)) if name in _BY_SIGMA else map(float, scheduler._sigma_to_alpha_sigma_t(sigma))
     sigma = s / a if a else math.inf
     if kind == "sample":
-        return Line(0.0, 1.0, sigma)
+        return Line(a, 0.0, 1.0, sigma)
     if kind == "epsilon":
-        return Line(1 / a if a else math.inf, -sigma, sigma)
+        return Line(a, 1 / a if a else math.inf, -sigma, sigma)
     variance = a * a + s * s  # 1, or that to which the network's v is brought
-    return Line(a / variance, -s / math.sqrt(variance), sigma)
+    return Line(a, a / variance, -s / math.sqrt(variance), sigma)

@@ -45,7 +45,7 @@ class Towards(Guidance):
     def __init__(self, picture: Tensor) -> None:
         self.picture, self.seen, self.sigmas = picture, [], EVERYWHERE
 
-    def __call__(self, x0: Tensor, sigma: float, y: Tensor) -> Tensor:
+    def __call__(self, x0: Tensor, sigma: float, y: Tensor, x: Tensor | None = None) -> Tensor:
         self.seen.append((x0, sigma))
         return self.picture
 
@@ -316,9 +316,9 @@ def test_a_network_of_classes_is_guided_to_the_class_that_it_makes(checkpoint, m
     seen = []
     original = Guidance.__call__
 
-    def called(self, x0, sigma, y):
+    def called(self, x0, sigma, y, x=None):
         seen.append(y.tolist())
-        return original(self, x0, sigma, y)
+        return original(self, x0, sigma, y, x)
 
     monkeypatch.setattr(Guidance, "__call__", called)
     how = flags(guide_eps=1, classes="bird,airplane", guide_from=100)

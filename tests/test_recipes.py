@@ -55,7 +55,7 @@ def test_a_recipe_made_tiny_trains(recipe, tmp_path, labelled_npz, checkpoint):
     assert model.class_names == ("0", "1", "2")
     assert all(math.isfinite(p.sum().item()) for p in model.parameters())
     told = TRAIN.format_summary(summary).splitlines()
-    unattacked = "noisy" if config.smoothing.sigma else "clean"
+    unattacked = "noisy" if config.smoothing.sigma or config.noised else "clean"
     columns = ["step", "loss", "lr", "images/s", unattacked, "%", "robust", "%"]
     assert told[0].split()[: len(columns)] == columns
     assert ("made" in told[0]) == (config.objective.name == "energy")

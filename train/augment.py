@@ -1,13 +1,14 @@
 """Random crop, flip, colour jitter, rotation and noise for a batch on its device, from one seeded generator."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_models.runtime.distributed import Ranks
-from train.config import AugmentConfig, SmoothingConfig
+from train.config import AugmentConfig, TrainConfig
 from train.parallel import ALONE, part
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
@@ -29,23 +30,49 @@ def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator, ranks:
     return x
 
 
+class Noise(NamedTuple):
+    """What is added to the images of a batch."""
+
+    values: Tensor  # [N,draws,C,H,W]
+    sigma: Tensor | None = None  # [N], its standard deviations where the network is told them, pixels in [0,1]
+
+
 def noise_for(
-    config: SmoothingConfig, x: Tensor, count: int, generator: torch.Generator, ranks: Ranks = ALONE
-) -> Tensor | None:
-    """Gaussian noise [N,draws,C,H,W] for these images x, of `count` in the whole batch; None where none is wanted."""
-    if config.sigma == 0:
+    config: TrainConfig, x: Tensor, count: int, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Noise | None:
+    """Gaussian noise for these images x, of `count` in the whole batch; None where none is wanted."""
+    smoothing = config.smoothing
+    if not (smoothing.sigma or config.noised):
         return None
-    shape = (count, config.draws, *x.shape[1:])
-    return config.sigma * part(torch.randn(shape, generator=generator, device=x.device), ranks)
+    shape = (count, 1 if config.noised else smoothing.draws, *x.shape[1:])
+    values = part(torch.randn(shape, generator=generator, device=x.device), ranks)
+    if not config.noised:
+        return Noise(smoothing.sigma * values)
+    levels = diffusion_noise(x.device)
+    sigma = levels[part(torch.randint(len(levels), (count,), generator=generator, device=x.device), ranks)]
+    return Noise(sigma.view(-1, 1, 1, 1, 1) * values, sigma)
 
 
-def under(noise: Tensor | None, model: nn.Module) -> nn.Module:
+def diffusion_noise(device: torch.device) -> Tensor:
+    """Of each of the 1,000 steps of DDPM (Ho et al. 2020, arXiv:2006.11239), beside an image of its own scale, [1000].
+
+    Diffusion models have pixels in [-1,1]; in [0,1], as here, the noise is half as large.
+    """
+    kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    return (((1 - kept) / kept).sqrt() / 2).float().to(device)
+
+
+def under(noise: Noise | None, model: nn.Module) -> nn.Module:
     """The model as it sees the images that the noise was drawn for."""
     if noise is None:
         return model
     from robust_models.smoothing import UnderNoise
 
-    return UnderNoise(model, noise)
+    if noise.sigma is None:
+        return UnderNoise(model, noise.values)
+    from robust_models.architectures.noised import AtNoise
+
+    return UnderNoise(AtNoise(model, noise.sigma), noise.values)
 
 
 def random_crop(x: Tensor, padding: int, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:

@@ -270,6 +270,11 @@ class TrainConfig(MachineFlags):
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         default=0.0, description="decay per step of averaged weights, which are kept then; 0: none"
     )
+    noised: bool = Field(
+        default=False,
+        description="train on images under the noise of every step of a diffusion, which the network is told: a "
+        "classifier that guides samplers by their noisy images; noised_ARCH",
+    )
     seed: Count = Field(default=0, description="of all that is drawn: the first weights, order, augmentation, attacks")
     save_minutes: NonNegative = Field(
         default=10.0, description="save the state so often between evaluations, after each of which it is saved too"
@@ -308,6 +313,9 @@ class TrainConfig(MachineFlags):
             raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
         if self.objective.name == "energy":
             self._check_energy()
+        if self.noised and (self.smoothing.sigma or self.compile):
+            name = "smoothing.sigma" if self.smoothing.sigma else "compile"
+            raise ValueError(f"{name}: does not go with noised, whose noise differs from image to image; leave it out")
         for name, every in (
             ("guard.every_steps", self.guard.every_steps),
             ("validate.stop_after", self.validate.stop_after),
@@ -322,6 +330,7 @@ class TrainConfig(MachineFlags):
         for name, value in (
             ("objective.awp", self.objective.awp),
             ("smoothing.sigma", self.smoothing.sigma),
+            ("noised", self.noised),
             ("data.generated", self.data.generated),  # it makes its own, and calls those of the data real
         ):
             if value:

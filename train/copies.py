@@ -72,7 +72,7 @@ def make_twin(model: RobustClassifier, config: TrainConfig, device: torch.device
     fold = config.attack.fold
     if fold is None:
         fold = device.type == "cpu" and not config.compile  # a compiled network has its norms fused already
-    if not fold or config.attack.radius == 0:
+    if not fold or config.attack.radius == 0 or config.noised:
         return None
     twin = FoldedTwin(model)
     return twin if twin.pairs else None

@@ -122,8 +122,9 @@ def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: in
     description.recipe is the config and, under "init_assumed", what init's file did not state of the network.
     """
     if config.init is None:
+        arch = config.arch or DEFAULT_ARCH
         description = Description(
-            config.arch or DEFAULT_ARCH,
+            f"noised_{arch}" if config.noised and not arch.startswith("noised_") else arch,
             class_names,
             image_size,
             activation=config.activation or "relu",
@@ -132,6 +133,8 @@ def make_model(config: TrainConfig, class_names: tuple[str, ...], image_size: in
         model = RobustClassifier.from_description(description)
     else:
         model = _loaded(config.init, config)
+        if config.noised and not model.description.arch.startswith("noised_"):
+            raise UserError(f"init: {config.init} is no network that can be told of noise; leave one of the two out")
         if config.new_head:
             replace_head(model, len(class_names))
         elif model.description.num_classes != len(class_names):

@@ -133,7 +133,7 @@ def train_step(
         mixed = mix(whole(x, ranks), whole(y, ranks), num_classes, config.augment, draws)
         x, y_mixed = (part(values, ranks) for values in mixed)
     objective = make_objective(config)
-    noise = noise_for(config.smoothing, x, len(x) * ranks.world, draws, ranks)
+    noise = noise_for(config, x, len(x) * ranks.world, draws, ranks)
     seen = under(noise, model)
     x_adv = objective.attacked(under(noise, victim or model), attack, x, y_mixed, draws, ranks)
     loss, logits = objective.loss(seen, x, x_adv, y_mixed)

@@ -41,7 +41,7 @@ def validate(
     """
     if len(data) == 0:
         return {}
-    clean = "noisy_accuracy" if config.smoothing.sigma else "clean_accuracy"
+    clean = "noisy_accuracy" if config.smoothing.sigma or config.noised else "clean_accuracy"
     scores = {"n": float(len(data)), clean: accuracy(model, data, None, config, SCORES, together)}
     if config.attack.radius > 0:
         attack = judging_attack(config, config.attack.radius)
@@ -85,7 +85,7 @@ def accuracy(
             batch = data[start : start + BATCH]
             x, y = to_float(part(batch.x_u8, ranks).to(device)), part(batch.y, ranks).to(device)
             begin = starts(attack, len(batch), x, draws, ranks) if attack else None
-            seen = under(noise_for(config.smoothing, x, len(batch), draws, ranks), model)
+            seen = under(noise_for(config, x, len(batch), draws, ranks), model)
             if len(y) == 0:
                 continue
             if attack:

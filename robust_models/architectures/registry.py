@@ -94,6 +94,17 @@ def _zero_shot(embedding: str, inner: str, *, num_classes: int, act: Activation)
     return with_classes(visual, int(embedding), num_classes, linear=False)
 
 
+def _noised(inner: str, *, num_classes: int, act: Activation) -> nn.Module:
+    from robust_models.architectures.noised import Noised
+
+    pattern, family = next(((p, f) for p, f in FAMILIES.items() if re.fullmatch(p, inner, re.ASCII)), ("", None))
+    if family is None or family in (_zero_shot, _noised):
+        raise UserError(f"arch: {inner!r} cannot be told of noise; known: {', '.join(EXAMPLES)}")
+    groups = re.fullmatch(pattern, inner, re.ASCII)
+    assert groups is not None
+    return Noised(family(*groups.groups(), num_classes=num_classes, act=act))
+
+
 _N = r"([1-9]\d{0,3})"
 # Pattern of the names -> builder of its groups (None where one is left out), num_classes and act.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -107,6 +118,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     rf"densenet(121|161|169|201)(?:_k{_N})?": _densenet,
     r"inception_v3": InceptionV3,
     rf"zero_shot_d{_N}_(\w+)": _zero_shot,
+    r"noised_(\w+)": _noised,
     rf"clip_vit_p{_N}_i{_N}_w{_N}_l{_N}_d{_N}(_linear)?": clip_vit,
     rf"clip_resnet_b{_N}_{_N}_{_N}_{_N}_i{_N}_w{_N}_d{_N}(_linear)?": clip_resnet,
 }
@@ -147,6 +159,7 @@ def build(arch: str, *, num_classes: int, activation: str = "relu", options: dic
     - vgg11|13|16|19 (with batch norms), densenet121|161|169|201[_kGROWTH], inception_v3;
     - clip_vit_pPATCH_iIMAGE_wWIDTH_lLAYERS_dEMBEDDING[_linear], clip_resnet_bBLOCKS_iIMAGE_wWIDTH_dEMBEDDING[_linear]
       (BLOCKS of four stages: 3_4_6_3): CLIP's image encoders, and a zero-shot head or (_linear) a linear layer;
+    - noised_NAME: one of the networks of convolutions that is told the noise on its images (noised.Noised);
     - zero_shot_dEMBEDDING_NAME: one of the networks above, whose outputs are an embedding, and a zero-shot head.
 
     Of libraries: "torchvision:NAME", "timm:NAME", "transformers:NAME", "open_clip:NAME", and "package.module:function"
