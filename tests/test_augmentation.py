@@ -17,7 +17,7 @@ import yaml
 from eval.study.augmentation.cells import Augmentation, Cell
 from eval.study.augmentation.config import AugmentationConfig
 from eval.study.augmentation.run import run_augmentation
-from eval.study.augmentation.summary import Estimate, answer, cautions, rows
+from eval.study.augmentation.summary import Estimate, answer, cautions, report, rows
 from eval.study.cli import STUDY
 from eval.study.config import recipe_values
 from robust_models import load, save
@@ -154,32 +154,41 @@ def test_samples_without_labels_take_the_targets_and_a_cells_own_classifier_refi
 
 
 def test_estimates_and_differences_are_those_of_a_hand_computation(root):
-    settings = config(root, amounts=[40])
-    clean = {"none": [0.5, 0.6, 0.7], "raw": [0.52, 0.6, 0.74], "refined": [0.6, 0.69, 0.81]}
+    pseudo = {"name": "pseudo", "path": str(root / "made.npz"), "refine": {"ckpt": "x.pt", "eps": 0}}
+    settings = config(root, amounts=[40], added=[*values(root)["added"], pseudo])
+    clean = {"none": [0.5, 0.6, 0.7], "raw": [0.52, 0.6, 0.74], "refined": [0.6, 0.69, 0.81], "pseudo": [0.7, 0.7, 0.7]}
     found = {
-        Cell("robust", 40, name, seed): {"clean": value, "robust": value / 2}
+        Cell("robust", 40, name, seed): {"clean": value, "robust": value / 2, "per_class": {"a": [value, seed / 8]}}
         for name, shares in clean.items()
         for seed, value in enumerate(shares)
     }
     table = {row["added"]: row for row in rows(settings, found)}
     # 2, 0, 4 points: mean 2, deviation 2, t 4.3027 of 2 degrees of freedom
-    against = table["raw"]["against none"]["clean"]
+    against = table["raw"]["against"]["none"]["clean"]
     assert (against.mean, *against.interval) == pytest.approx(
         (2, 2 - 4.302653 * 2 / math.sqrt(3), 2 + 4.302653 * 2 / 3**0.5)
     )
     assert against.sign == 0
     # 8, 9, 7 points
-    better = table["refined"]["against raw"]["clean"]
+    better = table["refined"]["against"]["raw"]["clean"]
     assert (better.mean, better.interval[0]) == pytest.approx((8, 8 - 4.302653 / math.sqrt(3)))
     assert better.sign == 1
     assert better.signed() == "+8.0 (+5.5 to +10.5)"
-    assert "against raw" not in table["raw"]
-    assert "against none" not in table["none"]
+    assert {name: [*row["against"]] for name, row in table.items()} == {
+        "none": [],
+        "raw": ["none"],
+        "refined": ["none", "raw", "pseudo"],  # new labels alone are no refinement, but what it is compared with
+        "pseudo": ["none"],
+    }
+    assert table["raw"]["per_class"] == {"a": pytest.approx([0.62, 0.125])}
     said = answer([*table.values()])
-    assert "clean accuracy significantly higher in 1 of 1 settings and lower in 0" in said
+    assert "of 2 pairs: clean accuracy significantly higher in 1 and lower in 0" in said
+    text = report(settings, [*table.values()], said, [])
+    assert "| robust | 40 | refined | raw | +8.0 (+5.5 to +10.5) | +4.0 (+2.8 to +5.2) |" in text
+    assert "| robust | 40 | raw | 62.0 (34.3 to 89.7) | 31.0 (17.2 to 44.8) | +2.0 (-3.0 to +7.0) | " in text
     # a seed that is not there yet counts on neither side
     del found[Cell("robust", 40, "raw", 2)]
-    part = {row["added"]: row for row in rows(settings, found)}["refined"]["against raw"]["clean"]
+    part = {row["added"]: row for row in rows(settings, found)}["refined"]["against"]["raw"]["clean"]
     assert (part.mean, part.interval) == (pytest.approx(8.5), None)
     assert "Nothing to answer yet" in answer([table["none"], table["raw"]])
     assert str(Estimate.of([0.25])) == "25.0"

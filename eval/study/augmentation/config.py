@@ -57,6 +57,11 @@ class AddedSpec:
             raise UserError(f"added.{self.name}.refine.{error}") from error
 
     @property
+    def moves(self) -> bool:
+        """Whether the samples are changed; with refine.eps 0 they get new labels only."""
+        return self.refine is not None and self.refinement("any", self.path, Path("refined.npz"), "cpu").eps != 0
+
+    @property
     def trained_by(self) -> str | None:
         """The training whose classifier refines; None where it is a checkpoint."""
         ckpt = str((self.refine or {}).get("ckpt", ""))

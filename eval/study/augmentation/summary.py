@@ -56,11 +56,11 @@ class Estimate:
 
 
 def rows(config: AugmentationConfig, found: Found) -> list[dict[str, Any]]:
-    """For each training, amount and addition: means, and differences paired by seed.
+    """For each training, amount and addition: means over seeds, and differences paired by seed.
 
-    "against none", "against raw": of the same training and amount, without addition and with the samples unrefined.
+    against: by the name of another addition to the same training and amount: none and, of refined samples, the same
+    ones unrefined. per_class: the mean clean and robust accuracy of each class.
     """
-    raw_of = _raw_of(config)
     table = []
     names = (NONE, *(one.name for one in config.added))
     for training, amount, added in product([one.name for one in config.trainings], config.amounts, names):
@@ -69,26 +69,26 @@ def rows(config: AugmentationConfig, found: Found) -> list[dict[str, Any]]:
             continue
         row: dict[str, Any] = {"training": training, "amount": amount, "added": added, "seeds": sorted(own)}
         row |= {score: Estimate.of([one[score] for one in own.values()]) for score in SCORES}
-        for what, other in (("none", NONE), ("raw", raw_of.get(added))):
-            base = {} if other in (None, added) else _by_seed(found, training, amount, str(other))
+        row["per_class"] = _per_class([*own.values()])
+        row["against"] = {}
+        for other in (NONE, *_unrefined(config, added)):
+            base = {} if other == added else _by_seed(found, training, amount, other)
             if both := sorted({*own} & {*base}):
-                differences = {s: Estimate.of([own[k][s] - base[k][s] for k in both]) for s in SCORES}
-                row[f"against {what}"] = differences
+                row["against"][other] = {s: Estimate.of([own[k][s] - base[k][s] for k in both]) for s in SCORES}
         table.append(row)
     return table
 
 
 def answer(table: Sequence[Mapping[str, Any]]) -> str:
-    """Whether refined samples teach more than raw ones, in one sentence."""
-    compared = [row for row in table if "against raw" in row]
+    """Whether refined samples teach more than the same ones unrefined, in one sentence."""
+    compared = [differences for _, _, differences in _refined_against(table)]
     if not compared:
         return "Nothing to answer yet: no refined set stands beside the same samples unrefined."
-    lines = []
+    counts = []
     for score in SCORES:
-        signs = [row["against raw"][score].sign for row in compared]
-        better, worse = signs.count(1), signs.count(-1)
-        lines.append(f"{score} accuracy significantly higher in {better} of {len(signs)} settings and lower in {worse}")
-    return f"With refined samples in place of the same ones unrefined: {'; '.join(lines)}."
+        signs = [differences[score].sign for differences in compared]
+        counts.append(f"{score} accuracy significantly higher in {signs.count(1)} and lower in {signs.count(-1)}")
+    return f"With refined samples in place of the same ones unrefined, of {len(compared)} pairs: {'; '.join(counts)}."
 
 
 def cautions(config: AugmentationConfig, missing: int) -> list[str]:
@@ -121,14 +121,20 @@ def report(config: AugmentationConfig, table: Sequence[Mapping[str, Any]], said:
         "",
     ]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
-    heads = ("Training", "Real", "Added", "Clean", "Robust", "Clean, less none", "Robust, less none")
-    heads += ("Clean, less raw", "Robust, less raw")
-    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    head = ("Training", "Real", "Added", "Clean", "Robust", "Clean, less none", "Robust, less none")
+    shown = []
     for row in table:
+        less_none = row["against"].get(NONE, {})
         cells = [row["training"], str(row["amount"]), row["added"], *(str(row[score]) for score in SCORES)]
-        for what in ("against none", "against raw"):
-            cells += [row[what][score].signed() if what in row else "" for score in SCORES]
-        lines.append(f"| {' | '.join(cells)} |")
+        shown.append([*cells, *(less_none[score].signed() if less_none else "" for score in SCORES)])
+    lines += _markdown(head, shown)
+    if pairs := _refined_against(table):
+        head = ("Training", "Real", "Refined", "in place of", "Clean", "Robust")
+        shown = [
+            [row["training"], str(row["amount"]), row["added"], other, *(found[score].signed() for score in SCORES)]
+            for row, other, found in pairs
+        ]
+        lines += ["", *_markdown(head, shown)]
     return "\n".join(lines) + "\n"
 
 
@@ -143,10 +149,26 @@ def format_augmentation(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _raw_of(config: AugmentationConfig) -> dict[str, str]:
-    """Refined sets, and what the same samples are called unrefined."""
-    raw = {one.path: one.name for one in config.added if one.refine is None}
-    return {one.name: raw[one.path] for one in config.added if one.refine is not None and one.path in raw}
+def _unrefined(config: AugmentationConfig, added: str) -> list[str]:
+    """Of a refined set, what the same samples are called as they came, or with new labels only."""
+    own = next((one for one in config.added if one.name == added), None)
+    if own is None or not own.moves:
+        return []
+    return [one.name for one in config.added if one.path == own.path and not one.moves]
+
+
+def _refined_against(table: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, Mapping[str, Estimate]]]:
+    """Each row of refined samples, what the same ones are called unrefined, and the differences."""
+    return [(row, other, found) for row in table for other, found in row["against"].items() if other != NONE]
+
+
+def _per_class(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    names = results[0].get("per_class", {})
+    return {name: np.mean([one["per_class"][name] for one in results], axis=0).tolist() for name in names}
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in body)]
 
 
 def _by_seed(found: Found, training: str, amount: int, added: str) -> dict[int, Mapping[str, Any]]:
