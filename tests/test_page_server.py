@@ -121,12 +121,21 @@ def test_a_mistake_of_ours_is_an_answer_too(server, capsys):
 def test_more_than_fits_into_memory_is_refused(server, monkeypatch):
     monkeypatch.setattr(page_server, "_MOST_IN_MEMORY", 150)
     with closing(begun(server, 100)) as slow:
-        time.sleep(0.1)
+        wait_until_held(server, 100)
         assert post(server, b"x" * 100)[0] == 503
         assert post(server, b"x" * 50)[0] == 200
         slow.sendall(b"x" * 100)
         assert slow.recv(1)
+    wait_until_held(server, 0)  # a reply goes out before its thread lets go of the body
     assert post(server, b"x" * 100)[0] == 200
+
+
+def wait_until_held(server, length):
+    """Until the server holds bodies of so many bytes in all."""
+    deadline = time.monotonic() + 30
+    while server._in_memory != length:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("path", ["/", "/elsewhere", "/../echo", "/%65cho"])
