@@ -288,6 +288,16 @@ def test_the_cache_spares_the_network_and_a_changed_pixel_never_hits_it(pooled, 
     assert changed["fid"] != first["fid"]
 
 
+def test_too_few_images_to_extrapolate_are_told_before_any_is_looked_at(pooled, capsys):
+    np.savez("few.npz", arr_0=tiny_pixels(59, 0)[0])
+    status, _, err = run(capsys, f"{QUALITY.replace('a.npz', 'few.npz')} --infinite")
+    assert (status, pooled.seen) == (2, 0)
+    too_few = (
+        "infinite: 59 images are too few to extrapolate a distance in 12 features; it needs 60 (5 for each feature)"
+    )
+    assert err == f"error: {too_few}\n"
+
+
 def test_the_cache_knows_the_network_and_the_protocol(monkeypatch, capsys):
     for other in (Pooled(), Pooled(sha256="68"), Pooled(protocol="clean")):
         monkeypatch.setattr("eval.quality.run.open_features", lambda *_, made=other, **__: made)

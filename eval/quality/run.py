@@ -17,7 +17,7 @@ from eval.quality.sets import Images, Machine, Opened, Pass, check_splits, open_
 from robust_models import UserError
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.extractor import each_space
-from robust_models.metrics.resampled import LEAST_PER_FEATURE
+from robust_models.metrics.resampled import LEAST_PER_FEATURE, check_extrapolation
 from robust_models.runtime.command import Summary
 from robust_models.runtime.device import pick_device
 from robust_models.runtime.distributed import Ranks, join
@@ -188,6 +188,8 @@ def _open_pass(
         pair = open_sets(images, reference, one.options, one.features, own=one.own)
         if "is" in one.options.metrics:
             check_splits(one.features.protocol, pair[0])
+        if one.options.infinite and left_out is None and pair[0].n is not None:
+            check_extrapolation(pair[0].n, one.features.dim)
         return pair
 
     try:

@@ -72,12 +72,7 @@ class Resampler:
         standard error is a jackknife's, with each tenth of the images left out in turn. UserError where there are fewer
         images than five times the features: the distance is then no line in 1/N.
         """
-        dim = self._x.shape[1]
-        if self.n < max(LEAST_PER_FEATURE * dim, 3):
-            raise UserError(
-                f"infinite: {self.n} images are too few to extrapolate a distance in {dim} features; it needs "
-                f"{max(LEAST_PER_FEATURE * dim, 3)} ({LEAST_PER_FEATURE} for each feature)"
-            )
+        check_extrapolation(self.n, self._x.shape[1])
         rng = np.random.default_rng(seed)
         value, slope, sizes, distances = self._line(rng, np.arange(self.n), POINTS)
         groups = np.array_split(rng.permutation(self.n), GROUPS)
@@ -99,6 +94,15 @@ class Resampler:
             distances.append(self.distance(counts))
         slope, intercept = np.polyfit(1 / sizes, distances, 1)
         return float(intercept), float(slope), sizes.tolist(), distances
+
+
+def check_extrapolation(n: int, dim: int) -> None:
+    """UserError where the distance of n images in `dim` features is no line in 1/N."""
+    if n < (least := max(LEAST_PER_FEATURE * dim, 3)):
+        raise UserError(
+            f"infinite: {n} images are too few to extrapolate a distance in {dim} features; it needs {least} "
+            f"({LEAST_PER_FEATURE} for each feature)"
+        )
 
 
 @dataclass(frozen=True)
