@@ -85,24 +85,22 @@ def _densenet(depth: str, growth: str | None, **common: Any) -> nn.Module:
 
 
 def _zero_shot(embedding: str, inner: str, *, num_classes: int, act: Activation) -> nn.Module:
-    pattern, family = next(((p, f) for p, f in FAMILIES.items() if re.fullmatch(p, inner, re.ASCII)), ("", None))
-    if family is None or family in (_zero_shot, clip_vit, clip_resnet):
-        raise UserError(f"arch: {inner!r} cannot have a zero-shot head; known: {', '.join(EXAMPLES)}")
-    groups = re.fullmatch(pattern, inner, re.ASCII)
-    assert groups is not None
-    visual = family(*groups.groups(), num_classes=int(embedding), act=act)
-    return with_classes(visual, int(embedding), num_classes, linear=False)
+    build_inner = _inner(inner, "cannot have a zero-shot head", but=(_zero_shot, clip_vit, clip_resnet))
+    return with_classes(build_inner(num_classes=int(embedding), act=act), int(embedding), num_classes, linear=False)
 
 
 def _noised(inner: str, *, num_classes: int, act: Activation) -> nn.Module:
     from robust_models.architectures.noised import Noised
 
-    pattern, family = next(((p, f) for p, f in FAMILIES.items() if re.fullmatch(p, inner, re.ASCII)), ("", None))
-    if family is None or family in (_zero_shot, _noised):
-        raise UserError(f"arch: {inner!r} cannot be told of noise; known: {', '.join(EXAMPLES)}")
-    groups = re.fullmatch(pattern, inner, re.ASCII)
-    assert groups is not None
-    return Noised(family(*groups.groups(), num_classes=num_classes, act=act))
+    return Noised(_inner(inner, "cannot be told of noise", but=(_zero_shot, _noised))(num_classes=num_classes, act=act))
+
+
+def _inner(name: str, otherwise: str, *, but: tuple[Callable[..., nn.Module], ...]) -> Callable[..., nn.Module]:
+    """The builder of a network that goes into another one. UserError where there is none, or it is one of `but`."""
+    for pattern, family in FAMILIES.items():
+        if (groups := re.fullmatch(pattern, name, re.ASCII)) and family not in but:
+            return partial(family, *groups.groups())
+    raise UserError(f"arch: {name!r} {otherwise}; known: {', '.join(EXAMPLES)}")
 
 
 _N = r"([1-9]\d{0,3})"
