@@ -1,5 +1,6 @@
 """Random crop, flip, colour jitter, rotation and noise for a batch on its device, from one seeded generator."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ def noise_for(
     return Noise(sigma.view(-1, 1, 1, 1, 1) * values, sigma)
 
 
+@functools.cache  # every step asks, and a copy to the device would make it wait
 def diffusion_noise(device: torch.device) -> Tensor:
     """Of each of the 1,000 steps of DDPM (Ho et al. 2020, arXiv:2006.11239), beside an image of its own scale, [1000].
 
