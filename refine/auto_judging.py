@@ -72,17 +72,16 @@ class Judging:
 
     @classmethod
     def open(
-        cls, config: RefineConfig, images: ImageSet, classifiers: Sequence[RobustClassifier], device: torch.device
+        cls,
+        config: RefineConfig,
+        images: ImageSet,
+        classifiers: Sequence[RobustClassifier],
+        device: torch.device,
+        judges: Sequence[FeatureExtractor] | None = None,
     ) -> "Judging":
         """Opens judges and reference. UserError where they do not fit, or a judge is of the classifiers' kind."""
         assert config.reference is not None
-        given = config.judge and [_feature_space(name) for name in split_spaces(config.judge)]
-        names = given or judges_at_hand([classifier.description for classifier in classifiers])
-        if not names:
-            raise UserError(
-                f"judge: none is at hand ({NO_JUDGE}); or give --judge CLASSIFIER, one that does not refine"
-            )
-        judges = tuple(open_features(name, device=device) for name in names)
+        judges = judges or _open_judges(config, classifiers, device)
         reference = open_images(config.reference)
         for note in notes(judges, dict(zip(config.ckpts, classifiers, strict=True))):
             print(f"note: {note}", file=sys.stderr)
@@ -100,7 +99,7 @@ class Judging:
         features = [_features(judge, reference, every) for judge in judges]
         chosen, rest = halves(len(images), config.auto_images)
         judging = tuple(rows[1::2] for rows in features)
-        return cls(judges, images, chosen, rest[: config.auto_images], features[0][::2], judging)
+        return cls(tuple(judges), images, chosen, rest[: config.auto_images], features[0][::2], judging)
 
     def choosing_images(self, refiner: BatchRefiner | None, targets: Tensor | None) -> Tensor:
         """The images that choose, refined (None: as they came), uint8 [n,3,H,W]."""
@@ -181,6 +180,16 @@ def check_judges(text: str) -> None:
 def _feature_space(judge: str) -> str:
     """The judge's name in features/: a name that is none there is a classifier's."""
     return judge if is_feature_space(judge) else f"classifier:{judge}"
+
+
+def _open_judges(
+    config: RefineConfig, classifiers: Sequence[RobustClassifier], device: torch.device
+) -> list[FeatureExtractor]:
+    given = config.judge and [_feature_space(name) for name in split_spaces(config.judge)]
+    names = given or judges_at_hand([classifier.description for classifier in classifiers])
+    if not names:
+        raise UserError(f"judge: none is at hand ({NO_JUDGE}); or give --judge CLASSIFIER, one that does not refine")
+    return [open_features(name, device=device) for name in names]
 
 
 def _refined(refiner: BatchRefiner | None, images: ImageSet, index: Tensor, targets: Tensor | None) -> Tensor:

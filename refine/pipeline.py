@@ -45,6 +45,7 @@ from refine.work_folder import Row, Shards, WorkFolder, made_once, my_shards
 from robust_models.attacks import PGD
 from robust_models.classifier import RobustClassifier
 from robust_models.errors import UserError, about_field
+from robust_models.features import FeatureExtractor
 from robust_models.folding import folded
 from robust_models.images import ImageGroups, check_apart, check_groups_out, open_image_groups, write_image_groups
 from robust_models.images.image_set import ImageSet, SaveAs
@@ -56,10 +57,10 @@ if TYPE_CHECKING:
     from refine.guidance import Guidance
 
 
-def refine_set(config: RefineConfig) -> dict[str, Any] | None:
+def refine_set(config: RefineConfig, judges: Sequence[FeatureExtractor] | None = None) -> dict[str, Any] | None:
     """Refines config.input, or what config.generator makes, into config.out.
 
-    Gives the summary: N, targets, means over the manifest, rate.
+    Gives the summary: N, targets, means over the manifest, rate. judges: open already, in the place of config.judge's.
 
     None on the ranks of a torchrun job that only helped the first one.
     """
@@ -84,7 +85,7 @@ def refine_set(config: RefineConfig) -> dict[str, Any] | None:
             settings |= settings_of(images)
         if config.keep_raw is not None and ranks.is_first:
             check_raw(config.keep_raw, settings, overwrite=config.overwrite)
-        begin = partial(_begin, config, ranks, work, images, classifiers, against)
+        begin = partial(_begin, config, ranks, work, images, classifiers, against, judges)
         make = partial(_refined, settings, classifiers, precision)
         return made_once(ranks, work, settings, overwrite=config.overwrite, begin=begin, make=make)
 
@@ -96,6 +97,7 @@ def _begin(
     images: ImageGroups,
     classifiers: Sequence[RobustClassifier],
     against: nn.Module | None,
+    judges: Sequence[FeatureExtractor] | None,
 ) -> "Begun":
     """All that may still be refused, before anything is written."""
     device, class_names = classifiers[0].mean.device, classifiers[0].class_names
@@ -114,7 +116,7 @@ def _begin(
     prior = None if config.prior is None else parse_prior(config.prior, class_names)
     judging = None
     if config.auto_fields and ranks.is_first:
-        judging = Judging.open(config, images.one_set(), classifiers, device)
+        judging = Judging.open(config, images.one_set(), classifiers, device, judges)
     return Begun(config, passes, attack_at, mode, targets, prior, judging, near)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 import eval.study.plan as plan_module
 import eval.study.run as run_module
 import refine.cli
+from bigroc.recipes import recipes
 from eval.quality.config import QualityConfig, StatisticsConfig
 from eval.quality.run import run_quality
 from eval.quality.statistics import run_statistics
@@ -38,7 +39,7 @@ from robust_models.checkpoints.flags import Source
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.metrics import read_statistics
 from robust_models.runtime.command import run
-from robust_models.runtime.config import RECIPES, overlaid, resolve
+from robust_models.runtime.config import RECIPES, as_plain, overlaid, resolve
 from robust_models.runtime.files import sha256_of
 from tests.study import (
     MADE_BY_TRAINING,
@@ -471,7 +472,40 @@ def test_the_command_tells_the_best_cells_and_nothing_is_written_twice(root, mon
     assert "# 5 cells, 5 of them done; 2 classifiers, 2 of them measured, 0 to train" in capsys.readouterr().out
 
 
-SHIPPED = sorted(path.name for path in RECIPES.glob("ablation_*.yaml"))
+@pytest.mark.parametrize("accept", ["gain", "no gain"])
+def test_a_cell_at_eps_auto_is_what_its_command_makes_and_says_which_eps(root, monkeypatch, accept):
+    monkeypatch.setattr("refine.auto_eps.is_sure_gain", lambda verdicts: accept == "gain")
+    real, classifiers = str(root / "real.npz"), values(root)["classifiers"][1:]
+    settings = config(root, eps=["auto"], reference_images=real, classifiers=classifiers)
+    summary, results = study(settings)
+    assert results is not None
+    raw, cell = results.cells
+    assert (cell.axes.eps, cell.eps, raw.eps) == ("auto", cell.scores["eps_taken"], 0)
+    assert (cell.eps > 0) == (cell.scores["distance"] > 0) == (accept == "gain")
+    assert summary["failed"] == []
+    words = cell.provenance.command.partition(" && ")[0].removeprefix("bigroc refine ")
+    assert f"--eps auto --steps 1 --targets given --loss ce --reference {real} --judge {settings.judge}" in words
+    out = root / "refined.npz"
+    assert refine.cli.main([*words.replace("refined.npz", str(out)).split(), "--device", "cpu"]) == 0
+    with np.load(out) as stored, np.load(cell.arrays) as arrays:
+        assert np.array_equal(arrays["examples_u8"], stored["arr_0"].transpose(0, 3, 1, 2)[:EXAMPLES])
+    page = page_text(digested(results, resamples=20))
+    assert "eps auto was chosen on half of the very images" in page
+    assert "eps found" in page
+
+
+def test_an_image_set_has_its_own_eps_and_targets(root):
+    other = {"name": "other", "path": str(root / "real.npz"), "eps": [2, "auto"], "targets": "pseudo,class:1"}
+    settings = config(root, images=[{"name": "made", "path": str(root / "made.npz")}, other])
+    refined = [cell for cell in grid(settings, ["made", "other"]) if not cell.is_raw]
+    assert {(cell.images, cell.eps, cell.targets) for cell in refined} == {
+        *itertools.product(["made"], [0.5, 1], ["given"]),
+        *itertools.product(["other"], [2, "auto"], ["pseudo", "class:1"]),
+    }
+    assert resolve(StudyConfig, as_plain(settings), {}) == settings
+
+
+SHIPPED = [f"{one.name}.yaml" for one in recipes() if one.command == "study" and one.name != "augmentation"]
 
 
 @pytest.mark.parametrize("recipe", SHIPPED)
@@ -490,7 +524,7 @@ def test_a_shipped_study_fits_in_both_forms(recipe):
 def test_what_a_quick_form_names_comes_with_the_package(recipe):
     found = resolve(StudyConfig, recipe_values(recipe, quick=True), {})
     named = [found.reference, found.reference_images, found.data, *(images.path for images in found.images)]
-    assert all(located(path, "any").is_file() for path in named)
+    assert all(located(path, "any").is_file() for path in named if path is not None)
     assert {str(spec.ckpt) for spec in found.classifiers} <= {*embedded_names(), MADE_BY_TRAINING}
 
 
@@ -510,13 +544,15 @@ def test_the_energy_study_in_little_begins_with_its_answer(tmp_path, monkeypatch
     assert "after, energy, stop median" in page
 
 
-def test_there_are_five_shipped_studies():
+def test_there_are_seven_shipped_studies():
     assert [name.removesuffix(".yaml").removeprefix("ablation_") for name in SHIPPED] == [
+        "certified",
         "classifier",
         "energy",
         "eps",
         "steps",
         "targets",
+        "paper_table",
     ]
 
 
@@ -536,6 +572,14 @@ MISTAKES = {
     r"images\.deep: .*: images are uint16; scores are of 8-bit": {"images": [{"name": "deep", "path": "deep.npz"}]},
     r"eps\.1: input should be greater than 0; got 0": {"eps": [1, 0]},
     r"eps: 3 is outside \[0, 1\] for norm=linf": {"eps": {"linf": [3]}, "norm": "linf"},
+    r"eps: auto knows where to begin for l2, linf; give numbers for norm l1": {"eps": "auto", "norm": "l1"},
+    r"eps: auto compares with real images, and reference holds statistics": {"eps": "auto", "reference": "own.npz"},
+    r"images: a has eps of its own, but the study has 2 norms": {
+        "images": [{"name": "a", "path": "made.npz", "eps": [1]}],
+        "norm": ["l2", "linf"],
+        "eps": {"l2": [1], "linf": [0.1]},
+    },
+    r"targets: 'sure' is none of": {"images": [{"name": "a", "path": "made.npz", "targets": "sure"}]},
     r"eps: has radii for l2, but norm is l2, linf": {"eps": {"l2": [3]}, "norm": ["l2", "linf"]},
     r"norm: 'l3' is none of": {"norm": "l3"},
     r"steps: 7 stands twice": {"steps": [7, 7]},

@@ -51,7 +51,8 @@ class Refinement:
     axes: Axes
     checkpoint: Checkpoint | None
     precision: Precision
-    real: Path | None = None  # real images, whose median stops the steps
+    real: Path | None = None  # real images, whose median stops the steps, and with which auto compares
+    judges: tuple[str, ...] = ()  # by which it does
 
 
 def run_cell(
@@ -67,10 +68,12 @@ def run_cell(
     refined, targets = images, _labels(images, scorer.judge)
     if refinement.checkpoint is not None:
         config = refine_config(refinement, images.path, place.folder / "refined.npz", str(scorer.device))
-        refine_set(config)
+        summary = refine_set(config, [one.judge.features for one in scorers])
         refined = open_images(config.out)
         rows = _manifest(config.out)
         scores["distance"] = float(np.mean([row["distance"] for row in rows]))
+        if summary is not None and "eps_search" in summary:
+            scores["eps_taken"] = summary["eps_search"]["eps_taken"]
         scores["target_agreement"] = float(np.mean([row["on_target_after"] for row in rows]))
         targets = _judged_as(rows, refinement.checkpoint, scorer.judge)
     collected = _collect(refined, scorer)
@@ -106,7 +109,7 @@ def refine_config(refinement: Refinement, images: Path, out: Path, device: str) 
     axes, checkpoint = refinement.axes, refinement.checkpoint
     assert checkpoint is not None
     flags: dict[str, Any] = {name: getattr(checkpoint.spec, name) for name in CheckpointFlags.__dataclass_fields__}
-    settings = axes.settings(refinement.real)
+    settings = axes.settings(refinement.real, refinement.judges)
     places: dict[str, Any] = {"ckpt": checkpoint.ckpt, "input": images, "out": out, "device": device, "overwrite": True}
     return RefineConfig(**flags, **settings, **places, precision=refinement.precision)
 

@@ -1,7 +1,7 @@
 """Command lines that repeat a figure of a study, for a shell."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ def refinement(
     reference: Path,
     *,
     real: Path | None = None,
+    judges: Sequence[str] = (),
     by_kernel: bool = False,
 ) -> str:
-    """Makes a cell's images and their distance and score again. real: see Axes.settings."""
+    """Makes a cell's images and their distance and score again. real, judges: see Axes.settings."""
     judged = images if checkpoint is None else Path("refined.npz")
     metrics = ",".join(["fid", *(["kid"] if by_kernel else []), *([] if judge.num_classes is None else ["is"])])
     measured = {"images": judged, "reference": reference, "features": judge.name, "metrics": metrics}
@@ -33,7 +34,7 @@ def refinement(
     quality = shell("bigroc eval quality", {**measured, **network})
     if checkpoint is None:
         return quality
-    settings = axes.settings(real)
+    settings = axes.settings(real, judges)
     places = {"ckpt": checkpoint.ckpt, "input": images, "out": judged}
     flags = _flags(checkpoint.spec)
     return f"{shell('bigroc refine', {**places, **settings, 'precision': precision, **flags})} && {quality}"

@@ -1,5 +1,6 @@
 """What a study is: every field of its recipe, with its range."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from eval.quality.config import Protocol
 from eval.study.results import Axes
-from refine.config import RefineConfig
+from refine.config import AUTO_NORMS, RefineConfig
 from refine.method import LOSSES, find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
@@ -35,6 +36,7 @@ def several(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(several)]
 Radii = Annotated[tuple[Radius, ...], BeforeValidator(several)]
+EpsValues = Annotated[tuple[Radius | Literal["auto"], ...], BeforeValidator(several)]
 
 
 @dataclass(frozen=True, config=BY_EITHER_NAME, kw_only=True)
@@ -58,13 +60,15 @@ class ClassifierSpec(CheckpointFlags):
 
 @dataclass(frozen=True, config=STRICT)
 class ImagesSpec:
-    """Images to refine, and what tables call them."""
+    """Images to refine, what tables call them, and where they are to be refined otherwise than the study has it."""
 
     name: str = Field(min_length=1, description="what tables call it")
     path: Path = Field(description="an image set of any kind; bundled:NAME is one that comes with the package")
     limit: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="so many of its images, drawn by the seed"
     )
+    eps: EpsValues | None = Field(default=None, description="in the place of the study's, where that has one norm")
+    targets: Names = Field(default=(), description="in the place of the study's")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -89,7 +93,10 @@ class RobustSpec:
 class AxisFlags:
     """Axes: the settings of refinement that are combined; one value or several."""
 
-    eps: Radii | dict[str, Radii] = Field(description="radii, pixels in [0,1]; with several norms {norm: radii}")
+    eps: EpsValues | dict[str, EpsValues] = Field(
+        description="radii, pixels in [0,1]; auto: as bigroc refine finds it, by this study's judges and real images; "
+        "with several norms {norm: radii}"
+    )
     norm: Names = Field(default=("l2",), description="geometries of the ball")
     steps: Annotated[tuple[AtLeastOne, ...], BeforeValidator(several)] = Field(default=(7,), description="PGD steps")
     targets: Names = Field(
@@ -155,9 +162,16 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
     data: str | None = Field(default=None, description="labelled test images, to measure the classifiers' accuracy on")
     robust: RobustSpec = Field(default_factory=RobustSpec)
 
-    def radii(self, norm: str) -> tuple[float, ...]:
-        """The axis eps at one norm."""
+    def radii(self, norm: str, images: ImagesSpec | None = None) -> tuple[float | Literal["auto"], ...]:
+        """The axis eps at one norm, for one of the image sets."""
+        if images is not None and images.eps is not None:
+            return images.eps
         return self.eps[norm] if isinstance(self.eps, dict) else self.eps
+
+    @property
+    def has_auto(self) -> bool:
+        """Whether some eps is to be found by comparing with real images."""
+        return any(AUTO in self.radii(norm, images) for norm in self.norm for images in self.images)
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
@@ -167,10 +181,13 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
             check_once(axis, getattr(self, axis))
         if isinstance(self.eps, dict) and set(self.eps) != set(self.norm):
             raise ValueError(f"eps: has radii for {', '.join(self.eps)}, but norm is {', '.join(self.norm)}")
-        for norm in self.norm:
-            check_once("eps", self.radii(norm))
-            for eps in self.radii(norm):
-                check_ball(norm, eps)
+        for images in self.images:
+            if images.eps is not None and len(self.norm) > 1:
+                raise ValueError(f"images: {images.name} has eps of its own, but the study has {len(self.norm)} norms")
+        for norm, images in itertools.product(self.norm, (None, *self.images)):
+            check_once("eps", self.radii(norm, images))
+            for eps in self.radii(norm, images):
+                _check_eps(norm, eps)
         for axis in self.vary:
             if axis not in AXES:
                 raise ValueError(f"vary: {axis!r} is no axis; there are {', '.join(AXES)}")
@@ -182,10 +199,17 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
             raise ValueError("robust: needs labelled test images to attack; give data")
         for loss in self.loss:
             find_loss(loss)
-        for targets in self.targets:
+        for targets in {*self.targets, *(targets for images in self.images for targets in images.targets)}:
             values = {"ckpt": "any", "input": "any", "out": "any", "eps": 0, "targets": targets}
             resolve(RefineConfig, values)
         return self
+
+
+def _check_eps(norm: str, eps: float | Literal["auto"]) -> None:
+    if eps != AUTO:
+        check_ball(norm, eps)
+    elif norm not in AUTO_NORMS:
+        raise ValueError(f"eps: auto knows where to begin for {', '.join(AUTO_NORMS)}; give numbers for norm {norm}")
 
 
 def check_once(axis: str, values: Any) -> None:

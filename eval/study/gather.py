@@ -115,6 +115,7 @@ def _cell(study: Study, axes: Axes) -> CellResult | None:
         lead.features,
         reference,
         real=study.real,
+        judges=[judge.features.name for judge in inputs.judges],
         by_kernel=by_kernel,
     )
     read = {

@@ -21,9 +21,9 @@ def grid(config: StudyConfig, labelled: Collection[str]) -> list[Axes]:
             Axes(images.name, classifier.name, norm, eps, steps, targets, loss, seed, stop)
             for images, classifier, norm in itertools.product(config.images, config.classifiers, config.norm)
             for eps, steps, targets, loss, seed, stop in itertools.product(
-                config.radii(norm),
+                config.radii(norm, images),
                 config.steps,
-                config.targets or ("given" if images.name in labelled else "pseudo",),
+                images.targets or config.targets or ("given" if images.name in labelled else "pseudo",),
                 config.loss,
                 _seeds(config, images),
                 config.stop,
@@ -42,7 +42,8 @@ def in_words(axes: Axes) -> str:
     seed = f", seed {axes.seed}" if axes.seed else ""
     if axes.is_raw:
         return f"{axes.images} raw{seed}"
-    ball = f"{axes.norm} eps {axes.eps:g}, {axes.steps} steps"
+    eps = axes.eps if axes.eps == "auto" else f"{axes.eps:g}"
+    ball = f"{axes.norm} eps {eps}, {axes.steps} steps"
     ball += "" if axes.stop == "never" else f", stop {axes.stop}"
     return f"{axes.images} by {axes.classifier}: {ball}, {axes.targets}, {axes.loss}{seed}"
 

@@ -92,6 +92,8 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     judges = tuple(_open_judge(name, config, device) for name in _judges(config, checkpoints))
     if (stop := next((name for name in config.stop if name != "never"), None)) and judges[0].real is None:
         raise UserError(f"stop: {stop} is of real images, and reference holds statistics; give reference_images")
+    if config.has_auto and judges[0].real is None:
+        raise UserError("eps: auto compares with real images, and reference holds statistics; give reference_images")
     for judge in judges:
         for checkpoint in checkpoints.values():
             check_uninvolved(judge.features, checkpoint.spec.name, checkpoint.sha256, checkpoint.description)
@@ -116,10 +118,11 @@ def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -
     """UserError where a classifier's classes do not fit what it is to refine or to be tested on; any size does."""
     without_network = RobustClassifier(nn.Identity(), checkpoint.description)
     try:
-        for images in inputs.images.values():
-            modes = config.targets or (("given",) if images.set.labels is not None else ())
+        for spec in config.images:
+            images = inputs.images[spec.name].set
+            modes = spec.targets or config.targets or (("given",) if images.labels is not None else ())
             for mode in modes:
-                known_targets(mode, images.set, without_network)
+                known_targets(mode, images, without_network)
         if inputs.data is not None:
             data = inputs.data
             fit_labels(data.y.numpy(), data.class_names, checkpoint.description.class_names, source=data.source)

@@ -159,7 +159,8 @@ class Study:
         return Scorer(judge, reference, rows, self.device, self.config.batch_size)
 
     def _run_cell(self, axes: Axes, checkpoint: Checkpoint | None, place: Place) -> dict[str, Any]:
-        refinement = Refinement(axes, checkpoint, self.precision, self.real)
+        judges = tuple(judge.features.name for judge in self.inputs.judges)
+        refinement = Refinement(axes, checkpoint, self.precision, self.real, judges)
         return run_cell(self.images(axes), refinement, self._scorers, place, keep=self.config.keep_images)
 
     def _training(self, spec: ClassifierSpec) -> Job:

@@ -1,8 +1,10 @@
 """What a study has found: the contract between the cells that measure and the report."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -12,16 +14,18 @@ class Axes:
     images: str  # a name of the study's image sets
     classifier: str | None = None  # a name of the study's classifiers
     norm: str = "l2"
-    eps: float = 0.0  # pixels in [0,1]
+    eps: float | Literal["auto"] = 0.0  # pixels in [0,1]
     steps: int = 0
     targets: str = "given"
     loss: str = "ce"
     seed: int = 0
     stop: str = "never"  # or at the median of the real images: median, of their energy, confidence or distance
 
-    def settings(self, real: Path | None) -> dict[str, Any]:
-        """As the flags of bigroc refine have them; real: the images of that median."""
+    def settings(self, real: Path | None, judges: Sequence[str] = ()) -> dict[str, Any]:
+        """As the flags of bigroc refine have them; real: the images of that median, and of the search for eps."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("norm", "eps", "steps", "targets", "loss")}
+        if self.eps == "auto":
+            found |= {"reference": real, "judge": ",".join(judges) or None}
         if self.stop == "never":
             return found
         field = {"median": "energy"}.get(self.stop, self.stop)
@@ -82,7 +86,7 @@ class CellResult:
     scores hold, where they could be measured: frechet, kid (where images are fewer than features), inception_score (of
     the judge's predictions), precision, recall, judge_agreement (share of images that the judge puts in their target
     class), target_agreement (share that the refining classifier does), distance (mean norm of the change, pixels in
-    [0,1]).
+    [0,1]), eps_taken (what auto found; 0: nothing that is surely a gain, and the images were left as they came).
     """
 
     axes: Axes
@@ -92,6 +96,11 @@ class CellResult:
     arrays: Path | None = None
     provenance: Provenance | None = None
     error: str | None = None
+
+    @property
+    def eps(self) -> float:
+        """The radius of the ball: that of the axes, or what auto found (NaN where the cell failed)."""
+        return self.scores.get("eps_taken", math.nan) if self.axes.eps == "auto" else self.axes.eps
 
 
 @dataclass(frozen=True)

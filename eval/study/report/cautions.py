@@ -16,7 +16,7 @@ def cautions(digest: Digest) -> list[str]:
     """A sentence each: judges of the refiners' kind, few images, refiners not robust, large balls, judges' limits."""
     judges = [digest.results.judge, *(judge.judge for judge in digest.results.others)]
     limits = [f"{limits}." for name in judges if (limits := limits_of(name))]
-    return [*_kin(digest), *_few(digest), *_not_robust(digest), *_large(digest), *limits]
+    return [*_kin(digest), *_few(digest), *_chosen(digest), *_not_robust(digest), *_large(digest), *limits]
 
 
 def _kin(digest: Digest) -> Iterator[str]:
@@ -36,6 +36,14 @@ def _few(digest: Digest) -> Iterator[str]:
     if sizes and min(sizes) < least:
         why = "its intervals are wide" if name == "kid" else "it is biased upwards, so compare equal N only"
         yield f"{counted(min(sizes), 'image')} are few for a {digest.measure}, which wants {least:,}: {why}."
+
+
+def _chosen(digest: Digest) -> Iterator[str]:
+    if any(row.cell.axes.eps == "auto" for row in digest.rows):
+        yield (
+            "eps auto was chosen on half of the very images that are scored, by the first judge: its distance is a "
+            "little lower than on images that had no part in it."
+        )
 
 
 def _not_robust(digest: Digest) -> Iterator[str]:
@@ -63,7 +71,7 @@ def _weakness(digest: Digest, one: ClassifierResult) -> str:
 
 def _large(digest: Digest) -> Iterator[str]:
     for norm, distance in digest.results.neighbours.items():
-        eps = [row.cell.axes.eps for row in digest.rows if row.cell.axes.norm == norm and not row.cell.axes.is_raw]
+        eps = [row.cell.eps for row in digest.rows if row.cell.axes.norm == norm and not row.cell.error]
         if eps and max(eps) > distance:
             yield (
                 f"eps {eps_words(max(eps), norm)} in {norm_words(norm)} exceeds {eps_words(distance, norm)}, the "

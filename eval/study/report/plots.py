@@ -55,7 +55,7 @@ class Scale:
     def of(cls, axis: str, label: str, rows: Sequence[Row]) -> "Scale":
         """The scale on which the values of `axis` of all the rows have a place."""
         if axis in NUMERIC:
-            values = [getattr(row.cell.axes, axis) for row in rows]
+            values = [number(row, axis) for row in rows]
             return cls(axis, label, (), max(values, default=1) - min([0, *values]) or 1)
         return cls(axis, label, tuple(dict.fromkeys(axis_words(row.cell.axes, axis) for row in rows)), 0)
 
@@ -63,7 +63,7 @@ class Scale:
         """Where a row stands: its number, or the index of its category."""
         if self.categories:
             return float(self.categories.index(axis_words(row.cell.axes, self.axis)))
-        return float(getattr(row.cell.axes, self.axis))
+        return number(row, self.axis)
 
     def shift(self, i: int, n: int) -> float:
         """How far the i-th of n cells of the same place stands from it, so that their intervals do not overlap."""
@@ -80,6 +80,11 @@ class Scale:
                 plot.figure.subplots_adjust(bottom=0.28)
                 plot.set_xticklabels(self.categories, ha="right")
             plot.set_xlim(-0.5, len(self.categories) - 0.5)
+
+
+def number(row: Row, axis: str) -> float:
+    """Where a cell stands on one of NUMERIC; one whose eps was searched for, at what was found."""
+    return float(row.cell.eps if axis == "eps" else getattr(row.cell.axes, axis))
 
 
 def against_axis(one: SetDigest, series: Sequence[Series], scale: Scale, score: Score, name: str) -> Drawing:
@@ -140,7 +145,7 @@ def precision_against_recall(one: SetDigest, series: Sequence[Series], name: str
     with panel() as (figure, plot):
         raw = _precision_recall(one.raw) if one.raw else None
         for one_series in series:
-            rows = sorted(one_series.rows, key=lambda row: row.cell.axes.eps)
+            rows = sorted(one_series.rows, key=lambda row: row.cell.eps)
             points = [(point, row) for row in rows if (point := _precision_recall(row)) is not None]
             if points:
                 _line(plot, [*([raw] if raw else []), *(point for point, _ in points)], one_series.look, alpha=0.6)

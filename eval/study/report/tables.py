@@ -32,6 +32,7 @@ _SCORES = {  # name: heading, factor
     "judge_agreement": ("Judge agrees, %\N{NO-BREAK SPACE}↑", 100),
     "target_agreement": ("Target met, %", 100),
     "distance": ("Moved", 1),
+    "eps_taken": ("eps found", 1),
 }
 
 

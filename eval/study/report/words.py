@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from eval.study.report.compare import Estimate
 from eval.study.results import Axes, CellResult
@@ -39,8 +40,10 @@ def norm_words(norm: str) -> str:
     return NORMS.get(norm, norm)
 
 
-def eps_words(eps: float, norm: str) -> str:
+def eps_words(eps: float | Literal["auto"], norm: str) -> str:
     """In 255ths where that is how the norm's radii are quoted."""
+    if eps == "auto":
+        return "auto"
     levels = eps * 255
     if norm == "linf" and eps > 0 and abs(levels - round(levels)) < 1e-6 * 255:
         return f"{round(levels)}/255"
