@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.comparison import rivals
 from benchmarks.comparison.calibration import calibrate, logistic, z_statistic
 from benchmarks.comparison.classifier_logit import ClassifierLogit
+from benchmarks.comparison.corrector import Corrected, train_corrector
 from benchmarks.comparison.ddls import LangevinSampling
 from benchmarks.comparison.dg_flow import GradientFlow, speed
 from benchmarks.comparison.dot import OptimalTransport, steepest_slopes, tangential
@@ -393,8 +395,75 @@ def test_a_classifier_takes_the_discriminators_place(runs, data, tmp_path, check
     assert torch.allclose(ClassifierLogit(network, "symmetric")(x), logits.exp().sum(1).log(), atol=1e-5)
 
 
+def test_a_corrector_learns_the_log_odds_of_two_generators():
+    class Shifted(Identity):
+        def forward(self, z, y=None):
+            return z + 0.5
+
+    class Line(nn.Linear):
+        num_classes = None
+
+        def forward(self, x):
+            return super().forward(x).squeeze(1)
+
+    corrector = Line(1, 1)
+    nn.init.zeros_(corrector.weight), nn.init.zeros_(corrector.bias)
+    train_corrector(corrector, Shifted(), Identity(), steps=5000, seed=0)
+    assert abs(corrector.weight.item() - 0.5) < 0.05  # log N(x; 0.5, 1) - log N(x; 0, 1) = 0.5 x - 0.125
+    assert abs(corrector.bias.item() + 0.125) < 0.05
+
+
+def test_a_corrected_discriminator_is_the_sum_in_the_generators_pixels():
+    x, y = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])
+    discriminator = ByClass()
+    found = Corrected(discriminator, lambda x, y: 10 * x.sum((1, 2, 3)), "unit")(x, y)
+    assert torch.allclose(found, discriminator(2 * x - 1, y) + 10 * (2 * x - 1).sum((1, 2, 3)))
+
+
+class ByClass(nn.Module):
+    num_classes = 2
+
+    def forward(self, x, y):
+        return x.square().sum((1, 2, 3)) * (y + 1)
+
+
+def test_another_discriminator_and_a_corrector_serve_a_vae(runs, data, tmp_path, monkeypatch):  # noqa: F811
+    flags = {"discriminator": runs / "cgan-pd", "corrector_steps": 2, "num_images": 70}
+    found = rival(runs, data, tmp_path / "a.npz", "dg-flow", "vae", **flags)
+    assert found["passes of preparation"]["corrector"] == 2 * 2 * 64
+    assert found["passes per image"]["discriminator backward"] == 2
+    rival(runs, data, tmp_path / "raw.npz", "none", "vae", **flags)
+    assert not torch.equal(pixels(tmp_path / "a.npz"), pixels(tmp_path / "raw.npz"))
+    whole = rivals._part
+
+    def stopped(sampling, gan, first, work, total):
+        if first:
+            raise KeyboardInterrupt
+        return whole(sampling, gan, first, work, total)
+
+    monkeypatch.setattr(rivals, "_part", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        rival(runs, data, tmp_path / "b.npz", "dg-flow", "vae", **flags)
+    monkeypatch.setattr(rivals, "_part", whole)
+    monkeypatch.setattr(rivals, "train_corrector", lambda *_: pytest.fail("trained twice"))
+    rival(runs, data, tmp_path / "b.npz", "dg-flow", "vae", **flags)
+    assert torch.equal(pixels(tmp_path / "a.npz"), pixels(tmp_path / "b.npz"))
+
+
 BAD = {
-    "no discriminator": ({"model": "vae"}, "run: .* has no discriminator; give --classifier"),
+    "one of its own": ({"discriminator": "sngan"}, "discriminator: .* has one of its own; leave --discriminator out"),
+    "none there either": (
+        {"model": "vae", "discriminator": "vae"},
+        "discriminator: .* has none; name the run of",
+    ),
+    "both": (
+        {"model": "vae", "discriminator": "sngan", "classifier": "any"},
+        "discriminator: --classifier takes its",
+    ),
+    "no discriminator": (
+        {"model": "vae"},
+        "run: .* has no discriminator; give --discriminator RUN of a GAN, or --cl",
+    ),
     "no run": ({"model": "unknown"}, "run: .* holds no generator"),
     "other classes": ({"classifier": "cifar10-l2-small"}, "classifier: .* knows 10 classes, .* makes 3"),
     "noise chosen in pixels": ({"space": "pixel"}, "space: pixel is for dot and dg-flow; drs chooses noise"),
@@ -405,6 +474,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_does_not_fit_is_one_line(runs, data, tmp_path, case):  # noqa: F811
     changed, message = BAD[case]
+    if "discriminator" in changed:
+        changed = {**changed, "discriminator": runs / changed["discriminator"]}
     with pytest.raises(UserError, match=message):
         rival(runs, data, tmp_path / "a.npz", **changed)
     assert list(tmp_path.iterdir()) == []

@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.comparison.calibration import Calibration, calibrate
 from benchmarks.comparison.classifier_logit import ClassifierLogit
+from benchmarks.comparison.corrector import BATCH, Corrected, train_corrector
 from benchmarks.comparison.ddls import LangevinSampling
 from benchmarks.comparison.dg_flow import GradientFlow
 from benchmarks.comparison.dot import OptimalTransport, steepest_slopes
 from benchmarks.comparison.drs import RejectionSampling, bounds_of
 from benchmarks.comparison.latent_gan import LatentGan, PixelGan, Rival, Unchosen
 from benchmarks.comparison.mh_gan import MetropolisHastings
-from benchmarks.generators.folder import about_run, open_run, read_cost
+from benchmarks.generators.folder import about_run, fresh_networks, loaded, open_run, read_cost, save_network
 from refine.generators.sampler import Sampling
 from refine.generators.samples import BLOCK
 from robust_models import load
@@ -50,6 +51,11 @@ class RivalConfig(DeviceFlags):
 
     run: Path = Field(description="the folder of a GAN's training that has ended")
     method: Method
+    discriminator: Path | None = Field(
+        default=None,
+        description="the run of a GAN whose discriminator, with a corrector, serves a generator without one",
+    )
+    corrector_steps: AtLeastOne = Field(default=2000, description="of its training, of 64 images of each generator")
     space: Literal["latent", "pixel"] = Field(default="latent", description="what dot and dg-flow move")
     out: Path = Field(description="the .npz of samples")
     num_images: ImageCount = 10_000
@@ -83,12 +89,15 @@ def run_rival(config: RivalConfig) -> Summary:
         begun = work / "settings.json"
         if begun.exists():
             _check_same(work, json.loads(begun.read_text()), settings)
-        gan, calibration, rival = _opened(config, device)
-        preparation = dict(gan.passes)
+        corrector = _corrector(config, work / "corrector.safetensors", device)
+        gan, calibration, rival = _opened(config, corrector, device)
+        preparation = {**gan.passes, "corrector": 0 if corrector is None else 2 * BATCH * config.corrector_steps}
         classes = None if gan.num_classes is None else torch.arange(gan.num_classes)
         sampling = Sampling(str(config.run), rival, classes, config.seed, device)
         sampling.first_look(2)
         write_json(begun, settings)
+        if corrector is not None:
+            save_network(work / "corrector.safetensors", corrector)
         parts = [_part(sampling, gan, first, work, config.num_images) for first in range(0, config.num_images, BLOCK)]
         x_u8 = torch.cat([x for x, _ in parts])
         labels = None if classes is None else (torch.arange(config.num_images) % len(classes)).numpy()
@@ -133,7 +142,33 @@ def _part(sampling: Sampling, gan: LatentGan, first: int, work: Path, total: int
         return torch.from_numpy(content["x_u8"]), content["passes"]
 
 
-def _opened(config: RivalConfig, device: torch.device) -> tuple[LatentGan, Calibration | None, Rival]:
+def _corrector(config: RivalConfig, kept: Path, device: torch.device) -> nn.Module | None:
+    """What makes another GAN's discriminator one of this run's generator; trained here, unless it is kept already."""
+    if config.discriminator is None:
+        return None
+    if config.classifier is not None:
+        raise UserError("discriminator: --classifier takes its place; leave one of them out")
+    generator, own = open_run(config.run, device)
+    if own is not None:
+        raise UserError(f"discriminator: {config.run} has one of its own; leave --discriminator out")
+    other, discriminator = open_run(config.discriminator, device)
+    if discriminator is None:
+        raise UserError(f"discriminator: {config.discriminator} has none; name the run of a GAN")
+    if discriminator.num_classes not in (None, generator.num_classes):
+        raise UserError(
+            f"discriminator: {config.discriminator} knows {discriminator.num_classes} classes, {config.run} makes "
+            f"{generator.num_classes or 'none'}"
+        )
+    corrector = fresh_networks(config.discriminator, config.seed)["discriminator"].to(device)
+    if kept.exists():
+        return loaded(corrector, kept, device)
+    train_corrector(corrector, other, generator, config.corrector_steps, config.seed)
+    return corrector
+
+
+def _opened(
+    config: RivalConfig, corrector: nn.Module | None, device: torch.device
+) -> tuple[LatentGan, Calibration | None, Rival]:
     """The networks, what calibrated them, and the method, ready to sample."""
     if config.space == "pixel" and config.method not in _IN_PIXELS:
         raise UserError(f"space: pixel is for {' and '.join(_IN_PIXELS)}; {config.method} chooses noise")
@@ -145,8 +180,10 @@ def _opened(config: RivalConfig, device: torch.device) -> tuple[LatentGan, Calib
                 f"classifier: {config.classifier} knows {known} classes, {config.run} makes {generator.num_classes}"
             )
         discriminator = ClassifierLogit(classifier, generator.pixels)
+    if corrector is not None and config.discriminator is not None:
+        discriminator = Corrected(open_run(config.discriminator, device).discriminator, corrector, generator.pixels)
     if discriminator is None:
-        raise UserError(f"run: {config.run} has no discriminator; give --classifier, or the run of a GAN")
+        raise UserError(f"run: {config.run} has no discriminator; give --discriminator RUN of a GAN, or --classifier")
     gan = (PixelGan if config.space == "pixel" else LatentGan)(generator, discriminator, device)
     calibration = None
     if config.calibrate or (config.calibrate is None and config.method == "mh-gan"):

@@ -92,17 +92,23 @@ class Opened(NamedTuple):
 
 def open_run(folder: Path, device: torch.device | str = "cpu") -> Opened:
     """The networks of a run that has ended. UserError where there are none, or where it is a diffusion model."""
-    about = about_run(folder)
     if (folder / PIPELINE).exists():
         raise UserError(f"run: {folder} is a diffusion model; open it with diffusers:{folder / PIPELINE}")
-    recipe = Recipe(**{**about["recipe"], "betas": tuple(about["recipe"]["betas"])})
-    with torch.random.fork_rng(devices=[]):
-        setting = Setting(recipe, about["num_classes"], torch.device("cpu"), "fp32")
-        networks = MODELS[about["model"]].build(setting).networks
+    networks = fresh_networks(folder)
     found = [
-        _loaded(networks[name], folder / f"{name}.safetensors", device) for name in Opened._fields if name in networks
+        loaded(networks[name], folder / f"{name}.safetensors", device) for name in Opened._fields if name in networks
     ]
     return Opened(*found, *[None] * (2 - len(found)))
+
+
+def fresh_networks(folder: Path, seed: int = 0) -> nn.ModuleDict:
+    """The networks of a run that has ended as they are before training, drawn by the seed."""
+    about = about_run(folder)
+    recipe = Recipe(**{**about["recipe"], "betas": tuple(about["recipe"]["betas"])})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        setting = Setting(recipe, about["num_classes"], torch.device("cpu"), "fp32")
+        return MODELS[about["model"]].build(setting).networks
 
 
 def about_run(folder: Path) -> dict[str, Any]:
@@ -118,7 +124,8 @@ def read_cost(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _loaded(network: nn.Module, path: Path, device: torch.device | str) -> nn.Module:
+def loaded(network: nn.Module, path: Path, device: torch.device | str) -> nn.Module:
+    """The network with what save_network wrote, in evaluation mode."""
     bake_spectral_norms(network, steps=0)
     network.load_state_dict(load_file(path))
     return network.requires_grad_(False).eval().to(device)
