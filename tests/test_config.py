@@ -1,11 +1,19 @@
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
+from bigroc.recipes import recipes
+from eval.certify.config import CertifyConfig
+from eval.leaderboard.config import EvaluateConfig
+from eval.robust.config import RobustConfig
+from eval.study.augmentation.config import AugmentationConfig
+from eval.study.config import StudyConfig
 from refine.config import RefineConfig
 from robust_models.errors import UserError
-from robust_models.runtime.config import RECIPES, as_plain, read_recipe, resolve
+from robust_models.runtime.config import RECIPES, as_plain, leaves, read_recipe, resolve
 from train.cli import main
 from train.config import TrainConfig
 
@@ -14,10 +22,23 @@ def train_config(**flags: str) -> TrainConfig:
     return resolve(TrainConfig, {"out": "run"}, {name.replace("__", "."): text for name, text in flags.items()})
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    sorted(path.name for path in RECIPES.glob("*.yaml") if not path.name.startswith(("bigroc_", "ablation_", "aug"))),
-)
+SEVERAL = [
+    (schema, leaf)
+    for schema in (TrainConfig, StudyConfig, AugmentationConfig, EvaluateConfig, CertifyConfig, RobustConfig)
+    for leaf in leaves(schema)
+    if isinstance(leaf.default, tuple) and all(isinstance(value, str | float | int) for value in leaf.default)
+]
+
+
+@pytest.mark.parametrize(("schema", "leaf"), SEVERAL, ids=[f"{one.__name__}.{leaf.name}" for one, leaf in SEVERAL])
+def test_a_field_of_several_takes_them_with_commas(schema, leaf):
+    several = leaf.default or ("a", "b")
+    read = TypeAdapter(Annotated[leaf.field.annotation, *leaf.field.metadata]).validate_python
+    assert read(", ".join(map(str, several))) == read(list(several)) == several
+    assert read(str(several[0])) == read([several[0]])
+
+
+@pytest.mark.parametrize("recipe", [f"{one.name}.yaml" for one in recipes() if one.command == "train"])
 def test_every_shipped_recipe_parses_and_its_header_gives_the_command(recipe):
     config = resolve(TrainConfig, read_recipe(recipe), {"out": "run"})
     assert resolve(TrainConfig, as_plain(config)) == config

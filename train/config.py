@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from robust_models.architectures import ACTIVATIONS
@@ -15,7 +15,7 @@ from robust_models.classifier import NORMALIZERS
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.errors import none_of
 from robust_models.images.image_set import OnError
-from robust_models.runtime.config import STRICT, DeviceFlags, Number
+from robust_models.runtime.config import STRICT, DeviceFlags, Number, several
 from robust_models.runtime.device import PRECISION, PrecisionChoice
 from robust_models.threat import NORMS, NormName, check_ball
 
@@ -26,6 +26,10 @@ Count = Annotated[int, Field(ge=0)]
 ObjectiveName = Literal["cross_entropy", "trades", "energy"]
 T = TypeVar("T", int, float)
 _READ_WITH = ("arch", "activation", "normalize")  # of a fresh network, or how init is read
+
+
+def _names(value: Any) -> Any:
+    return value if value == "cifar10" else several(value)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,7 +52,9 @@ class DataConfig:
     on_error: OnError = Field(
         default="fail", description="an unreadable image: fail, or skip (named; the next image takes its place)"
     )
-    class_names: tuple[str, ...] | Literal["cifar10"] = Field(default=(), description="names for an .npz that has none")
+    class_names: Annotated[tuple[str, ...] | Literal["cifar10"], BeforeValidator(_names)] = Field(
+        default=(), description="names for an .npz that has none, with commas, or cifar10 for those of CIFAR-10"
+    )
     validation: Count = Field(default=1000, description="last images of the train split, held out to select the model")
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="train on the first so many of the others only (null: all)"

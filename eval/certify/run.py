@@ -82,7 +82,7 @@ def _certified(config: CertifyConfig, ranks: Ranks) -> dict[str, Any] | None:
     for warning in (warnings := warned(config, model, sigma, greatest)):
         print(f"warning: {warning}", file=sys.stderr)
     if config.plot is not None:
-        draw_curve(config.plot, radii, f"{config.ckpt}, sigma {sigma:g}, N = {config.n:,}, alpha {config.alpha:g}")
+        draw_curve(config.plot, radii, f"{config.ckpt}\nsigma {sigma:g}, N = {config.n:,}, alpha {config.alpha:g}")
     return {
         "images": len(images),
         "certified": [row(radii, r) for r in config.radii],
@@ -248,7 +248,8 @@ def draw_curve(path: Path, radii: np.ndarray, title: str) -> None:
     axes = figure.subplots()
     left = (len(steps) - np.arange(len(steps) + 1)) / len(radii)
     axes.step([0, *steps], left, where="post")
-    axes.set(xlabel="L2 radius, pixels in [0,1]", ylabel="certified accuracy", ylim=(0, 1), title=title)
+    axes.set(xlabel="L2 radius, pixels in [0,1]", ylabel="certified accuracy", ylim=(0, 1))
+    axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
     with whole_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), metadata={PLOTS[path.suffix.lower()]: MADE_BY})

@@ -1,21 +1,16 @@
 """What `bigroc models evaluate` takes: every field, with its range."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from robust_models.checkpoints import embedded_names
 from robust_models.checkpoints.flags import split_checkpoints
-from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, several
 
 PartName = Literal["balls", "apgd", "autoattack", "gradients", "gains"]
-
-
-def _several(value: Any) -> Any:
-    """Text with commas is a list."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -25,7 +20,7 @@ class EvaluateConfig(DeviceFlags):
     models: str = Field(default="", description="classifiers: embedded names or anyone's files, with commas")
     every: bool = Field(default=False, description="all embedded classifiers as well")
     out: Path = Field(description="folder of what was measured; the same command goes on there")
-    parts: Annotated[tuple[PartName, ...], BeforeValidator(_several)] = Field(
+    parts: Annotated[tuple[PartName, ...], BeforeValidator(several)] = Field(
         default=get_args(PartName),
         description="balls (PGD-20 in several norms, calibration, and with their images corruptions and detection), "
         "apgd, autoattack (hours on a CPU), gradients, gains (of refinement, as a study)",
@@ -44,10 +39,10 @@ class EvaluateConfig(DeviceFlags):
         default="bundled:vae-cifar10", description="images of another kind that outputs are to tell (null: left out)"
     )
     reference: str | None = Field(default=None, description="labelled train images for the gradients (null: data)")
-    images: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+    images: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
         default=("bundled:vae-cifar10", "bundled:dcgan-cifar10"), description="generated sets to refine, with commas"
     )
-    refine_eps: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(_several)] = Field(
+    refine_eps: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(several)] = Field(
         default=(1.0, 3.0), description="L2 radii of refinement, pixels in [0,1]"
     )
     judge: str = Field(default="auto", description="feature spaces that judge the gains, as a study has them")

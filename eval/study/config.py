@@ -14,7 +14,16 @@ from refine.method import LOSSES, find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
 from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
-from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, overlaid, read_recipe, resolve
+from robust_models.runtime.config import (
+    STRICT,
+    AtLeastOne,
+    DeviceFlags,
+    Number,
+    overlaid,
+    read_recipe,
+    resolve,
+    several,
+)
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import check_ball
 
@@ -25,13 +34,6 @@ BY_EITHER_NAME = ConfigDict(extra="forbid", populate_by_name=True)  # a resolved
 Seed = Annotated[int, Field(ge=0)]
 StopName = Literal["never", "median", "confidence", "distance"]
 Radius = Annotated[Number, Field(gt=0)]
-
-
-def several(value: Any) -> Any:
-    """One value is a list of one, and text with commas a list: --eps 1,3."""
-    if isinstance(value, str):
-        return [word.strip() for word in value.split(",")]
-    return value if isinstance(value, list | tuple | dict) else [value]
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(several)]

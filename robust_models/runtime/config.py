@@ -34,6 +34,13 @@ def _fraction(value: Any) -> Any:
         return value
 
 
+def several(value: Any) -> Any:
+    """One value is a list of one, and text with commas a list: --eps 1,3. For fields that hold several."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return value if isinstance(value, list | tuple | dict) else [value]
+
+
 Number = Annotated[float, BeforeValidator(_fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from eval.study.config import BY_EITHER_NAME, Seed, check_once, several
+from eval.study.config import BY_EITHER_NAME, Seed, check_once
 from refine.config import RefineConfig
 from robust_models.errors import UserError
-from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, resolve
+from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, Number, resolve, several
 from robust_models.threat import NORMS, NormName, check_ball
 from train.config import Count
 
