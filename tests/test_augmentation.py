@@ -213,6 +213,22 @@ def test_a_study_that_is_killed_goes_on_inside_the_training(root):
     assert not list(folder.glob("cells/*/run"))
 
 
+def test_two_processes_share_a_study_to_the_figures_of_one(root):
+    alone = run_augmentation(config(root, out=str(root / "alone"), seeds=[0, 1]))
+    argv = [sys.executable, "-m", "bigroc", "study", "--config", written(root, seeds=[0, 1]), "--json"]
+    both = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+        for _ in range(2)
+    ]
+    told = [json.loads(process.communicate(timeout=300)[0]) for process in both]
+    done = [row["key"] for row in log(root / "out") if row["status"] == "done"]
+    assert len(done) == len(set(done)) == len(log(root / "alone"))
+    for found in told:
+        assert (found["num_done"], found["failed"]) == (alone["num_cells"], [])
+    figures = [json.loads((root / name / "results.json").read_text())["rows"] for name in ("alone", "out")]
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
