@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 import eval.study.plan as plan_module
 import eval.study.run as run_module
@@ -39,7 +41,7 @@ from robust_models.checkpoints.flags import Source
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.metrics import read_statistics
 from robust_models.runtime.command import run
-from robust_models.runtime.config import RECIPES, as_plain, overlaid, resolve
+from robust_models.runtime.config import RECIPES, STRICT, as_plain, overlaid, resolve
 from robust_models.runtime.files import sha256_of
 from tests.study import (
     MADE_BY_TRAINING,
@@ -408,6 +410,25 @@ def test_a_training_is_known_by_its_recipe_and_the_content_of_its_data(root):
     assert key(data={"path": f"{root}/made.npz"}) != first
     np.savez(root / "real.npz", arr_0=tiny_pixels(40, 9)[0])
     assert key() != first
+
+
+def test_a_training_is_known_again_when_recipes_have_got_more_fields(root):
+    @pydantic_dataclass(frozen=True, config=STRICT)
+    class Later:
+        strength: float = 0.0
+
+    @pydantic_dataclass(frozen=True, config=STRICT, kw_only=True)
+    class LaterConfig(TrainConfig):
+        dither: bool = False
+        later: Later = Field(default_factory=Later)
+
+    def key(schema, **changed):
+        return key_of(training_depends(resolve(schema, {**TRAINED, "out": "any", **changed}, {})))
+
+    assert key(LaterConfig) == key(TrainConfig)
+    assert key(TrainConfig, epochs=1) == key(TrainConfig)  # as it is in TRAINED
+    for changed in ({"dither": True}, {"later": {"strength": 0.1}}, {"seed": 1}, {"attack": {"eps": 0.5, "steps": 2}}):
+        assert key(LaterConfig, **changed) != key(TrainConfig)
 
 
 READ_IN_TRAINING = {  # every field of a recipe that may name images

@@ -13,7 +13,7 @@ from robust_models.checkpoints import find
 from robust_models.checkpoints.flags import reading
 from robust_models.features import FeatureExtractor
 from robust_models.images.open import fingerprint
-from robust_models.runtime.config import as_plain
+from robust_models.runtime.config import as_plain, as_stated
 from robust_models.runtime.device import decide_precision
 from robust_models.runtime.files import sha256_of
 from robust_models.runtime.version import versions
@@ -21,6 +21,7 @@ from train.config import TrainConfig
 from train.state import FREE_TO_CHANGE
 
 FORMAT = 2  # raised whenever the same key would mean other results
+DEFAULTS = 1  # of trainings: raised whenever the default of a field that was there changes
 Depends = dict[str, Any]  # JSON-ready
 _versions = functools.cache(versions)  # asked for every job, again and again
 
@@ -80,8 +81,9 @@ def reference_depends(sha256: str, features: FeatureExtractor, part: str, device
 
 
 def training_depends(config: TrainConfig) -> Depends:
-    """Not the versions: a classifier that is there is not trained again after an upgrade."""
-    plain = {name: value for name, value in as_plain(config).items() if name not in FREE_TO_CHANGE}
+    """Not the versions, nor fields at their defaults: an upgrade trains no classifier again that is there."""
+    plain = {name: value for name, value in as_stated(config).items() if name not in FREE_TO_CHANGE}
+    plain["defaults"] = DEFAULTS
     for name, source in (
         ("data", config.data.path),
         ("generated", config.data.generated),

@@ -115,6 +115,16 @@ def as_plain(config: Any) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
+def as_stated(config: Any) -> dict[str, Any]:
+    """as_plain without the fields at their defaults: one that comes later, with its default, changes nothing."""
+
+    def stated(plain: dict[str, Any]) -> dict[str, Any]:
+        found = {name: stated(value) if isinstance(value, dict) else value for name, value in plain.items()}
+        return {name: value for name, value in found.items() if value != {}}
+
+    return stated(TypeAdapter(type(config)).dump_python(config, mode="json", exclude_defaults=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """A field of a schema that is not a section."""
