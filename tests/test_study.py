@@ -504,6 +504,7 @@ def test_a_cell_at_eps_auto_is_what_its_command_makes_and_says_which_eps(root, m
     assert (cell.axes.eps, cell.eps, raw.eps) == ("auto", cell.scores["eps_taken"], 0)
     assert (cell.eps > 0) == (cell.scores["distance"] > 0) == (accept == "gain")
     assert summary["failed"] == []
+    assert [row["eps_taken"] for row in summary["best"] if "eps auto" in row["cell"]] == [cell.eps]
     words = cell.provenance.command.partition(" && ")[0].removeprefix("bigroc refine ")
     assert f"--eps auto --steps 1 --targets given --loss ce --reference {real} --judge {settings.judge}" in words
     out = root / "refined.npz"

@@ -15,6 +15,7 @@ _SHOWN = {  # score: its head in the table
     "recall": "recall",
     "judge_agreement": "agrees",
     "distance": "moved",
+    "eps_taken": "eps found",
 }
 
 
