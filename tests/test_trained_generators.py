@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from benchmarks.generators import augment, gan, vae
+from benchmarks.generators import augment, gan, train, vae
 from benchmarks.generators.config import GeneratorConfig, recipe_of
 from benchmarks.generators.folder import open_run
 from benchmarks.generators.layers import BatchNorm, Discriminator, add_spectral_norms, bake_spectral_norms
@@ -22,12 +22,14 @@ from benchmarks.generators.models import MODELS
 from benchmarks.generators.sample import SampleConfig, sample
 from benchmarks.generators.train import Run, train_generator
 from robust_models import open_images
+from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.runtime.run_folder import read_metrics
 from robust_models.runtime.signals import Interrupted
 from tests.test_generators import run as refine
 from tests.tiny import tiny_pixels
 
+TRAINED = Path(train.__file__).parent / "trained"
 GANS = ["dcgan", "wgan-gp", "sngan", "ssgan", "cgan-pd", "biggan", "diff-biggan"]
 OF_CLASSES = ["vae", "dcgan", "cgan-pd", "biggan", "diff-biggan", "edm"]
 DIFFUSERS = {"edm", "ddpm"}
@@ -593,6 +595,26 @@ def test_refine_opens_the_folder_of_a_diffusion_model(checkpoint, runs, tmp_path
     own, its = open_images(tmp_path / "s.npz"), open_images(raw)
     assert torch.equal(own.read(0, 3), its.read(0, 3))
     assert (its.labels is None) == (model == "ddpm")
+
+
+def test_the_bundled_samples_are_those_of_the_generator_in_the_repository(tmp_path):
+    sample(SampleConfig(run=TRAINED / "cgan-pd", out=tmp_path / "s.npz", num_images=64, device="cpu"))
+    with np.load(tmp_path / "s.npz") as made, np.load(PRETRAINED / "cgan-pd-cifar10.npz") as bundled:
+        difference = made["arr_0"].astype(int) - bundled["arr_0"][:64]
+        assert np.array_equal(made["arr_1"], bundled["arr_1"][:64])
+    assert np.abs(difference).max() <= 3  # other processors round otherwise
+    assert np.abs(difference).mean() < 0.1
+
+
+def test_the_discriminator_in_the_repository_tells_real_images_from_made_ones():
+    generator, discriminator = open_run(TRAINED / "cgan-pd")
+    with np.load(PRETRAINED / "cifar10-test-500.npz") as real:
+        x = torch.from_numpy(real["arr_0"][:100]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        y = torch.from_numpy(real["arr_1"][:100])
+    torch.manual_seed(0)
+    made = generator(torch.randn(100, *generator.z_shape), y)
+    assert discriminator(x, y).mean() > discriminator(made, y).mean() + 0.2
+    assert discriminator(x, y).mean() > discriminator(x, (y + 1) % 10).mean() + 0.2  # and classes from other ones
 
 
 BAD_SAMPLES = {
