@@ -431,7 +431,7 @@ def test_another_discriminator_and_a_corrector_serve_a_vae(runs, data, tmp_path,
     flags = {"discriminator": runs / "cgan-pd", "corrector_steps": 2, "num_images": 70}
     found = rival(runs, data, tmp_path / "a.npz", "dg-flow", "vae", **flags)
     assert found["passes of preparation"]["corrector"] == 2 * 2 * 64
-    assert found["passes per image"]["discriminator backward"] == 2
+    assert found["passes per image"]["discriminator backward"] == 2 * 2  # it, and the corrector
     rival(runs, data, tmp_path / "raw.npz", "none", "vae", **flags)
     assert not torch.equal(pixels(tmp_path / "a.npz"), pixels(tmp_path / "raw.npz"))
     whole = rivals._part
@@ -464,6 +464,8 @@ BAD = {
         {"model": "vae"},
         "run: .* has no discriminator; give --discriminator RUN of a GAN, or --cl",
     ),
+    "too few real images": ({"method": "mh-gan", "held_out": 49}, "held_out: 49, but .* has 48 images; give fewer"),
+    "no classifier": ({"classifier": "nope"}, "classifier: no file nope"),
     "no run": ({"model": "unknown"}, "run: .* holds no generator"),
     "other classes": ({"classifier": "cifar10-l2-small"}, "classifier: .* knows 10 classes, .* makes 3"),
     "noise chosen in pixels": ({"space": "pixel"}, "space: pixel is for dot and dg-flow; drs chooses noise"),

@@ -22,6 +22,8 @@ LR, BETAS = 2e-4, (0.5, 0.999)
 class Corrected(nn.Module):
     """x in the range `pixels` (and y) -> D + C [N]; both take images in [-1,1], and classes where they have some."""
 
+    networks = 2  # that an image goes through
+
     def __init__(self, discriminator: Any, corrector: nn.Module, pixels: str) -> None:
         super().__init__()
         self.discriminator, self.corrector, self.pixels = discriminator, corrector, pixels

@@ -34,6 +34,7 @@ class LatentGan:
         self.device, self.scale = device, scale
         self.z_shape: tuple[int, ...] = tuple(generator.z_shape)
         self.num_classes: int | None = generator.num_classes
+        self._networks: int = getattr(discriminator, "networks", 1)
         names = ("generator", "generator backward", "discriminator", "discriminator backward")
         self.passes: dict[str, int] = dict.fromkeys(names, 0)
 
@@ -62,7 +63,7 @@ class LatentGan:
             z = z.to(self.device).requires_grad_(True)
             logits = self._judged(self._made(z, y), y)
             (gradient,) = torch.autograd.grad(logits.sum(), z)
-        self.passes["discriminator backward"] += len(z)
+        self.passes["discriminator backward"] += self._networks * len(z)
         self.passes["generator backward"] += 0 if self.in_pixels else len(z)
         return logits.detach().cpu(), gradient.cpu()
 
@@ -71,7 +72,7 @@ class LatentGan:
         return self.generator(z.to(self.device), *self._classes(y))
 
     def _judged(self, x: Tensor, y: Tensor | None) -> Tensor:
-        self.passes["discriminator"] += len(x)
+        self.passes["discriminator"] += self._networks * len(x)
         return self.scale.slope * self.discriminator(x.to(self.device), *self._classes(y)) + self.scale.offset
 
     def _classes(self, y: Tensor | None) -> list[Tensor]:

@@ -33,7 +33,7 @@ from refine.generators.sampler import Sampling
 from refine.generators.samples import BLOCK
 from robust_models import load
 from robust_models.datasets import Dataset, load_dataset
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.images import to_float, to_u8, write_npz
 from robust_models.runtime.command import Command, Summary, run
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, ImageCount, Positive, as_plain
@@ -77,6 +77,8 @@ class RivalConfig(DeviceFlags):
 
 def run_rival(config: RivalConfig) -> Summary:
     """Writes the samples and OUT.json. UserError where the run is no GAN, or where config.out holds other samples."""
+    if config.out.suffix != ".npz":
+        raise UserError(f"out: {config.out} does not end in .npz, which is what samples are written as")
     with exclusive(config.out):
         report, work = config.out.with_suffix(".json"), config.out.with_name(f".{config.out.name}.work")
         about, device = about_run(config.run), pick_device(config.device)
@@ -174,7 +176,8 @@ def _opened(
         raise UserError(f"space: pixel is for {' and '.join(_IN_PIXELS)}; {config.method} chooses noise")
     generator, discriminator = open_run(config.run, device)
     if config.classifier is not None:
-        classifier = load(config.classifier).to(device).requires_grad_(False).eval()
+        with about_field("classifier"):
+            classifier = load(config.classifier).to(device).requires_grad_(False).eval()
         if generator.num_classes not in (None, known := classifier.description.num_classes):
             raise UserError(
                 f"classifier: {config.classifier} knows {known} classes, {config.run} makes {generator.num_classes}"
@@ -226,6 +229,8 @@ _METHODS: dict[Method, Callable[[LatentGan, RivalConfig], Rival]] = {
 
 def _held_out(config: RivalConfig) -> Dataset:
     data = load_dataset(config.data, "test")
+    if len(data) < config.held_out:
+        raise UserError(f"held_out: {config.held_out}, but {config.data} has {len(data)} images; give fewer")
     return data[: config.held_out]
 
 
