@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from robust_models.errors import UserError
-from robust_models.runtime.files import whole_file
+from robust_models.errors import UserError, about_field
+from robust_models.runtime.files import check_place, whole_file
 
 CELL = 96  # pixels per image at least
 GAP = 6
@@ -73,7 +73,11 @@ def fitted(x: Tensor, side: int) -> Tensor:
 
 def check_picture_out(path: Path | None, field: str) -> None:
     """UserError, to be called before any work, where anything but a picture that this module made stands at `path`."""
-    if path is None or not path.exists():
+    if path is None:
+        return
+    if not path.exists():
+        with about_field(field):
+            check_place(path)
         return
     try:
         with Image.open(path) as picture:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from scipy.stats import binomtest, norm
 from torch import nn
 
 from eval.certify.config import CertifyConfig
-from eval.certify.run import noise_like, read_state, run_certify
-from eval.certify.smoothed_votes import ABSTAIN, certify, greatest_radius, lower_bound, predict, radius_of
+from eval.certify.journal import FORMAT, Journal
+from eval.certify.run import noise_like, run_certify
+from eval.certify.smoothed_votes import ABSTAIN, Certificate, certify, greatest_radius, lower_bound, predict, radius_of
 from eval.cli import main
 from robust_models import PGD, UserError, load, save
 from robust_models.attacks import cross_entropy, gradient_and_loss
@@ -43,6 +46,12 @@ def config(root: Path, **changed) -> CertifyConfig:
     return CertifyConfig(ckpt=str(root / "net.safetensors"), data=str(root / "data.npz"), **{**values, **changed})
 
 
+def kept(state: Path) -> dict[int, Certificate]:
+    x_u8 = torch.from_numpy(tiny_pixels(12)[0]).permute(0, 3, 1, 2)
+    with Journal(state, {}, x_u8.contiguous()) as journal:
+        return journal.found
+
+
 class HalfSpace(nn.Module):
     """Class 1 where the first pixel is above `edge`: its smoothed radius at x is |x - edge| exactly."""
 
@@ -69,7 +78,7 @@ def test_what_a_unanimous_vote_certifies(n, times):
 def test_certificates_equal_an_independent_count_on_the_same_noise(root):
     found = run_certify(config(root, state=root / "state.jsonl"))
     model, pixels, labels = load(root / "net.safetensors"), *tiny_pixels(12)
-    kept = read_state(root / "state.jsonl", {})
+    certificates = kept(root / "state.jsonl")
     radii = []
     for k in range(12):
         x = to_float(torch.from_numpy(pixels[k]).permute(2, 0, 1))
@@ -80,9 +89,9 @@ def test_certificates_equal_an_independent_count_on_the_same_noise(root):
         count = answers[10:].count(chosen)
         low = binomtest(count, 60).proportion_ci(confidence_level=0.998, method="exact").low
         radius = 0.25 * norm.ppf(low) if low > 0.5 else 0.0
-        assert kept[k].votes == count
-        assert kept[k].guess == (chosen if low > 0.5 else ABSTAIN)
-        assert kept[k].radius == pytest.approx(radius, rel=1e-6)
+        assert certificates[k].votes == count
+        assert certificates[k].guess == (chosen if low > 0.5 else ABSTAIN)
+        assert certificates[k].radius == pytest.approx(radius, rel=1e-6)
         radii.append(radius if low > 0.5 and chosen == labels[k] else -1)
     at_zero = found["certified"][0]
     assert at_zero["radius"] == 0
@@ -117,7 +126,7 @@ def test_batch_size_changes_nothing_and_a_state_goes_on(root):
     (root / "state.jsonl").write_text("".join(lines[:6]) + lines[6][:20])  # stopped in the middle of a line
     again = run_certify(config(root, state=root / "state.jsonl"))
     assert again["certified"] == whole["certified"]
-    assert read_state(root / "state.jsonl", {}) == read_state(root / "whole.jsonl", {})
+    assert kept(root / "state.jsonl") == kept(root / "whole.jsonl")
 
 
 def test_ranks_share_the_images_and_go_on_from_one_state(root):
@@ -130,7 +139,7 @@ def test_ranks_share_the_images_and_go_on_from_one_state(root):
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert json.loads(ended[0][1])["certified"] == whole["certified"]
     assert ended[1][1] == ""
-    assert read_state(root / "state.jsonl", {}) == read_state(root / "whole.jsonl", {})
+    assert kept(root / "state.jsonl") == kept(root / "whole.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_ranks_share_the_images_and_go_on_from_one_state(root):
     [
         ("{}\n", "is not a state that certify wrote"),
         ("no json\n", "is not a state that certify wrote"),
-        (json.dumps({"format": "bigroc certificates 1", "checkpoint": "0"}) + "\n", "another run: checkpoint was 0"),
+        (json.dumps({"format": FORMAT, "checkpoint": "0"}) + "\n", "another run: checkpoint was 0"),
     ],
 )
 def test_a_foreign_state_is_refused(root, content, message):
@@ -146,6 +155,44 @@ def test_a_foreign_state_is_refused(root, content, message):
     with pytest.raises(UserError, match=message):
         run_certify(config(root, state=root / "state.jsonl"))
     assert (root / "state.jsonl").read_text() == content
+
+
+def test_a_state_of_other_images_is_refused_whatever_the_file_is_called(root):
+    state = root / "state.jsonl"
+    run_certify(config(root, state=state, limit=2))
+    (root / "again").mkdir()
+    shutil.copy(root / "data.npz", root / "again" / "same.npz")
+    found = run_certify(replace(config(root, state=state, limit=4), data=str(root / "again" / "same.npz")))
+    assert found["images"] == 4
+    assert [json.loads(line)["image"] for line in state.read_text().splitlines()[1:]] == [0, 1, 2, 3]
+    pixels, labels = tiny_pixels(12, seed=7)
+    np.savez(root / "data.npz", arr_0=pixels, arr_1=labels, class_names=np.array(CLASSES))
+    before = state.read_text()
+    with pytest.raises(UserError, match=r"certificates of other images \(number 0 is another one here\)"):
+        run_certify(config(root, state=state))
+    assert state.read_text() == before
+
+
+def test_a_damaged_line_is_named_and_nothing_is_lost(root):
+    state = root / "state.jsonl"
+    run_certify(config(root, state=state, limit=4))
+    lines = state.read_text().splitlines(keepends=True)
+    for damage in ("{broken\n", "{}\n", '{"image": 1}\n', "7\n"):
+        state.write_text("".join([*lines[:2], damage, *lines[3:]]))
+        with pytest.raises(UserError, match="damaged at line 3; remove that line"):
+            run_certify(config(root, state=state, limit=4))
+    state.write_text("".join([*lines[:2], *lines[3:]]))
+    run_certify(config(root, state=state, limit=4))
+    assert sorted(state.read_text().splitlines()) == sorted("".join(lines).splitlines())
+
+
+@pytest.mark.parametrize("plot", ["file/c.png", "file/new/c.png", "/proc/c.png"])
+def test_a_place_for_no_plot_is_told_before_any_work(root, plot, monkeypatch):
+    (root / "file").write_text("")
+    monkeypatch.setattr("eval.certify.run.load_classifier", lambda *_: pytest.fail("worked"))
+    with pytest.raises(UserError, match=r"plot: .*cannot be written"):
+        run_certify(config(root, plot=root / plot))
+    assert sorted(path.name for path in root.iterdir()) == ["data.npz", "file", "net.safetensors"]
 
 
 def test_what_is_wrong_is_one_line(root, capsys):
@@ -200,7 +247,7 @@ def test_any_command_may_smooth_its_classifier(root):
     assert not np.array_equal(images[2], images["plain"])
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"no state\n", None])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\n", b"no state\n", None])
 def test_what_is_no_state_is_one_line_and_stays(root, content):
     state = root / "state"
     state.mkdir() if content is None else state.write_bytes(content)

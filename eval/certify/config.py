@@ -33,7 +33,7 @@ class CertifyConfig(BatchFlags, CheckpointFlags):
     n0: AtLeastOne = Field(100, description="samples that choose the class")
     n: AtLeastOne = Field(10_000, description="fresh samples that bound its probability; more certify larger radii")
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.001, description="chance that a certificate is wrong")
-    radii: Annotated[tuple[Annotated[Number, Field(ge=0)], ...], BeforeValidator(several)] = Field(
+    radii: Annotated[tuple[Annotated[Number, Field(ge=0, allow_inf_nan=False)], ...], BeforeValidator(several)] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), description="L2 radii whose certified accuracy is printed, pixels in [0,1]"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of the noise; image k's depends on (seed, k) alone")

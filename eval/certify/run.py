@@ -1,9 +1,7 @@
 """The `certify` measurement: certificates image by image, kept as they come, and what they say together."""
 
-import json
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,23 +13,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.certify.config import CertifyConfig
+from eval.certify.journal import Journal
 from eval.certify.smoothed_votes import ABSTAIN, Certificate, Draw, certify, greatest_radius, radius_of
 from eval.robust.stages import binomial_interval
 from robust_models.attacks import frozen_eval
 from robust_models.checkpoints.flags import load_classifier
 from robust_models.classifier import RobustClassifier
 from robust_models.datasets import open_dataset
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.folding import folded
 from robust_models.images import to_float
 from robust_models.labels import fit_labels
 from robust_models.runtime.command import Summary
 from robust_models.runtime.device import decide_precision, exact_fp32, place
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import exclusive, whole_file
+from robust_models.runtime.files import check_place, exclusive, whole_file
 from robust_models.runtime.seeds import EVALUATION, generator
 
-FORMAT = "bigroc certificates 1"
 MADE_BY = "bigroc eval certify"
 PLOTS = {".png": "Software", ".svg": "Creator", ".pdf": "Creator"}  # and where each says who made it
 
@@ -64,23 +62,24 @@ def _certified(config: CertifyConfig, ranks: Ranks) -> dict[str, Any] | None:
     precision = decide_precision(config.precision, device, "measurement")
     settings = {
         "checkpoint": checkpoint.sha256,
-        "data": config.data,
         **{name: getattr(config, name) for name in ("n0", "n", "alpha", "seed")},
         "sigma": sigma,
         "device": device.type,
         "precision": precision.precision,
     }
-    found = ranks.share(read_state(config.state, settings) if config.state and ranks.is_first else {})
+    greatest = greatest_radius(config.n, sigma, config.alpha)
+    warnings = warned(config, model, sigma, greatest)
+    if ranks.is_first:
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     images = range(0, len(labels), config.every)
     seen = place(folded(model), device, precision.precision)
-    with Journal(config.state if ranks.is_first else None, settings, found) as journal, exact_fp32():
+    with Journal(config.state if ranks.is_first else None, settings, data.x_u8) as journal, exact_fp32():
+        found = ranks.share(journal.found)
         _certify_all(seen, data.x_u8, [k for k in images if k not in found], sigma, config, found, journal, ranks)
     if not ranks.is_first:
         return None
     radii = np.array([found[k].radius if found[k].guess == labels[k] else -1.0 for k in images])
-    greatest = greatest_radius(config.n, sigma, config.alpha)
-    for warning in (warnings := warned(config, model, sigma, greatest)):
-        print(f"warning: {warning}", file=sys.stderr)
     if config.plot is not None:
         draw_curve(config.plot, radii, f"{config.ckpt}\nsigma {sigma:g}, N = {config.n:,}, alpha {config.alpha:g}")
     return {
@@ -107,11 +106,14 @@ def _certify_all(
     sigma: float,
     config: CertifyConfig,
     found: dict[int, Certificate],
-    journal: "Journal",
+    journal: Journal,
     ranks: Ranks,
 ) -> None:
     """Certificates of the images that are left into `found`, as many at a time as there are ranks, one each."""
-    with frozen_eval(model), tqdm(total=len(left), unit="img", desc="certify", disable=not ranks.is_first) as bar:
+    with (
+        frozen_eval(model),
+        tqdm(total=len(left), unit="img", desc="certify", disable=not (ranks.is_first and left)) as bar,
+    ):
         for at in range(0, len(left), ranks.world):
             together = left[at : at + ranks.world]
             numbers = torch.zeros(len(together), 2, dtype=torch.int64)
@@ -175,60 +177,6 @@ def row(radii: np.ndarray, r: float) -> dict[str, Any]:
     }
 
 
-class Journal:
-    """Certificates appended to the state as they come, each line whole; without a file it keeps nothing."""
-
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], found: Mapping[int, Certificate]) -> None:
-        self._file = None
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [{"format": FORMAT, **settings}, *({"image": k, **asdict(found[k])} for k in sorted(found))]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._file = path.open("a")
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-
-    def add(self, image: int, found: Certificate) -> None:
-        """On the disk before the next image is begun."""
-        if self._file:
-            self._file.write(json.dumps({"image": image, **asdict(found)}) + "\n")
-            self._file.flush()
-
-
-def read_state(path: Path, settings: Mapping[str, Any]) -> dict[int, Certificate]:
-    """The certificates of an earlier run with the same settings, by image; a line cut short is left out.
-
-    UserError for a file that is no such state, or of other settings.
-    """
-    if not path.exists():
-        return {}
-    try:
-        head, *lines = path.read_text("utf-8").split("\n")
-        begun = json.loads(head)
-    except (OSError, ValueError):  # a folder, bytes that are no text, another text
-        begun, lines = None, []
-    if not isinstance(begun, dict) or begun.get("format") != FORMAT:
-        raise UserError(f"state: {path} is not a state that certify wrote; name another file")
-    for name, value in settings.items():
-        if begun.get(name) != value:
-            raise UserError(
-                f"state: {path} belongs to another run: {name} was {begun.get(name)} there and is {value} here; name "
-                "another file, or remove it to begin again"
-            )
-    found = {}
-    for line in lines[:-1]:  # what follows the last line's end was cut short
-        entry = json.loads(line)
-        image = entry.pop("image")
-        found[image] = Certificate(**entry)
-    return found
-
-
 def check_plot(path: Path | None) -> None:
     """UserError, before any work, for a plot of a kind that is not drawn, or where something else stands."""
     if path is None:
@@ -237,6 +185,8 @@ def check_plot(path: Path | None) -> None:
         raise UserError(f"plot: {path} ends in none of {', '.join(PLOTS)}")
     if path.exists() and not (path.is_file() and MADE_BY.encode() in path.read_bytes()):
         raise UserError(f"plot: {path} is no plot that this program made; choose another name")
+    with about_field("plot"):
+        check_place(path)
 
 
 def draw_curve(path: Path, radii: np.ndarray, title: str) -> None:
@@ -248,7 +198,7 @@ def draw_curve(path: Path, radii: np.ndarray, title: str) -> None:
     axes = figure.subplots()
     left = (len(steps) - np.arange(len(steps) + 1)) / len(radii)
     axes.step([0, *steps], left, where="post")
-    axes.set(xlabel="L2 radius, pixels in [0,1]", ylabel="certified accuracy", ylim=(0, 1))
+    axes.set(xlabel="L2 radius, pixels in [0,1]", ylabel="certified accuracy", ylim=(0, 1.02))
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
     with whole_file(path) as partial:
@@ -268,6 +218,5 @@ def format_certify(summary: Summary) -> str:
             f"average certified radius {summary['average_certified_radius']:.4f}; abstained {summary['abstained']:.2%}",
             f"{summary['images']} images; sigma {summary['sigma']:g}, n0 {summary['n0']}, N = {summary['n']:,}, alpha "
             f"{summary['alpha']:g}, seed {summary['seed']}, {summary['precision']}; {summary['wall_s']:.1f} s",
-            *(f"warning: {warning}" for warning in summary["warnings"]),
         ]
     )

@@ -19,10 +19,10 @@ from eval.study.config import BUNDLED, StudyConfig, located, recipe_values
 from eval.study.run import run_study
 from robust_models.checkpoints.checks import check_classifier, check_names
 from robust_models.checkpoints.flags import file_of
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import resolve
-from robust_models.runtime.files import exclusive, sha256_of, whole_file
+from robust_models.runtime.files import check_place, exclusive, sha256_of, whole_file
 from robust_models.runtime.version import environment
 
 GAINS_RECIPE = "ablation_classifier.yaml"  # whose quick form is the study of the gains
@@ -61,6 +61,9 @@ class Measurement:
 def run_evaluate(config: EvaluateConfig) -> Summary:
     """Measures what is missing in config.out, writes a card for each classifier there and the leaderboard."""
     check_evaluate(config)
+    if config.table is not None:
+        with about_field("table"):
+            check_place(config.table)
     with exclusive(config.out / "leaderboard"):
         measured = [Measured(name, sha256_of(file_of(name)), dict(_of_one(config, name))) for name in config.names]
         if "gains" in config.parts:

@@ -31,12 +31,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     UserError where there is no room or no permission, and where a folder, a device or a pipe is there. A link is
     replaced; what it leads to stays.
     """
-    _check_kind(path, "file", path.is_file())
-    _make_parent(path)
-    with reporting_no_room(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial = _partial_of(path)
     try:
         with reporting_no_room(path):
             yield partial
@@ -46,6 +41,29 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """UserError where whole_file could not write: to be asked before long work. Makes nothing."""
+    if path.parent.exists():
+        _partial_of(path).unlink()
+        return
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"{path}: cannot be written (no folder can be made in {above}); choose another place")
+
+
+def _partial_of(path: Path) -> Path:
+    """A new empty file beside `path`."""
+    _check_kind(path, "file", path.is_file())
+    _make_parent(path)
+    try:
+        with reporting_no_room(path):
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    os.close(handle)
+    return Path(name)
 
 
 @contextmanager
