@@ -30,6 +30,7 @@ from robust_models.runtime.files import sha256_of
 MAX_REFERENCE = 10_000  # images of the reference, spread evenly
 JUDGE_BATCH = 100
 VERDICT_RESAMPLES = 400
+LEAST = 4  # images, two of which choose and two of which judge
 LEAST_FOR_VERDICT = 100  # images: with fewer the command says so
 
 MEASURES = {"frechet": "Frechet distance", "kid": "KID"}
@@ -90,9 +91,9 @@ class Judging:
                 check_uninvolved(judge, name, sha256_of(file_of(name)), classifier.description)
             for part in (images, reference):
                 check_images(part, judge)
-        if min(len(images), len(reference)) < 4:
+        if min(len(images), len(reference)) < LEAST:
             raise UserError(
-                f"{config.auto_fields[0]}: auto needs at least 4 images and 4 real; got {len(images)} and "
+                f"{config.auto_fields[0]}: auto needs at least {LEAST} images and {LEAST} real; got {len(images)} and "
                 f"{len(reference)}"
             )
         every = spread(len(reference), MAX_REFERENCE)

@@ -511,9 +511,30 @@ def test_a_cell_at_eps_auto_is_what_its_command_makes_and_says_which_eps(root, m
     assert refine.cli.main([*words.replace("refined.npz", str(out)).split(), "--device", "cpu"]) == 0
     with np.load(out) as stored, np.load(cell.arrays) as arrays:
         assert np.array_equal(arrays["examples_u8"], stored["arr_0"].transpose(0, 3, 1, 2)[:EXAMPLES])
-    page = page_text(digested(results, resamples=20))
-    assert "eps auto was chosen on half of the very images" in page
+    digest = digested(results, resamples=20)
+    (made,) = digest.sets
+    page = page_text(digest)
     assert "eps found" in page
+    assert ("eps auto was chosen on half of the very images" in page) == (accept == "gain")
+    assert ("auto found no sure gain and left the images as they came" in page) == (accept == "no gain")
+    assert [row.cell for row in made.refined] == ([cell] if accept == "gain" else [])
+
+
+def test_cells_are_compared_with_the_images_that_their_seed_draws(root):
+    images = [{"name": "made", "path": str(root / "made.npz"), "limit": 12}]
+    _, results = study(config(root, images=images, seeds=[0, 1], eps=1, reference_images=str(root / "real.npz")))
+    assert results is not None
+    digest = digested(results, resamples=20)
+    assert [one.name for one in digest.sets] == ["made", "made, seed 1"]
+    for one in digest.sets:
+        assert one.raw is not None
+        for row in one.refined:
+            assert row.distance is not None
+            assert row.from_raw is not None
+            assert row.cell.axes.seed == one.raw.cell.axes.seed
+            assert row.from_raw.value == pytest.approx(row.distance.value - one.raw.distance.value)
+    page = page_text(digest)
+    assert "made, seed 1" in page
 
 
 def test_an_image_set_has_its_own_eps_and_targets(root):
@@ -602,6 +623,19 @@ MISTAKES = {
         "eps": {"l2": [1], "linf": [0.1]},
     },
     r"targets: 'sure' is none of": {"images": [{"name": "a", "path": "made.npz", "targets": "sure"}]},
+    r"images: a: targets: given stands twice": {
+        "images": [{"name": "a", "path": "made.npz", "targets": "given,given"}]
+    },
+    r"images: a: eps: auto stands twice": {"images": [{"name": "a", "path": "made.npz", "eps": "auto,auto"}]},
+    r"images\.0\.eps: value should have at least 1 item": {"images": [{"name": "a", "path": "made.npz", "eps": []}]},
+    r"images\.bare: targets: given, but bare\.npz has no labels; give that set others": {
+        "images": [{"name": "bare", "path": "bare.npz", "targets": "given"}]
+    },
+    r"images\.three: eps: auto needs 4 images and 4 real ones; got 3 and 40": {
+        "images": [{"name": "three", "path": "made.npz", "limit": 3, "eps": "auto"}]
+    },
+    r"images\.0\.epsilon: unknown key\\n$": {"images": [{"name": "a", "path": "made.npz", "epsilon": 1}]},
+    r"eps\.0: .*got '1:30'": {"eps": "1:30"},
     r"eps: has radii for l2, but norm is l2, linf": {"eps": {"l2": [3]}, "norm": ["l2", "linf"]},
     r"norm: 'l3' is none of": {"norm": "l3"},
     r"steps: 7 stands twice": {"steps": [7, 7]},
@@ -629,6 +663,7 @@ def test_mistakes_are_told_in_one_line_before_any_work(message, root, monkeypatc
     pixels = tiny_pixels(12)[0]
     np.savez("wide.npz", arr_0=pixels[:, :8])
     np.savez("deep.npz", arr_0=pixels.astype(np.uint16))
+    np.savez("bare.npz", arr_0=pixels)
     np.savez("far.npz", arr_0=pixels, arr_1=np.full(12, 7))
     judge = {"features": f"classifier:{root}/judge.safetensors", "sha256": sha256_of(root / "judge.safetensors")}
     np.savez("own.npz", mu=np.zeros(128), sigma=np.eye(128), n=9, **judge)
@@ -646,6 +681,7 @@ def test_mistakes_are_told_in_one_line_before_any_work(message, root, monkeypatc
     [
         (["--cell", "0/3"], "cell: '0/3' is no share; expected I/N"),
         (["--cell", "4/3"], "cell: '4/3' is no share"),
+        (["--cell", ""], "cell: '' is no share"),
         (["--cell", "1/3", "--merge"], "merge: does not go with --cell"),
         (["--quick"], "has no quick form; run it without"),
         (["--cel", "1/3"], "--cel: no such flag; did you mean --cell?"),

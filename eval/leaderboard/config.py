@@ -21,6 +21,7 @@ class EvaluateConfig(DeviceFlags):
     every: bool = Field(default=False, description="all embedded classifiers as well")
     out: Path = Field(description="folder of what was measured; the same command goes on there")
     parts: Annotated[tuple[PartName, ...], BeforeValidator(several)] = Field(
+        min_length=1,
         default=get_args(PartName),
         description="balls (PGD-20 in several norms, calibration, and with their images corruptions and detection), "
         "apgd, autoattack (hours on a CPU), gradients, gains (of refinement, as a study)",
@@ -54,7 +55,7 @@ class EvaluateConfig(DeviceFlags):
     def names(self) -> list[str]:
         """The classifiers one by one, each once."""
         given = split_checkpoints(self.models) if self.models else []
-        return list(dict.fromkeys([*given, *(embedded_names() if self.every else [])]))
+        return list(dict.fromkeys([*filter(None, given), *(embedded_names() if self.every else [])]))
 
     @model_validator(mode="after")
     def _has_some(self) -> "EvaluateConfig":

@@ -38,7 +38,7 @@ class StudyCommand(Command):
             return self.variants()[0](argv)
         flags = vars(self.parser().parse_args(argv))
         own = {name: flags.pop(name) for name in ("config", "quick", "cell", "merge", "dry_run", "json", "debug")}
-        if own["cell"] and own["merge"]:
+        if own["cell"] is not None and own["merge"]:
             raise UserError("merge: does not go with --cell; run it once, after all shares")
         config = resolve(self.schema, recipe_values(own["config"], quick=own["quick"]), flags)
 
@@ -47,7 +47,7 @@ class StudyCommand(Command):
         if own["dry_run"]:
             _print_grid(config, as_json=own["json"])
             return 0
-        share = Share.parse(own["cell"]) if own["cell"] else None
+        share = None if own["cell"] is None else Share.parse(own["cell"])
         command = shlex.join(["bigroc", "study", *argv])
         summary = run_study(config, Part(share, own["merge"]), command=command)
         if summary is None:

@@ -38,7 +38,7 @@ Radius = Annotated[Number, Field(gt=0)]
 
 Names = Annotated[tuple[str, ...], BeforeValidator(several)]
 Radii = Annotated[tuple[Radius, ...], BeforeValidator(several)]
-EpsValues = Annotated[tuple[Radius | Literal["auto"], ...], BeforeValidator(several)]
+EpsValues = Annotated[tuple[Radius | Literal["auto"], ...], BeforeValidator(several), Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=BY_EITHER_NAME, kw_only=True)
@@ -70,7 +70,7 @@ class ImagesSpec:
         default=None, description="so many of its images, drawn by the seed"
     )
     eps: EpsValues | None = Field(default=None, description="in the place of the study's, where that has one norm")
-    targets: Names = Field(default=(), description="in the place of the study's")
+    targets: Names | None = Field(default=None, description="in the place of the study's")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -185,9 +185,13 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
             raise ValueError(f"eps: has radii for {', '.join(self.eps)}, but norm is {', '.join(self.norm)}")
         for images in self.images:
             if images.eps is not None and len(self.norm) > 1:
-                raise ValueError(f"images: {images.name} has eps of its own, but the study has {len(self.norm)} norms")
-        for norm, images in itertools.product(self.norm, (None, *self.images)):
-            check_once("eps", self.radii(norm, images))
+                raise ValueError(
+                    f"images: {images.name} has eps of its own, but the study has {len(self.norm)} norms: leave one"
+                )
+            check_once(f"images: {images.name}: targets", images.targets or ())
+        for norm, images in itertools.product(self.norm, self.images):
+            whose = "" if images.eps is None else f"images: {images.name}: "
+            check_once(f"{whose}eps", self.radii(norm, images))
             for eps in self.radii(norm, images):
                 _check_eps(norm, eps)
         for axis in self.vary:
@@ -201,7 +205,7 @@ class StudyConfig(AxisFlags, JudgeFlags, ReportFlags, MachineFlags):
             raise ValueError("robust: needs labelled test images to attack; give data")
         for loss in self.loss:
             find_loss(loss)
-        for targets in {*self.targets, *(targets for images in self.images for targets in images.targets)}:
+        for targets in {*self.targets, *(targets for images in self.images for targets in images.targets or ())}:
             values = {"ckpt": "any", "input": "any", "out": "any", "eps": 0, "targets": targets}
             resolve(RefineConfig, values)
         return self

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from eval.study.config import AUTO, BUNDLED, ClassifierSpec, StudyConfig, located
+from refine.auto_judging import LEAST
 from refine.targets import known_targets
 from robust_models.checkpoints.flags import load_classifier
 from robust_models.classifier import Description, RobustClassifier
@@ -101,6 +102,8 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     for spec, judge in itertools.product(config.images, judges):
         images[spec.name] = _open_images(spec.path, spec.limit, judge.features, f"images.{spec.name}")
         _check_sizes(images[spec.name], judge.real, f"images.{spec.name}")
+    if config.has_auto and judges[0].real is not None:
+        _check_auto(config, images, judges[0].real)
     data = _open_data(config)
     inputs = Inputs(
         judges,
@@ -114,6 +117,17 @@ def open_inputs(config: StudyConfig, device: torch.device) -> Inputs:
     return inputs
 
 
+def _check_auto(config: StudyConfig, images: Mapping[str, Images], real: Images) -> None:
+    """UserError where a set has too few images for eps auto, half of which choose and half of which judge."""
+    for spec in config.images:
+        given = images[spec.name]
+        n, n_real = given.limit or len(given.set), len(real.set)
+        if any(AUTO in config.radii(norm, spec) for norm in config.norm) and min(n, n_real) < LEAST:
+            raise UserError(
+                f"images.{spec.name}: eps: auto needs {LEAST} images and {LEAST} real ones; got {n} and {n_real}"
+            )
+
+
 def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -> None:
     """UserError where a classifier's classes do not fit what it is to refine or to be tested on; any size does."""
     without_network = RobustClassifier(nn.Identity(), checkpoint.description)
@@ -122,11 +136,18 @@ def check_classes(config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint) -
             images = inputs.images[spec.name].set
             modes = spec.targets or config.targets or (("given",) if images.labels is not None else ())
             for mode in modes:
+                if mode == "given" and images.labels is None:
+                    raise UserError(
+                        f"images.{spec.name}: targets: given, but {spec.path} has no labels; give that set others: "
+                        "{name: ..., targets: pseudo}"
+                    )
                 known_targets(mode, images, without_network)
         if inputs.data is not None:
             data = inputs.data
             fit_labels(data.y.numpy(), data.class_names, checkpoint.description.class_names, source=data.source)
     except UserError as error:
+        if str(error).startswith("images."):
+            raise
         raise UserError(f"classifiers.{checkpoint.spec.name}: {error}") from error
 
 

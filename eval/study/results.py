@@ -32,6 +32,11 @@ class Axes:
         return found | {f"stop_{field}": None if real is None else str(real)}
 
     @property
+    def drawn(self) -> str:
+        """What tables call the images: those that another seed draws are other ones."""
+        return f"{self.images}, seed {self.seed}" if self.seed else self.images
+
+    @property
     def is_raw(self) -> bool:
         """Whether the images stay as they came."""
         return self.classifier is None
@@ -96,6 +101,11 @@ class CellResult:
     arrays: Path | None = None
     provenance: Provenance | None = None
     error: str | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether auto found no sure gain, and left the images as they came."""
+        return self.axes.eps == "auto" and self.eps == 0
 
     @property
     def eps(self) -> float:

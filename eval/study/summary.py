@@ -32,8 +32,8 @@ def failures(results: Results, classifiers: Collection[str], cells: Collection[A
 def best_cells(results: Results) -> list[dict[str, Any]]:
     """Of each image set as it came and the refined cells of smallest distance, ready for JSON."""
     rows = []
-    for images in dict.fromkeys(cell.axes.images for cell in results.cells):
-        done = [cell for cell in results.cells if cell.axes.images == images and not cell.error]
+    for images in dict.fromkeys(cell.axes.drawn for cell in results.cells):
+        done = [cell for cell in results.cells if cell.axes.drawn == images and not cell.error]
         raw = [cell for cell in done if cell.axes.is_raw]
         refined = sorted((cell for cell in done if not cell.axes.is_raw), key=_distance)
         rows += [_row(cell) for cell in [*raw, *refined[:BEST]]]

@@ -102,7 +102,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """The fields of the YAML recipe at the path `name`, or shipped under that name in configs/."""
     path = find_recipe(name)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _Yaml)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"--config: {path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -221,10 +221,24 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML without the base 60 of its version 1.1, which reads 1:30 as 90: here that stays text."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            return node.value
+        as_int = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if as_int else self.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _Yaml.add_constructor(f"tag:yaml.org,2002:{_tag}", _Yaml.construct_number)
+
+
 def _scalar(text: str) -> Any:
     """A flag's text as YAML reads it; 1e-3 is a number here, though YAML 1.1 wants 1.0e-3."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Yaml)
     except yaml.YAMLError:
         return text
     if isinstance(value, str):
@@ -239,8 +253,11 @@ def _one_line(error: ValidationError, schema: type) -> str:
     first = error.errors()[0]
     # Path pieces that name a member of a union, not a field, carry brackets or are names of numbers.
     name = ".".join(str(piece) for piece in first["loc"] if not ("[" in str(piece) or str(piece) in _NUMBERS))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 and first["type"] in _KEY_ERRORS else ""
+    others = sum(one["type"] in _KEY_ERRORS for one in error.errors()) - 1
+    more = f" (and {others} more)" if others > 0 and first["type"] in _KEY_ERRORS else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if any(isinstance(piece, int) for piece in first["loc"]):  # in a list: of another schema
+            return f"{name}: unknown key{more}"
         known = [leaf.name for leaf in leaves(schema)]
         near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
             name.rsplit(".", 1)[-1], [leaf.rsplit(".", 1)[-1] for leaf in known], n=1

@@ -39,11 +39,14 @@ def _few(digest: Digest) -> Iterator[str]:
 
 
 def _chosen(digest: Digest) -> Iterator[str]:
-    if any(row.cell.axes.eps == "auto" for row in digest.rows):
+    searched = [row for row in digest.rows if row.cell.axes.eps == "auto" and not row.cell.error]
+    if any(not row.cell.is_left for row in searched):
         yield (
-            "eps auto was chosen on half of the very images that are scored, by the first judge: its distance is a "
-            "little lower than on images that had no part in it."
+            "eps auto was chosen on half of the very images that are scored (1,000 at most), by the first judge: its "
+            "distance is a little lower than on images that had no part in it."
         )
+    if left := [f"{row.cell.axes.drawn} by {row.label}" for row in searched if row.cell.is_left]:
+        yield f"eps auto found no sure gain and left the images as they came (eps found 0): {listed(left)}."
 
 
 def _not_robust(digest: Digest) -> Iterator[str]:

@@ -100,6 +100,11 @@ class Comparison:
         """Of the versions, in the order given."""
         return tuple(self._values)
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are enough images for intervals, without which no difference means anything."""
+        return self.n >= LEAST_IMAGES
+
     def distance(self, name: str) -> Estimate:
         """That of one version, with its 95 % interval."""
         return Estimate(self._values[name], self._intervals.get(name))

@@ -75,8 +75,8 @@ class SetDigest:
 
     @cached_property
     def refined(self) -> tuple[Row, ...]:
-        """The rows of refined images that have a distance."""
-        return tuple(row for row in self.scored if not row.cell.axes.is_raw)
+        """The rows of refined images that have a distance; those that auto left as they came are not refined."""
+        return tuple(row for row in self.scored if not (row.cell.axes.is_raw or row.cell.is_left))
 
     @cached_property
     def tied(self) -> tuple[Row, ...]:
@@ -94,7 +94,7 @@ class SetDigest:
 
     def differences(self, row: Row, other: Row) -> list[Difference]:
         """Of their distances, by each judge; [] where the features of one are not at hand."""
-        if row.anchor not in self.comparison or other.anchor not in self.comparison:
+        if row.anchor not in self.comparison or other.anchor not in self.comparison or not self.comparison.is_enough:
             return []
         return [judge.difference(row.anchor, other.anchor) for judge in (self.comparison, *self.others)]
 
@@ -152,7 +152,7 @@ def digested(results: Results, *, resamples: int = RESAMPLES) -> Digest:
     lead = JudgedBy(results.judge, results.reference, results.reference_words, results.real)
     references = [_reference(judge, results) for judge in (lead, *results.others)]
     axes = varied(results.cells)
-    names = dict.fromkeys(cell.axes.images for cell in results.cells)
+    names = dict.fromkeys(cell.axes.drawn for cell in results.cells)
     sets = [_set(results, name, f"images-{i}", axes, references, resamples) for i, name in enumerate(names, 1)]
     others = tuple(MEASURES[measure_of(reference)] for reference in references[1:])
     return Digest(results, axes, tuple(sets), resamples, _num_features(references[0]), others)
@@ -180,7 +180,7 @@ def _reference(judge: JudgedBy, results: Results) -> SetReference:
 def _set(
     results: Results, name: str, anchor: str, axes: Sequence[str], references: Sequence[SetReference], resamples: int
 ) -> SetDigest:
-    cells = [(anchor, cell) for anchor, cell in _numbered(results) if cell.axes.images == name]
+    cells = [(anchor, cell) for anchor, cell in _numbered(results) if cell.axes.drawn == name]
     comparison, *others = (
         Comparison(_features(cells, "features" if i == 1 else f"features_{i}"), reference, resamples=resamples)
         for i, reference in enumerate(references, 1)
@@ -201,14 +201,16 @@ def _set(
 
 
 def _from_raw(comparison: Comparison, anchor: str, raw: str | None) -> Difference | None:
-    if raw is None or raw == anchor or raw not in comparison or anchor not in comparison:
+    if raw is None or raw == anchor or not comparison.is_enough:
+        return None
+    if raw not in comparison or anchor not in comparison:
         return None
     return comparison.difference(anchor, raw)
 
 
 def _marks(comparison: Comparison) -> dict[str, str]:
     """None at all where nothing stands apart."""
-    if len(comparison.names) < 2:
+    if len(comparison.names) < 2 or not comparison.is_enough:
         return {}
     tied = comparison.tied()
     if len(tied) == len(comparison.names):

@@ -72,7 +72,7 @@ def _axes_to_plot(digest: Digest) -> list[str]:
     several = [
         axis
         for axis in dict.fromkeys((*digest.results.vary, "eps", "classifier"))
-        if axis != "images" and len({getattr(row.cell.axes, axis) for row in _refined(digest)}) > 1
+        if axis not in ("images", "seed") and len({getattr(row.cell.axes, axis) for row in _refined(digest)}) > 1
     ]
     return [axis for axis in several if axis != "classifier"] or several
 

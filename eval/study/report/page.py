@@ -62,7 +62,7 @@ class Failure:
 def failures(digest: Digest) -> list[Failure]:
     """Cells and classifiers that failed or wait, with their one line."""
     found = [
-        Failure(f"{row.cell.axes.images}, {row.label}", row.anchor, row.cell.error)
+        Failure(f"{row.cell.axes.drawn}, {row.label}", row.anchor, row.cell.error)
         for row in digest.rows
         if row.cell.error is not None
     ]

@@ -61,7 +61,7 @@ def cell_strip(row: Row, side: int) -> Strip | None:
     examples = _read(arrays, "examples_u8") if arrays is not None and row.cell.error is None else None
     if examples is None:
         return None
-    alt = f"{min(SHOWN, len(examples))} images of {row.cell.axes.images}: {row.label}"
+    alt = f"{min(SHOWN, len(examples))} images of {row.cell.axes.drawn}: {row.label}"
     return _strip(row.label, row.anchor, examples, side, alt)
 
 

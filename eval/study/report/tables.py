@@ -22,7 +22,6 @@ _AXIS_HEADINGS = {
     "steps": "Steps",
     "targets": "Targets",
     "loss": "Loss",
-    "seed": "Seed",
     "stop": "Stop",
 }
 _SCORES = {  # name: heading, factor

@@ -13,9 +13,8 @@ AXES = (
     "steps",
     "targets",
     "loss",
-    "seed",
     "stop",
-)  # of a refined cell, besides its images and classifier
+)  # of a refined cell, besides its images (with the seed that drew them) and classifier
 NORMS = {"l1": "L1", "l2": "L2", "linf": "L∞"}
 NONE = "\N{EN DASH}"  # where there is no number
 MINUS = "\N{MINUS SIGN}"
