@@ -60,9 +60,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         near = difflib.get_close_matches(word, list(self._option_string_actions), n=1)
-        return f"{word}: no such {'flag' if word.startswith('-') else 'argument'}" + (
-            f"; did you mean {near[0]}?" if near else "; see --help"
-        )
+        if not word.startswith("-"):
+            return f"{word}: no such argument; several values of a flag go with commas between them; see --help"
+        return f"{word}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help")
 
 
 def _dashed(word: str) -> str:
@@ -206,7 +206,7 @@ class Command:
             prog=self.name,
             usage=" ".join(["%(prog)s", *words, "[flags]"]),
             description=self.about,
-            epilog=f"examples:\n{self.examples}",
+            epilog=self.examples and f"examples:\n{self.examples}",
         )
         for name in self.positionals:
             add_positional(parser, fields[name])
@@ -272,7 +272,7 @@ class OneOf:
             prog=self.name,
             usage=f"%(prog)s {self.noun.upper()} ...",
             description=f"{self.about}\n\n{self.noun}s ({self.name} {self.noun.upper()} --help says more):\n{listed}",
-            epilog=f"examples:\n{self.examples}",
+            epilog=self.examples and f"examples:\n{self.examples}",
         )
         parser.required.add_argument(self.noun, metavar=self.noun.upper(), help="one of those above")
         if self.version is not None:

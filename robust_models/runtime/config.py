@@ -267,6 +267,8 @@ def _one_line(error: ValidationError, schema: type) -> str:
         )
     if first["type"] in ("missing", "missing_argument"):
         return f"{name}: is required{more}"
+    if first["type"] in ("tuple_type", "list_type"):
+        return f"{name}: input should be a list, as [a, b]; got {first['input']!r}"
     if first["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
         return f"{name}: {none_of(first['input'], choices)}"

@@ -31,7 +31,6 @@ _SCORES = {  # name: heading, factor
     "judge_agreement": ("Judge agrees, %\N{NO-BREAK SPACE}↑", 100),
     "target_agreement": ("Target met, %", 100),
     "distance": ("Moved", 1),
-    "eps_taken": ("eps found", 1),
 }
 
 
@@ -69,6 +68,8 @@ def cells_table(digest: Digest, rows: Sequence[Row]) -> Table:
     for name, (heading, factor) in _SCORES.items():
         if any(row.score(name) for row in digest.rows):
             columns.append((heading, _entries(digest, rows, lambda row, name=name: row.score(name), factor=factor)))
+    if any(row.cell.axes.eps == "auto" for row in digest.rows):
+        columns.append(("eps found", [_found(row) for row in rows]))
     axes = [
         tuple("" if row.cell.axes.is_raw else axis_words(row.cell.axes, axis) for axis in digest.axes) for row in rows
     ]
@@ -152,6 +153,12 @@ def _flat(name: str, number: Estimate | None) -> dict[str, float]:
         return {}
     ends = {} if number.interval is None else dict(zip((f"{name}_low", f"{name}_high"), number.interval, strict=True))
     return {name: number.value, **ends}
+
+
+def _found(row: Row) -> Entry:
+    """The radius that auto found."""
+    is_auto = row.cell.axes.eps == "auto" and not row.cell.error
+    return Entry(eps_words(row.cell.eps, row.cell.axes.norm) if is_auto else "")
 
 
 def _accuracy(one: ClassifierResult, norm: str, eps: float) -> Entry:
