@@ -7,6 +7,7 @@ features: Frechet distances, or KIDs where a set has fewer images than features.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from robust_models.features.efficientnet import limits_of
 from robust_models.features.extractor import check_features, check_images, is_feature_space, split_spaces
 from robust_models.features.involved import NO_JUDGE, check_uninvolved, judges_at_hand
 from robust_models.images import ImageSet, open_images, to_float, to_u8
+from robust_models.images.open import fingerprint
 from robust_models.metrics import bootstrap_counts
 from robust_models.metrics.kernel_resampled import measure_of, reference_for, resampler_for
 from robust_models.runtime.files import sha256_of
@@ -96,8 +98,7 @@ class Judging:
                 f"{config.auto_fields[0]}: auto needs at least {LEAST} images and {LEAST} real; got {len(images)} and "
                 f"{len(reference)}"
             )
-        every = spread(len(reference), MAX_REFERENCE)
-        features = [_features(judge, reference, every) for judge in judges]
+        features = [_reference_features(judge, reference) for judge in judges]
         chosen, rest = halves(len(images), config.auto_images)
         judging = tuple(rows[1::2] for rows in features)
         return cls(tuple(judges), images, chosen, rest[: config.auto_images], features[0][::2], judging)
@@ -206,6 +207,17 @@ def _refined(refiner: BatchRefiner | None, images: ImageSet, index: Tensor, targ
 
 def _seen(judge: FeatureExtractor, x_u8: Tensor) -> Tensor:
     return torch.cat([judge(batch) for batch in x_u8.split(JUDGE_BATCH)])
+
+
+_known: WeakKeyDictionary[FeatureExtractor, tuple[str, Tensor]] = WeakKeyDictionary()
+
+
+def _reference_features(judge: FeatureExtractor, reference: ImageSet) -> Tensor:
+    """[M,D] of the real images, spread evenly; kept as long as the judge is, which in a study sees them many times."""
+    files = f"{reference.path.resolve()} {fingerprint(reference.path)}"
+    if (known := _known.get(judge)) is None or known[0] != files:
+        known = _known[judge] = files, _features(judge, reference, spread(len(reference), MAX_REFERENCE))
+    return known[1]
 
 
 def _features(judge: FeatureExtractor, images: ImageSet, index: Tensor) -> Tensor:

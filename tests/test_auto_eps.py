@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from refine import auto_judging
 from refine.auto_eps import Curve, Point
 from refine.auto_judging import Judging, Verdict, notes
 from refine.cli import main
-from robust_models import load, save
+from robust_models import load, open_images, save
+from robust_models.features import open_features
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
 
 
@@ -137,3 +139,23 @@ def test_a_gain_that_others_do_not_confirm_leaves_the_images_as_they_are(place, 
     monkeypatch.setattr(Judging, "verdicts", lambda *_: [sure, low])
     assert main(command(place, "--auto-accept", "significant", "--overwrite")) == 0
     assert "no significant gain" not in capsys.readouterr().out
+
+
+def test_a_judge_that_stays_sees_real_images_once_as_long_as_they_are_the_same(place, monkeypatch):
+    seen = []
+    whole = auto_judging._features
+
+    def counted(judge, images, index):
+        seen.append(len(index))
+        return whole(judge, images, index)
+
+    monkeypatch.setattr(auto_judging, "_features", counted)
+    judge = open_features(f"classifier:{place['judge']}")
+    first = auto_judging._reference_features(judge, open_images(place["real"]))
+    again = auto_judging._reference_features(judge, open_images(place["real"]))
+    assert seen == [24]
+    assert torch.equal(first, again)
+    np.savez(place["real"], arr_0=tiny_pixels(24, 9)[0])
+    other = auto_judging._reference_features(judge, open_images(place["real"]))
+    assert seen == [24, 24]
+    assert not torch.equal(first, other)
