@@ -628,3 +628,5 @@ def test_cells_in_words():
         "a and b",
         "a, b, c and 3 more",
     ]
+    assert listed(["a, eps 1", "b", "c, eps 2"]) == "a, eps 1; b; and c, eps 2"
+    assert listed(["a (1 [0, 2])", "b (2 [1, 3])"]) == "a (1 [0, 2]) and b (2 [1, 3])"

@@ -61,7 +61,8 @@ def figure_files(drawn: Sequence[Figure]) -> dict[str, bytes]:
     files = {}
     for figure in drawn:
         for panel in figure.panels:
-            words = re.sub(r"[^a-z0-9]+", "-", f"{figure.title} {panel.title}".lower().replace("é", "e")).strip("-")
+            title = f"{figure.title} {panel.title}".lower().replace("é", "e").replace("∞", "inf")
+            words = re.sub(r"[^a-z0-9]+", "-", title).strip("-")
             name = words if f"{words}.svg" not in files else f"{words}-{len(files)}"
             files |= {f"{name}.{kind}": content for kind, content in panel.drawing.files().items()}
     return files

@@ -1,6 +1,7 @@
 """How numbers, axes and cells are called on the page."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -65,7 +66,8 @@ def listed(words: Sequence[str], most: int = 4) -> str:
     """ "a, b and c"; "a, b, c and 5 more" beyond `most`."""
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    between = "; " if any(", " in re.sub(r"\[.*?\]", "", word) for word in words) else ", "  # but for intervals
+    return words[0] if len(words) == 1 else f"{between.join(words[:-1])}{between.rstrip(', ')} and {words[-1]}"
 
 
 def counted(n: int, one: str, many: str = "") -> str:
