@@ -18,7 +18,7 @@ OTHER_SCORES = (
     Score("recall", lambda row: row.score("recall")),
     Score("judge agrees, %", lambda row: row.score("judge_agreement"), factor=100),
 )
-_AXIS_LABELS = {"eps": "eps (pixels in [0,1])", "steps": "steps", "seed": "seed"}
+_AXIS_LABELS = {"eps": "eps (pixels in [0,1])", "steps": "steps"}
 
 
 def _distance(digest: Digest) -> Score:

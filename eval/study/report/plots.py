@@ -13,7 +13,7 @@ from eval.study.results import Accuracy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Plot
 
-NUMERIC = ("eps", "steps", "seed")
+NUMERIC = ("eps", "steps")
 _CATEGORY_CHARS = 40  # that fit below each other's places without turning
 
 
