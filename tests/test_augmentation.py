@@ -217,10 +217,12 @@ def test_two_processes_share_a_study_to_the_figures_of_one(root):
     alone = run_augmentation(config(root, out=str(root / "alone"), seeds=[0, 1]))
     argv = [sys.executable, "-m", "bigroc", "study", "--config", written(root, seeds=[0, 1]), "--json"]
     both = [
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
         for _ in range(2)
     ]
-    told = [json.loads(process.communicate(timeout=300)[0]) for process in both]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    told = [json.loads(out) for out, _ in said]
     done = [row["key"] for row in log(root / "out") if row["status"] == "done"]
     assert len(done) == len(set(done)) == len(log(root / "alone"))
     for found in told:

@@ -1,8 +1,10 @@
 """Studies and `robust --state` that are stopped, meet a full disk, or find another process at work."""
 
 import errno
+import fcntl
 import json
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
@@ -130,6 +132,30 @@ def test_it_stays_while_another_command_works_on_the_study(root):
         assert half.exists()
     study(config(root))
     assert not half.exists()
+
+
+def test_nothing_is_written_before_others_are_kept_from_sweeping(root, monkeypatch):
+    """Another command that starts meanwhile, the first to have the lock, would remove it half written."""
+    make, lock, written = tempfile.mkstemp, root / "out" / "claims" / "study.lock", {}
+
+    def made(*args, **given):
+        if lock.parents[1] in Path(given["dir"], "x").parents:
+            written[given["prefix"]] = lock.exists() and not _is_free(lock)
+        return make(*args, **given)
+
+    monkeypatch.setattr(tempfile, "mkstemp", made)
+    study(config(root))
+    assert ".config.json." in written
+    assert [name for name, held in written.items() if not held] == []
+
+
+def _is_free(lock: Path) -> bool:
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------- robust --state

@@ -17,7 +17,7 @@ from eval.study.grid import Share
 from eval.study.inputs import open_inputs
 from eval.study.plan import Job, Study
 from eval.study.results import Results
-from eval.study.store import at_work, make_folder
+from eval.study.store import at_work
 from eval.study.summary import best_cells, failures
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
@@ -104,7 +104,6 @@ def jobs_done(config: Any, jobs: Callable[[], Sequence[Job]], ranks: Ranks, comm
     """
     with ExitStack() as stack:
         if ranks.is_first:
-            make_folder(config.out)
             stack.enter_context(at_work(config.out))
             write_json(config.out / "config.json", as_plain(config))
             clear_failures(jobs())

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_models.errors import UserError
-from robust_models.runtime.files import is_no_room, locked, reporting_no_room, sweep_partials, whole_file
+from robust_models.runtime.files import is_no_room, locked, make_parent, reporting_no_room, sweep_partials
 from robust_models.runtime.run_folder import write_json
 
 LOG = "runs.jsonl"
@@ -120,13 +120,6 @@ class Place:
         return self.out / self.kind / f"{self.key}{suffix}"
 
 
-def make_folder(out: Path) -> None:
-    """UserError where the study's folder cannot be made or written."""
-    with whole_file(out / ".writable"):
-        pass
-    (out / ".writable").unlink(missing_ok=True)
-
-
 def one_line(error: Exception) -> str:
     """An error for a table: a user's mistake as its message, others with their type."""
     text = " ".join(str(error).split()) or "no message"
@@ -137,11 +130,17 @@ def one_line(error: Exception) -> str:
 def at_work(out: Path) -> Iterator[None]:
     """This command is one of those that work on the study in `out`, for as long as the block lasts.
 
-    The only one sweeps what killed ones left half written: nobody else can be writing it.
+    The only one sweeps what killed ones left half written: whoever writes in `out` is inside this block. UserError
+    where the folder cannot be made or written.
     """
     path = out / "claims" / "study.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    make_parent(path)
+    with ExitStack() as stack:
+        try:
+            with reporting_no_room(path):
+                file = stack.enter_context(path.open("a"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         try:
             if _only_one(file.fileno()):
                 for folder in [out, *(place for place in out.glob("*") if place.is_dir()), *out.glob("classifiers/*/")]:

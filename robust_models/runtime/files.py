@@ -56,7 +56,7 @@ def check_place(path: Path) -> None:
 def _partial_of(path: Path) -> Path:
     """A new empty file beside `path`."""
     _check_kind(path, "file", path.is_file())
-    _make_parent(path)
+    make_parent(path)
     try:
         with reporting_no_room(path):
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -78,7 +78,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise UserError(
             f"{path}: exists and is not empty ({found.name}), and is not replaced; move it away or name another place"
         )
-    _make_parent(path)
+    make_parent(path)
     with reporting_no_room(path):
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     partial.chmod(0o777 & ~_umask())
@@ -97,7 +97,7 @@ def exclusive(path: Path, field: str = "out") -> Iterator[None]:
     UserError where another process is writing it. The lock is .NAME.lock beside it, which is removed in the end; the
     kernel lets go of it when its process ends, however it ends. File systems without locks go unprotected.
     """
-    _make_parent(path)
+    make_parent(path)
     lock = path.with_name(f".{path.name}.lock")
     with ExitStack() as stack:
         try:
@@ -221,7 +221,8 @@ def _check_kind(path: Path, kind: str, is_of_kind: bool) -> None:
         raise UserError(f"{path}: is no {kind} and is not replaced; name another place")
 
 
-def _make_parent(path: Path) -> None:
+def make_parent(path: Path) -> None:
+    """Makes the folder that `path` is to lie in. UserError where it cannot be made or written."""
     try:
         with reporting_no_room(path):  # a folder, too, needs a block
             path.parent.mkdir(parents=True, exist_ok=True)
