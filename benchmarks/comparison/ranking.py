@@ -5,7 +5,7 @@
 
 Cost is counted in forward passes through a network, a backward pass as two. BIGRoC's seven steps are 21; so are 21
 proposals of MH-GAN and seven steps of DOT, DDLS and Discriminator Gradient flow, but each of these goes through two
-networks, so that they cost twice as much; rejection sampling keeps about one image in twenty. --published: the papers'
+networks, so that they cost twice as much; rejection sampling takes as many as it needs. --published: the papers'
 own numbers of steps. --classifier: the robust classifier's logits in the discriminator's place. Every set is refined by
 BIGRoC as well.
 
