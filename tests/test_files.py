@@ -99,6 +99,20 @@ def test_only_what_killed_writers_left_is_swept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "notes.partial"]
 
 
+def test_others_may_read_what_a_writer_made_private(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        with whole_file(tmp_path / "file") as file:
+            file.write_text("x")
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "private").touch(mode=0o600)
+    finally:
+        os.umask(umask)
+    for name, mode in {"file": 0o644, "folder": 0o755, "folder/inner/private": 0o644}.items():
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
+
+
 @pytest.mark.parametrize("write", [whole_file, whole_folder])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
 def test_what_is_no_file_is_not_replaced(tmp_path, write, kind):

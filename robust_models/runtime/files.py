@@ -85,6 +85,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         with reporting_no_room(path):
             yield partial
+            for file in partial.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    file.chmod(0o666 & ~_umask())  # some writers make it private
             partial.rename(path)  # OSError where files came into it meanwhile: an empty folder alone is replaced
     finally:
         shutil.rmtree(partial, ignore_errors=True)
