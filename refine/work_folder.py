@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robust_models.errors import UserError
-from robust_models.images.record import RECORD_SUFFIX, finished_run, record_of
+from robust_models.images.record import RECORD_SUFFIX, changed_settings, finished_run, record_of
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.files import exclusive, whole_file
 
@@ -119,14 +119,11 @@ class WorkFolder:
         """
         if self.has(STATE):
             self._clean(_PARTIAL)
-            old = self._read_state()["settings"]
-            changed = [name for name in {**settings, **old} if old.get(name) != settings.get(name)]
+            changed = changed_settings(self._read_state()["settings"], settings)
             if changed and not overwrite and not self.is_empty:
-                name = changed[0]
                 raise UserError(
-                    f"out: {self.path} holds an unfinished run with another {name} ({old.get(name)} there, "
-                    f"{settings.get(name)} now); repeat that run's command to finish it, choose another --out, "
-                    "or pass --overwrite to drop it"
+                    f"out: {self.path} holds an unfinished run with another {changed[0]}; repeat that run's command to "
+                    "finish it, choose another --out, or pass --overwrite to drop it"
                 )
             if not changed:
                 return

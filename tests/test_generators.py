@@ -140,14 +140,16 @@ def test_ranks_change_no_bit(checkpoint, tmp_path):
     assert Path("raw.npz").read_bytes() == Path("raw_of_two.npz").read_bytes()
 
 
-def test_killed_at_a_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tmp_path):
-    flags = {"num_images": 3, "shard_size": 2, "targets": "balanced", "steps": 1}
-    assert run(checkpoint, "python:my_gan:plain", "undisturbed.npz", keep_raw="undisturbed_raw.npz", **flags) == 0
+@pytest.mark.parametrize(("function", "targets"), [("plain", "balanced"), ("conditional", "given")])
+def test_killed_at_a_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tmp_path, function, targets):
+    flags = {"num_images": 3, "shard_size": 2, "targets": targets, "steps": 1}
+    spec = f"python:my_gan:{function}"
+    assert run(checkpoint, spec, "undisturbed.npz", keep_raw="undisturbed_raw.npz", **flags) == 0
     for commit in itertools.count(step=3):
         out, raw = tmp_path / f"{commit}.npz", tmp_path / f"raw{commit}.npz"
         try:
             with killed_before(commit):
-                run(checkpoint, "python:my_gan:plain", out, keep_raw=raw, **flags)
+                run(checkpoint, spec, out, keep_raw=raw, **flags)
             break
         except Killed:
             for work in (out, raw):
@@ -155,7 +157,7 @@ def test_killed_at_a_commit_and_resumed_it_makes_the_same_bytes(checkpoint, tmp_
                 if work.exists() and state.exists() and not (state / "run.json").exists():
                     state.rmdir()  # all was done but this
             if not (out.exists() and record_stands(out)):
-                assert run(checkpoint, "python:my_gan:plain", out, keep_raw=raw, **flags) == 0
+                assert run(checkpoint, spec, out, keep_raw=raw, **flags) == 0
         assert everything(out) == everything(tmp_path / "undisturbed.npz")
         assert raw.read_bytes() == Path("undisturbed_raw.npz").read_bytes()
         assert leftovers(tmp_path) == []

@@ -52,15 +52,18 @@ def finished_run(out: Path, settings: Values, *, overwrite: bool) -> Values | No
             f"out: {out} has changed since a run made it ({_difference(out, record)}) and is not replaced; move or "
             "remove it, or choose another place"
         )
-    now = json.loads(json.dumps(settings))
-    changed = [name for name in {**now, **record["settings"]} if now.get(name) != record["settings"].get(name)]
-    if changed:
-        name = changed[0]
+    if changed := changed_settings(record["settings"], settings):
         raise UserError(
-            f"out: {out} exists, made with another {name} ({record['settings'].get(name)} there, {now.get(name)} "
-            "now); choose another place, or pass --overwrite"
+            f"out: {out} exists, made with another {changed[0]}; choose another place, or pass --overwrite"
         )
     return record["summary"]
+
+
+def changed_settings(stored: Values, settings: Values) -> list[str]:
+    """What differs between settings that were stored as JSON and a run's, in words: "eps (1.0 there, 2.0 now)"."""
+    now = json.loads(json.dumps(settings))
+    names = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
+    return [f"{name} ({stored.get(name)} there, {now.get(name)} now)" for name in names]
 
 
 def _check_kind(out: Path) -> None:
