@@ -53,9 +53,7 @@ def finished_run(out: Path, settings: Values, *, overwrite: bool) -> Values | No
             "remove it, or choose another place"
         )
     if changed := changed_settings(record["settings"], settings):
-        raise UserError(
-            f"out: {out} exists, made with another {changed[0]}; choose another place, or pass --overwrite"
-        )
+        raise UserError(f"out: {out} exists, made with another {changed[0]}; choose another place, or pass --overwrite")
     return record["summary"]
 
 
