@@ -1,6 +1,7 @@
 """Everything that has a peer, measured beside it on this machine: one command, one table.
 
-    python -m benchmarks.all [--quick] [--bf16 auto|off] [--only fid,pgd,train,refine] [--weights INCEPTION.pth]
+    python -m benchmarks.all [--size cpu|gpu|quick] [--bf16 auto|off] [--only fid,pgd,train,refine]
+                             [--weights INCEPTION.pth] [--json FILE]
 
     fid     the whole FID of two sets, against pytorch-fid and torch-fidelity     benchmarks.eval quality
     pgd     PGD-20 evaluation, against torchattacks                               benchmarks.eval_robust
@@ -10,7 +11,8 @@
 Each part is a process of its own, one after the other, and takes turns between the ways; what is given is medians, and
 ratios of ours to the peer in the same round. `--bf16 off` keeps ours to float32, as on a CPU that does not multiply
 bf16: that shows what precision does there, and nothing else of such a machine. A part whose peer is not installed says
-so. `--quick` is for trying the command: its sizes are too small for figures.
+so. `--size gpu` has more images and larger networks, compiled; `quick` is for trying the command, and too small for
+figures. `--json` has every round of each part as soon as that is done.
 """
 
 import argparse
@@ -43,11 +45,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A benchmark of this folder, its sizes, and how its last line reads as rows."""
+    """A benchmark of this folder, the flags that each size runs it with, and how its last line reads as rows."""
 
     module: str
-    full: tuple[str, ...]
-    quick: tuple[str, ...]
+    sizes: dict[str, tuple[str, ...]]
     rows: Callable[[dict[str, Any], bool], list[Row]]
 
 
@@ -75,8 +76,10 @@ def train_rows(found: dict[str, Any], bf16: bool) -> list[Row]:
 
 
 def refine_rows(found: dict[str, Any], bf16: bool) -> list[Row]:
-    own = "folded bf16" if bf16 and "folded bf16" in found["rates"] else "folded"
-    return [rate_row(f"refinement, 7 steps, {found['network']}", found["rates"], own, "plain")]
+    own = ("folded bf16 compiled", "folded bf16", "folded compiled", "folded")
+    best = next(name for name in own if name in found["rates"] and (bf16 or "bf16" not in name))
+    what = f"refinement, 7 steps, {found['network']}, {found['num_images']} images, {best}"
+    return [rate_row(what, found["rates"], best, "plain")]
 
 
 def rate_row(what: str, rates: dict[str, list[float]], ours: str, peer: str) -> Row:
@@ -88,39 +91,76 @@ def rate_row(what: str, rates: dict[str, list[float]], ours: str, peer: str) -> 
 
 
 PARTS = {
-    "fid": Part("eval", ("quality", "--num-images", "700"), ("quality", "--num-images", "20"), fid_rows),
-    "pgd": Part("eval_robust", (), ("--num-images", "32", "--repeats", "1"), pgd_rows),
+    "fid": Part(
+        "eval",
+        {
+            "cpu": ("quality --num-images 700",),
+            "gpu": ("quality --num-images 10000",),
+            "quick": ("quality --num-images 20",),
+        },
+        fid_rows,
+    ),
+    "pgd": Part(
+        "eval_robust",
+        {
+            "cpu": ("",),
+            "gpu": ("--num-images 10000 --batch-size 500",),
+            "quick": ("--num-images 32 --repeats 1",),
+        },
+        pgd_rows,
+    ),
     "train": Part(
         "train_step",
-        ("--arch", "preact_resnet10_w32"),
-        ("--arch", "preact_resnet10_w16", "--batch-size", "16", "--rounds", "1"),
+        {
+            "cpu": ("--arch preact_resnet10_w32",),
+            "gpu": tuple(
+                f"--compile --steps 10 --rounds 3 --arch {arch}"
+                for arch in ("resnet18", "resnet50", "wide_resnet_28_10")
+            ),
+            "quick": ("--arch preact_resnet10_w16 --batch-size 16 --rounds 1",),
+        },
         train_rows,
     ),
-    "refine": Part("refine", ("--no-compile",), ("--no-compile", "--num-images", "32", "--repeats", "1"), refine_rows),
+    "refine": Part(
+        "refine",
+        {
+            "cpu": ("--no-compile",),
+            "gpu": (
+                "--num-images 50000 --batch-size 2048",
+                "--network resnet50 --num-images 50000 --batch-size 512 --repeats 1",
+            ),
+            "quick": ("--no-compile --num-images 32 --repeats 1",),
+        },
+        refine_rows,
+    ),
 }
 
 
-def words(name: str, part: Part, args: argparse.Namespace) -> list[str]:
-    """The part's command line."""
-    given = [*(part.quick if args.quick else part.full)]
+def commands(name: str, args: argparse.Namespace) -> list[list[str]]:
+    """The part's command lines, at the size."""
+    more = []
     if name == "fid" and args.weights:
-        given += ["--weights", str(args.weights)]
+        more = ["--weights", str(args.weights)]
     if name == "train":
         peers = ["plain"]
         if importlib.util.find_spec("advertorch"):
             peers += ["advertorch", "advertorch_frozen"]
         if importlib.util.find_spec("torchattacks"):
             peers += ["torchattacks"]
-        given += ["--ways", ",".join(["ours", *peers]), *(["--precision", "fp32"] if args.bf16 == "off" else [])]
-    return [sys.executable, "-m", f"benchmarks.{part.module}", *given]
+        more = ["--ways", ",".join(["ours", *peers]), *(["--precision", "fp32"] if args.bf16 == "off" else [])]
+    part = PARTS[name]
+    return [
+        [sys.executable, "-m", f"benchmarks.{part.module}", *flags.split(), *more] for flags in part.sizes[args.size]
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", choices=("cpu", "gpu", "quick"), default="cpu")
     parser.add_argument("--bf16", choices=("auto", "off"), default="auto")
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--weights", type=Path, help="of the Inception network (default: random ones)")
+    parser.add_argument("--json", type=Path, help="a line for each part, with all its rounds, as soon as it is done")
     args = parser.parse_args()
     if unknown := set(args.only.split(",")) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
@@ -128,16 +168,18 @@ def main() -> None:
     bf16 = args.bf16 == "auto" and bf16_hardware(pick_device("auto")) != "none"
     print(f"load before: {load:.1f}; ours in {'bf16 where it pays' if bf16 else 'float32'}\n")
     print("| what | ours | peer | ratio |\n|---|---|---|---|", flush=True)
-    kept: dict[str, Any] = {}
-    for name in args.only.split(","):
-        done = subprocess.run(words(name, PARTS[name], args), cwd=ROOT, capture_output=True, text=True)
+    about = {"load": load, "size": args.size, "environment": environment()}
+    for name, command in ((part, words) for part in args.only.split(",") for words in commands(part, args)):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             print(f"| {name} | not measured: {done.stderr.strip().splitlines()[-1]} | | |", flush=True)
             continue
-        kept[name] = json.loads(done.stdout.strip().splitlines()[-1])
-        for row in PARTS[name].rows(kept[name], bf16):
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        for row in PARTS[name].rows(found, bf16):
             print(f"| {row.what} | {row.ours} | {row.peer} | {row.ratio:.2f}x |", flush=True)
-    print("\n" + json.dumps({"parts": kept, "load": load, "quick": args.quick, "environment": environment()}))
+        if args.json:
+            with args.json.open("a") as file:
+                file.write(json.dumps({"part": name, "found": found, **about}) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ def images(args: argparse.Namespace, model: nn.Module, device: torch.device) -> 
     if args.data:
         data = load_dataset(args.data, "test")[: args.num_images]
         return to_float(data.x_u8).to(device), data.y.to(device)
-    x = to_float(open_images(SAMPLES).read(0, args.num_images)).to(device)
+    samples = to_float(open_images(SAMPLES).read(0, min(args.num_images, 256))).to(device)
     with torch.no_grad():
-        return x, model(x).argmax(1)
+        y = model(samples).argmax(1)
+    again = torch.arange(args.num_images, device=device) % len(samples)
+    return samples[again], y[again]
 
 
 def main() -> None:

@@ -1,35 +1,67 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, step by step: correctness, the small recipe with its scores, speed, time to robust accuracy.
-#   DATA=train.npz TEST=test.npz OUT=runs/gpu bash benchmarks/gpu.sh [tests small refine step time_to_robust]
+# GPU day: everything that needs a GPU, in parts of at most ten minutes each. What a part finds is in OUT as soon as it is
+# there; a training that is cut goes on from WORK when its part is called again.
+#   DATA=train.npz TEST=test.npz OUT=results bash benchmarks/gpu.sh [PART ...]     default: all parts
+#   DEVICE=cpu SIZE=quick ... bash benchmarks/gpu.sh                               every part, too small for figures
 # DATA and TEST take whatever --data.path takes; PYTHON is the interpreter with the packages of pyproject.toml.
-set -euo pipefail
+set -uo pipefail
 cd "$(dirname "$0")/.."
-: "${PYTHON:=python3}" "${DATA:=cifar10}" "${TEST:=cifar10}" "${OUT:=runs/gpu}"
-mkdir -p "$OUT"
+: "${PYTHON:=python3}" "${DATA:=cifar10}" "${TEST:=cifar10}" "${OUT:=runs/gpu}" "${WORK:=runs/gpu_work}"
+: "${DEVICE:=cuda}" "${SIZE:=gpu}" "${SECONDS_A_PART:=570}"
+mkdir -p "$OUT" "$WORK"
 
-tests() { $PYTHON -m pytest -m gpu tests/test_gpu.py; }
+quick() { [ "$SIZE" = quick ]; }
 
-small() {
-	$PYTHON -m train --config cifar_l2_small.yaml --data.path "$DATA" --device cuda --out "$OUT/small" --json |
-		tee "$OUT/train.json"
-	$PYTHON -m eval robust --ckpt "$OUT/small/classifier.safetensors" --data "$TEST" \
-		--eps 0.5 --steps 20 --restarts 2 --device cuda --json | tee "$OUT/robust.json"
+# 1. Right on this device: bf16, compiling, CUDA graphs, FFCV to the device, nccl, memory.
+tests() { $PYTHON -m pytest -m gpu tests/test_gpu.py | tee "$OUT/tests.txt"; }
+
+# 2. Speed beside the peers; each row as soon as it is measured.
+peers() { for part in train refine pgd fid; do "peers_$part"; done; }
+peers_train() { beside train; }
+peers_refine() { beside refine; }
+peers_pgd() { beside pgd; }
+peers_fid() { beside fid; }
+beside() { $PYTHON -m benchmarks.all --size "$SIZE" --only "$1" --json "$OUT/peers.jsonl" | tee -a "$OUT/peers.txt"; }
+
+autoattack() {
+	$PYTHON -m eval robust --ckpt cifar10-l2-small --data "$TEST" --eps 0.5 --attack autoattack --device "$DEVICE" \
+		--limit "$(quick && echo 8 || echo 1000)" --json | tee "$OUT/autoattack.json"
 }
 
-refine() {
-	$PYTHON -m benchmarks.refine --device cuda --num-images 16384 --batch-size 2048 | tee "$OUT/refine.txt"
-	$PYTHON -m benchmarks.refine --device cuda --network resnet50 --num-images 2048 --batch-size 512 |
-		tee "$OUT/refine_resnet50.txt"
+# 3. Classifiers: the embedded ones' recipes, the fast recipe, and the record.
+small() { trained small --config cifar_l2_small.yaml; }
+base() { trained base --config cifar_l2_base.yaml --compile true; }
+fast() { trained fast --config cifar_l2_fast.yaml; }
+
+trained() { # NAME FLAGS: train, keep what is small, measure
+	local name=$1
+	shift
+	$PYTHON -m train "$@" --data.path "$DATA" --device "$DEVICE" --out "$WORK/$name" --save-minutes 2 --json \
+		$(quick && echo --epochs 1 --data.limit 64 --batch-size 32 --data.validation 8 --compile false) >"$OUT/$name.json"
+	local status=$?
+	cp "$WORK/$name/metrics.jsonl" "$OUT/$name.metrics.jsonl"
+	[ $status = 0 ] || return $status
+	find "$WORK/$name/classifier.safetensors" -size -12M -exec cp {} "$OUT/$name.safetensors" \;
+	$PYTHON -m eval robust --ckpt "$WORK/$name/classifier.safetensors" --data "$TEST" --eps 0.5 --steps 20 --restarts 2 \
+		--device "$DEVICE" $(quick && echo --limit 8) --json | tee "$OUT/$name.robust.json"
 }
 
-step() {
-	$PYTHON -m benchmarks.train_step --device cuda --arch resnet50 --batch-size 256 --compile --steps 5 \
-		--ways ours,plain | tee "$OUT/train_step.txt"
+time_to_robust() { curve gpu; }
+record() { curve record; }
+
+curve() { # PRESET
+	$PYTHON -m benchmarks.time_to_robust --data "$DATA" --test "$TEST" --device "$DEVICE" --out "$WORK/$1" --save-minutes 2 \
+		$(quick && echo --config cifar_l2_small.yaml --epochs 1 --compile false --data.limit 64 --batch-size 32 \
+			--data.validation 8 --test-images 8 --standard-images 8 || echo --preset "$1") | tee "$OUT/$1.txt"
+	cp "$WORK/$1/curve.jsonl" "$OUT/$1.jsonl"
 }
 
-time_to_robust() {
-	$PYTHON -m benchmarks.time_to_robust --data "$DATA" --test "$TEST" --device cuda --out "$OUT/time_to_robust" \
-		--epochs "${EPOCHS:-10,30}" --seeds "${SEEDS:-0}" | tee "$OUT/time_to_robust.txt"
-}
-
-for name in ${*:-tests small refine step time_to_robust}; do "$name"; done
+export -f quick beside peers peers_train peers_refine peers_pgd peers_fid tests autoattack trained small base fast
+export -f curve time_to_robust record
+export PYTHON DATA TEST OUT WORK DEVICE SIZE
+failed=()
+for name in ${*:-tests peers_train peers_refine peers_pgd peers_fid autoattack small base fast time_to_robust record}; do
+	echo "== $name"
+	timeout --kill-after=30 "$SECONDS_A_PART" bash -uo pipefail -c "trap : TERM; $name" || failed+=("$name ($?)")
+done
+[ ${#failed[@]} = 0 ] || { echo "cut or failed: ${failed[*]}" >&2; exit 1; }

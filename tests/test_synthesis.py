@@ -1,6 +1,7 @@
 """What all synthesis tasks share: the loop, the ball, whole sets in and out of files, pictures and messages."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -349,6 +350,11 @@ def test_a_wrong_word_is_one_line(words, message, capsys):
 def test_what_does_not_fit_is_told(config, changed, message):
     with pytest.raises(UserError, match=message):
         synthesize_set(BRIGHTEN, replace(config, **changed))
+
+
+def test_steps_that_nothing_bounds_need_no_radius(config):
+    free = replace(config, norm="unconstrained", steps=7).ball(Ball(eps=4, step_size=0.5, steps=3))
+    assert free == Ball(eps=math.inf, step_size=0.5, steps=7, norm="unconstrained")
 
 
 def test_an_output_that_cannot_be_is_told(config, tmp_path):

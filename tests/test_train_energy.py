@@ -77,8 +77,12 @@ def test_the_losses_are_those_of_the_paper(root):
     real, made = model(x[:2]).logsumexp(1), model(x[2:]).logsumexp(1)
     binary = torch.nn.functional.binary_cross_entropy_with_logits
     expected = binary(torch.cat([real, made]), torch.tensor([1.0, 1, 0, 0]))  # one mean over both
-    found = stage.loss(model, Pair(x[:2], x[2:], torch.tensor([0, 1])))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    pair = Pair(x[:2], x[2:], torch.tensor([0, 1]))
+    assert stage.loss(model, pair, 0.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    falling = opened(root, weight={0: 0.5, 0.2: 0.25})
+    assert [falling.loss(model, pair, progress).item() / expected.item() for progress in (0.1, 0.2, 1.0)] == (
+        pytest.approx([1, 0.5, 0.5], rel=1e-5)
+    )
 
 
 def test_auc_is_the_share_of_pairs_in_order():

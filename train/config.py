@@ -119,8 +119,7 @@ class AttackConfig:
     @model_validator(mode="after")
     def _consistent(self) -> "AttackConfig":
         for name, value in (("eps", self.eps), ("step_size", self.step_size), ("steps", self.steps)):
-            if isinstance(value, dict) and 0 not in value:
-                raise ValueError(f"{name}: {value} does not say what holds from progress 0 on")
+            check_start(name, value)
         for eps in _values(self.eps):
             check_ball(self.norm, eps)
             if math.isinf(eps):
@@ -158,6 +157,12 @@ def at(value: T | dict[float, T], progress: float) -> T:
     return value[max(start for start in value if start <= progress)]
 
 
+def check_start(name: str, value: Any) -> None:
+    """ValueError for a {start: value} that leaves the start of the run open."""
+    if isinstance(value, dict) and 0 not in value:
+        raise ValueError(f"{name}: {value} does not say what holds from progress 0 on")
+
+
 def _values(value: float | dict[float, float]) -> Iterable[float]:
     return value.values() if isinstance(value, dict) else (value,)
 
@@ -189,7 +194,9 @@ class EnergyConfig:
         default=0.8, description="climbs grow by a step when real images are told from made ones this well"
     )
     window: Annotated[int, Field(ge=1)] = Field(default=8, description="steps over which that is averaged")
-    weight: NonNegative = Field(default=0.5, description="of the binary losses beside the cross-entropy")
+    weight: NonNegative | dict[Fraction, NonNegative] = Field(
+        default=0.5, description="of the binary losses beside the cross-entropy; or {progress: weight} from there on"
+    )
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     judge: str = Field(
         default="classifier:cifar10-standard-small",
@@ -199,6 +206,11 @@ class EnergyConfig:
         default=500, description="held-out images to compare with, and made ones"
     )
     floor: Fraction = Field(default=0.0, description="least robust accuracy of the classifier that is kept")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EnergyConfig":
+        check_start("weight", self.weight)
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -27,7 +27,7 @@ from robust_models.metrics.kernel_resampled import measure_of, reference_for, re
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import DRAW, EVALUATION, generator
 from train.augment import augment
-from train.config import EnergyConfig, TrainConfig
+from train.config import EnergyConfig, TrainConfig, at
 from train.parallel import ALONE, whole
 from train.state import Progress
 
@@ -96,8 +96,8 @@ class Energy:
         made = climb(fields, self.steps).unchecked(victim, start, y)
         return Pair(augment(to_float(x_u8), fields.augment, draws, ranks), made, y)
 
-    def loss(self, model: nn.Module, pair: Pair, ranks: Ranks = ALONE) -> Tensor:
-        """The mean of both binary losses, weighted."""
+    def loss(self, model: nn.Module, pair: Pair, progress: float, ranks: Ranks = ALONE) -> Tensor:
+        """The mean of both binary losses, weighted as at the finished share `progress` of the run."""
         logits = model(torch.cat([pair.real, pair.made]))
         real, made = energy(logits).chunk(2)
         with torch.no_grad():
@@ -109,7 +109,7 @@ class Energy:
                 "energy_real": float(whole(real, ranks).mean()),
                 "energy_made": float(whole(made, ranks).mean()),
             }
-        return self.config.energy.weight * (F.softplus(real).mean() + F.softplus(-made).mean())
+        return at(self.config.energy.weight, progress) * (F.softplus(real).mean() + F.softplus(-made).mean())
 
     def note(self) -> None:
         """After a step: a full window of AUCs above the threshold makes climbs longer by a step, and begins anew."""
@@ -125,14 +125,15 @@ class Energy:
         median energy of the held-out ones.
         """
         n = min(self.config.energy.images, len(held_out))
-        parts = [held_out[at : min(at + self.batch, n)].x_u8 for at in range(0, n, self.batch)]
+        parts = [held_out[first : min(first + self.batch, n)].x_u8 for first in range(0, n, self.batch)]
         reference = reference_for(torch.cat([self.judge(x_u8) for x_u8 in parts]).cpu(), n)
         with torch.no_grad(), frozen_eval(model):
             of_real = torch.cat([energy(model(to_float(x_u8.to(model.device)))).cpu() for x_u8 in parts])
         counts = sorted({max(1, round(length * self.steps)) for length in LENGTHS})
         made: dict[int, list[Tensor]] = {count: [] for count in counts}
-        for at in range(0, n, self.batch):
-            for count, x in self.made(model, held_out[at : min(at + self.batch, n)].y, at, counts, between).items():
+        for first in range(0, n, self.batch):
+            y = held_out[first : min(first + self.batch, n)].y
+            for count, x in self.made(model, y, first, counts, between).items():
                 made[count].append(self.judge(to_u8(x)).cpu())
         ones = torch.ones(n, dtype=torch.int64).numpy()
         distances = {

@@ -70,7 +70,7 @@ class Run:
         self.twin = make_twin(self.model, config, device)
         self.compiled = Compiled(self.model, self.optimizer, device) if config.compile else None
         self.saved_at = time.monotonic()
-        self.started = time.monotonic() - self.progress.wall_s
+        self.restart_clock()
 
     def step(self, x_u8: Tensor, y: Tensor) -> None:
         """One optimizer step on this rank's part of the batch."""
@@ -99,6 +99,10 @@ class Run:
         self.ema.update(self.model, self.progress.step)
         self.pending.append(measured)
         self.progress.step += 1
+
+    def restart_clock(self) -> None:
+        """The seconds of the run go on from here."""
+        self.started = time.monotonic() - self.progress.wall_s
 
     @property
     def attack(self) -> PGD:

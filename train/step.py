@@ -139,7 +139,7 @@ def train_step(
     loss, logits = objective.loss(seen, x, x_adv, y_mixed)
     if energy:
         pair = energy.pair(victim or model, x_u8, y, step, draws, ranks)
-        loss = loss + energy.loss(model, pair, ranks)
+        loss = loss + energy.loss(model, pair, progress, ranks)
 
     for group in optimizer.param_groups:
         group["lr"] = config.optimizer.lr * lr_factor(config)(progress)

@@ -1,6 +1,8 @@
 """The flags that synthesis tasks share, and the ball of their steps."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ from robust_models.errors import UserError
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import STRICT, AtLeastOne, Number, as_plain
 from robust_models.runtime.files import sha256_of
-from robust_models.threat import NORMS, NormName, check_ball, check_step_size
+from robust_models.threat import NORMS, NormName, Unconstrained, check_ball, check_step_size
 
 SMALL = 64  # pixels: images up to this side get the values that the paper has for CIFAR-10, larger ones those for 224
 
@@ -64,6 +66,8 @@ class SynthesisConfig(PictureFlags, TaskFlags):
 
     def ball(self, defaults: Ball) -> Ball:
         """The defaults, overridden. UserError where they are of another norm and cannot be converted."""
+        if self.norm == Unconstrained.name and defaults.norm == "l2":  # no radius, and steps of the same length
+            defaults = replace(defaults, eps=math.inf, norm=self.norm)
         if self.norm != defaults.norm and (self.eps is None or self.step_size is None):
             missing = "eps" if self.eps is None else "step_size"
             raise UserError(
