@@ -275,6 +275,7 @@ def test_a_run_can_start_from_a_checkpoint_of_other_classes(tmp_path, labelled_n
         ({"attack.norm": "linf", "attack.eps": "8/255", "attack.step_size": "2"}, "attack.step_size: 2 is more than"),
         ({"attack.norm": "linf", "attack.eps": "{0: 0.01, 0.5: 8}"}, "attack.eps: 8 is outside"),
         ({"attack.eps": "{0.5: 1}"}, "attack.eps: .* does not say what holds from progress 0 on"),
+        ({"energy.most_steps": "{0.5: 1}"}, "energy.most_steps: .* does not say what holds from progress 0 on"),
         ({"energy.weight": "{0.5: 1}"}, "energy.weight: .* does not say what holds from progress 0 on"),
     ],
 )

@@ -95,12 +95,20 @@ def test_climbs_grow_when_a_full_window_is_told_apart_and_no_further_than_allowe
     stage = opened(root)
     for told_apart, steps in [(0.9, 1), (0.9, 1), (0.9, 2), (0.9, 2), (0.1, 2), (0.9, 2), (0.9, 2), (0.9, 3)]:
         stage.seen = {"auc": told_apart}
-        stage.note()
+        stage.note(0.0)
         assert stage.steps == steps
     stage.seen = {"auc": 1.0}
     for _ in range(9):
-        stage.note()
+        stage.note(0.0)
     assert stage.steps == 3
+
+
+def test_climbs_may_grow_longer_later_in_the_run(root):
+    stage = opened(root, window=1, most_steps={0: 2, 0.4: 3})
+    stage.seen = {"auc": 1.0}
+    for share, steps in [(0.0, 2), (0.3, 2), (0.4, 3), (0.9, 3)]:
+        stage.note(share)
+        assert stage.steps == steps
 
 
 def test_a_climb_takes_unit_steps_up_the_logit_and_leaves_the_start_behind(root):

@@ -189,7 +189,9 @@ class EnergyConfig:
     )
     step_size: Positive = Field(default=0.5, description="L2 length of a step up the class logit, pixels in [0,1]")
     first_steps: Count = Field(default=1, description="steps of the first climbs")
-    most_steps: Annotated[int, Field(ge=1)] = Field(default=12, description="climbs grow no longer")
+    most_steps: Annotated[int, Field(ge=1)] | dict[Fraction, Annotated[int, Field(ge=1)]] = Field(
+        default=12, description="climbs grow no longer; or {progress: steps} from there on"
+    )
     auc: Fraction = Field(
         default=0.8, description="climbs grow by a step when real images are told from made ones this well"
     )
@@ -210,6 +212,7 @@ class EnergyConfig:
     @model_validator(mode="after")
     def _consistent(self) -> "EnergyConfig":
         check_start("weight", self.weight)
+        check_start("most_steps", self.most_steps)
         return self
 
 
@@ -355,8 +358,8 @@ class TrainConfig(MachineFlags):
                 raise ValueError(f"{name}: does not go with objective.name=energy; leave it out")
         if self.attack.radius == 0:
             raise ValueError("attack.eps: 0, but objective.name=energy keeps a classifier robust; give its radius")
-        if self.energy.first_steps > self.energy.most_steps:
-            first, most = self.energy.first_steps, self.energy.most_steps
+        first, most = self.energy.first_steps, at(self.energy.most_steps, 0)
+        if first > most:
             raise ValueError(f"energy.first_steps: {first} is more than energy.most_steps {most}")
         if self.data.validation < 2:
             raise ValueError("data.validation: energy compares made images with held-out ones; hold out 2 or more")

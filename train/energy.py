@@ -96,8 +96,8 @@ class Energy:
         made = climb(fields, self.steps).unchecked(victim, start, y)
         return Pair(augment(to_float(x_u8), fields.augment, draws, ranks), made, y)
 
-    def loss(self, model: nn.Module, pair: Pair, progress: float, ranks: Ranks = ALONE) -> Tensor:
-        """The mean of both binary losses, weighted as at the finished share `progress` of the run."""
+    def loss(self, model: nn.Module, pair: Pair, share: float, ranks: Ranks = ALONE) -> Tensor:
+        """The mean of both binary losses, weighted as at the finished share of the run."""
         logits = model(torch.cat([pair.real, pair.made]))
         real, made = energy(logits).chunk(2)
         with torch.no_grad():
@@ -109,15 +109,17 @@ class Energy:
                 "energy_real": float(whole(real, ranks).mean()),
                 "energy_made": float(whole(made, ranks).mean()),
             }
-        return at(self.config.energy.weight, progress) * (F.softplus(real).mean() + F.softplus(-made).mean())
+        return at(self.config.energy.weight, share) * (F.softplus(real).mean() + F.softplus(-made).mean())
 
-    def note(self) -> None:
-        """After a step: a full window of AUCs above the threshold makes climbs longer by a step, and begins anew."""
+    def note(self, share: float) -> None:
+        """After a step at the finished share of the run: a full window of AUCs above the threshold makes climbs longer
+        by a step, and begins anew.
+        """
         fields, progress = self.config.energy, self.progress
         progress.energy = self.seen
         progress.aucs = [*progress.aucs, self.seen["auc"]][-fields.window :]
         full = len(progress.aucs) == fields.window
-        if full and sum(progress.aucs) / fields.window >= fields.auc and self.steps < fields.most_steps:
+        if full and sum(progress.aucs) / fields.window >= fields.auc and self.steps < at(fields.most_steps, share):
             progress.longer, progress.aucs = progress.longer + 1, []
 
     def scores(self, model: RobustClassifier, held_out: Dataset, between: Callable[[], None]) -> dict[str, float]:

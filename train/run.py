@@ -79,6 +79,7 @@ class Run:
             freeze_batch_norms(self.model)
         if self.twin:
             self.twin.refresh()
+        share = self.progress.step / self.total
         step = partial(
             train_step,
             optimizer=self.optimizer,
@@ -88,14 +89,14 @@ class Run:
             num_classes=self.model.description.num_classes,
             attack=self.attack,
             step=self.progress.step,
-            progress=self.progress.step / self.total,
+            progress=share,
             victim=self.twin.model if self.twin else None,
             ranks=self.ranks,
             energy=self.energy,
         )
         measured = self.compiled.run(step, alone=self.ranks.world == 1) if self.compiled else step(self.model)
         if self.energy:
-            self.energy.note()
+            self.energy.note(share)
         self.ema.update(self.model, self.progress.step)
         self.pending.append(measured)
         self.progress.step += 1
