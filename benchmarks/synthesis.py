@@ -1,12 +1,15 @@
 """What the synthesis tasks reach on CIFAR-10 with the embedded classifiers, beside simple ways to do the same.
 
-    python -m benchmarks.synthesis generate inpaint superres [--n 500] [--n-generated 1000] [--json FILE]
+    python -m benchmarks.synthesis generate inpaint superres translate sketch [--ckpt cifar10-l2-small] [--n 500]
+                                   [--n-generated 1000] [--json FILE]
 
 Every row runs the command itself and judges the images it stored with cifar10-standard-small, which took no part:
 agreement is the share that it sees as the class wanted. generate: --n-generated images, balanced, from a mixture of
 Gaussians and from one Gaussian per class; the Frechet distance is between the judge's 128 features of these and of the
 50,000 train images. inpaint: a centred hole of 16x16 in the first N test images; PSNR inside it. superres: from 8x8
-block averages to 32x32. "given" rows give the task each image's true class, "pseudo" rows leave it to be guessed.
+block averages to 32x32. translate: the test images of a class into another one; all of them together are compared with
+the real ones of the classes wanted, in 1,280 features of ImageNet (KID). sketch: the drawings of benchmarks/drawings.py
+into what they show. "given" rows give the task each image's true class, "pseudo" rows leave it to be guessed.
 """
 
 import argparse
@@ -22,20 +25,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.drawings import DRAWINGS, draw
+from refine.synthesis.drawings import open_drawings
 from refine.synthesis.masks import centred
 from refine.synthesis.run import synthesize_set
-from refine.synthesis.tasks import generate, inpaint, superres
+from refine.synthesis.tasks import generate, inpaint, sketch, superres, translate
 from refine.synthesis.tasks.inpaint import filled_smoothly, filled_with_mean
 from refine.synthesis.tasks.superres import enlarge
 from robust_models import open_images, to_float, to_u8
 from robust_models.checkpoints.load import PRETRAINED
-from robust_models.features import open_features
+from robust_models.datasets import CIFAR10_CLASSES
+from robust_models.features import FeatureExtractor, open_features
 from robust_models.images import write_npz
 from robust_models.metrics import FrechetStatistics, frechet_distance
+from robust_models.metrics.kernel_resampled import KernelReference, KernelResampler
 from robust_models.metrics.stored import read_statistics
 from robust_models.runtime.version import environment
 
-CKPT, JUDGE = "cifar10-l2-small", "cifar10-standard-small"
+JUDGE = "cifar10-standard-small"
+PAIRS = ("cat", "dog"), ("dog", "cat"), ("horse", "deer"), ("automobile", "truck"), ("airplane", "ship")
 HOLE, FACTOR = 16, 4
 Row = dict[str, Any]
 
@@ -71,7 +79,7 @@ def psnr(x_u8: Tensor, real_u8: Tensor, mask: Tensor | None = None) -> float:
 def measure_generate(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
     for name, mixture in (("mixture", True), ("one Gaussian", False)):
         config = generate.GenerateConfig(
-            ckpt=CKPT, out=folder / "generated.npz", num_images=args.n_generated, mixture=mixture, seed=args.seed,
+            ckpt=args.ckpt, out=folder / "generated.npz", num_images=args.n_generated, mixture=mixture, seed=args.seed,
             seeds=args.seeds, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
             grid=args.grids and args.grids / f"generate-{name.replace(' ', '-')}.png",
         )  # fmt: skip
@@ -112,8 +120,8 @@ def measure_inpaint(args: argparse.Namespace, judge: Judge, folder: Path) -> Ite
         }
     for targets in ("given", "pseudo"):
         config = inpaint.InpaintConfig(
-            ckpt=CKPT, input=folder / "real.npz", out=folder / "filled.npz", hole=HOLE, targets=targets, fill=args.fill,
-            seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
+            ckpt=args.ckpt, input=folder / "real.npz", out=folder / "filled.npz", hole=HOLE, targets=targets,
+            fill=args.fill, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
             grid=args.grids and args.grids / f"inpaint-{targets}.png",
         )  # fmt: skip
         x, _, facts = _made(inpaint.TASK, config)
@@ -131,13 +139,53 @@ def measure_superres(args: argparse.Namespace, judge: Judge, folder: Path) -> It
         yield {"task": "superres", "way": name, "n": len(x), "agreement": judge.agreement(x, y), "psnr": psnr(x, real)}
     for targets in ("given", "pseudo"):
         config = superres.SuperresConfig(
-            ckpt=CKPT, input=folder / "small.npz", out=folder / "large.npz", factor=FACTOR, targets=targets,
+            ckpt=args.ckpt, input=folder / "small.npz", out=folder / "large.npz", factor=FACTOR, targets=targets,
             start_from=args.start, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size,
             overwrite=True, grid=args.grids and args.grids / f"superres-{targets}.png",
         )  # fmt: skip
         x, _, facts = _made(superres.TASK, config)
         row = {"task": "superres", "way": f"{targets}, {args.start} start", **facts}
         yield {**row, "agreement": judge.agreement(x, y), "psnr": psnr(x, real)}
+
+
+def measure_translate(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
+    real, y = _test_images(args)
+    write_npz(folder / "real.npz", real, y.numpy())
+    made = []
+    for source, target in PAIRS:
+        config = translate.TranslateConfig(
+            ckpt=args.ckpt, input=folder / "real.npz", out=folder / "translated.npz", source_class=source,
+            target_class=target, seed=args.seed, steps=args.steps, eps=args.eps, step_size=args.step_size,
+            overwrite=True, grid=args.grids and args.grids / f"translate-{source}-{target}.png",
+        )  # fmt: skip
+        x, wanted, facts = _made(translate.TASK, config)
+        made.append(x)
+        before = judge.agreement(real[y == CIFAR10_CLASSES.index(source)], wanted)
+        row = {"task": "translate", "way": f"{source} to {target}", **facts, "before": before}
+        yield {**row, "agreement": judge.agreement(x, wanted)}
+    of_class = {name: real[y == i] for i, name in enumerate(CIFAR10_CLASSES)}
+    sources, targets = (torch.cat([of_class[name] for name in names]) for names in zip(*PAIRS, strict=True))
+    space = open_features("efficientnet-lite0-128")
+    reference = KernelReference(_seen(space, targets))
+    for way, x in (("all, as they came", sources), ("all, translated", torch.cat(made))):
+        kid = KernelResampler(_seen(space, x), reference).distance(np.ones(len(x), dtype=np.int64))
+        yield {"task": "translate", "way": way, "n": len(x), "kid": round(kid, 4)}
+
+
+def _seen(space: FeatureExtractor, x_u8: Tensor) -> Tensor:
+    return torch.cat([space(part) for part in x_u8.split(100)]).cpu()
+
+
+def measure_sketch(args: argparse.Namespace, judge: Judge, folder: Path) -> Iterator[Row]:
+    for name in DRAWINGS:
+        draw(name).save(folder / f"{name}.png")
+        config = sketch.SketchConfig(
+            ckpt=args.ckpt, input=folder / f"{name}.png", out=folder / "sketch.npz", target=name, seed=args.seed,
+            steps=args.steps, eps=args.eps, step_size=args.step_size, overwrite=True,
+        )  # fmt: skip
+        x, y, facts = _made(sketch.TASK, config)
+        before = judge.agreement(to_u8(open_drawings(folder / f"{name}.png", 32).read(0)), y)
+        yield {"task": "sketch", "way": name, **facts, "before": before, "agreement": judge.agreement(x, y)}
 
 
 def _made(task: Any, config: Any) -> tuple[Tensor, Tensor, Row]:
@@ -163,17 +211,36 @@ def _percent(hits: Tensor) -> float:
 
 
 def _table(row: Row) -> str:
-    shown = ("n", "eps", "step_size", "steps", "agreement", "psnr", "frechet", "known_pixels_equal", "wall_s")
+    shown = (
+        "n",
+        "eps",
+        "step_size",
+        "steps",
+        "before",
+        "agreement",
+        "psnr",
+        "frechet",
+        "kid",
+        "known_pixels_equal",
+        "wall_s",
+    )
     return f"{row['task']:9} {row['way']:24}" + "".join(f" {name} {row[name]}" for name in shown if name in row)
 
 
-MEASURES = {"generate": measure_generate, "inpaint": measure_inpaint, "superres": measure_superres}
+MEASURES = {
+    "generate": measure_generate,
+    "inpaint": measure_inpaint,
+    "superres": measure_superres,
+    "translate": measure_translate,
+    "sketch": measure_sketch,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=[], help=f"some of {', '.join(MEASURES)}; none: all")
-    parser.add_argument("--n", type=int, default=500, help="test images for inpaint and superres")
+    parser.add_argument("--ckpt", default="cifar10-l2-small")
+    parser.add_argument("--n", type=int, default=500, help="test images for inpaint, superres and translate")
     parser.add_argument("--n-generated", type=int, default=1000)
     parser.add_argument("--test", type=Path, default=Path("data/cifar10_test_exact.npz"))
     parser.add_argument("--seeds", type=Path, help="another file of seeds than the embedded one")
