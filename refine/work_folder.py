@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from robust_models.errors import UserError
 from robust_models.images.record import RECORD_SUFFIX, changed_settings, finished_run, record_of
+from robust_models.runtime.config import as_json
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.files import exclusive, whole_file
 
@@ -358,7 +359,7 @@ def standing(out: Path) -> str:
 
 def as_line(row: Row) -> str:
     """The row as a line of JSON."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return as_json(row, ensure_ascii=False) + "\n"
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -1,3 +1,5 @@
+import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,7 @@ from eval.study.augmentation.config import AugmentationConfig
 from eval.study.config import StudyConfig
 from refine.config import RefineConfig
 from robust_models.errors import UserError
-from robust_models.runtime.config import RECIPES, as_plain, leaves, read_recipe, resolve
+from robust_models.runtime.config import RECIPES, as_json, as_plain, leaves, read_recipe, resolve
 from train.cli import main
 from train.config import TrainConfig
 
@@ -144,3 +146,8 @@ def test_dashes_and_underscores_are_alike_and_dry_run_prints_the_config(capsys):
 def test_debug_gives_the_traceback(capsys):
     assert main(["--config", "nowhere", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_for_others_has_no_numbers_that_python_alone_reads():
+    text = as_json({"eps": math.inf, "rows": [(math.nan, 1.5, "inf")], "n": 3})
+    assert json.loads(text, parse_constant=pytest.fail) == {"eps": None, "rows": [[None, 1.5, "inf"]], "n": 3}

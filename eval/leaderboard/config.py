@@ -41,7 +41,8 @@ class EvaluateConfig(DeviceFlags):
     )
     reference: str | None = Field(default=None, description="labelled train images for the gradients (null: data)")
     images: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
-        default=("bundled:vae-cifar10", "bundled:dcgan-cifar10"), description="generated sets to refine, with commas"
+        default=("bundled:vae-cifar10", "bundled:dcgan-cifar10", "bundled:cgan-pd-cifar10"),
+        description="generated sets to refine, with commas",
     )
     refine_eps: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(several)] = Field(
         default=(1.0, 3.0), description="L2 radii of refinement, pixels in [0,1]"

@@ -1,6 +1,5 @@
 """bigroc study --config RECIPE.yaml [--quick] [--cell I/N | --merge] [--field value ...]"""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from eval.study.grid import Share
 from eval.study.summary import format_study
 from robust_models.errors import UserError
 from robust_models.runtime.command import Command, OneLineParser, Summary
-from robust_models.runtime.config import as_plain, read_recipe, resolve
+from robust_models.runtime.config import as_json, as_plain, read_recipe, resolve
 
 EXAMPLES = """\
   bigroc study --config ablation_classifier.yaml --quick
@@ -45,14 +44,14 @@ class StudyCommand(Command):
         from eval.study.run import Part, run_study
 
         if own["dry_run"]:
-            _print_grid(config, as_json=own["json"])
+            _print_grid(config, in_json=own["json"])
             return 0
         share = None if own["cell"] is None else Share.parse(own["cell"])
         command = shlex.join(["bigroc", "study", *argv])
         summary = run_study(config, Part(share, own["merge"]), command=command)
         if summary is None:
             return 0  # a rank that has helped; the first one reports
-        print(json.dumps(summary) if own["json"] else self.format_summary(summary), flush=True)
+        print(as_json(summary) if own["json"] else self.format_summary(summary), flush=True)
         return 1 if summary["failed"] or (own["merge"] and summary["missing"]) else 0
 
     def variants(self) -> Sequence[Command]:
@@ -75,7 +74,7 @@ def _kind(argv: Sequence[str]) -> str | None:
     return read_recipe(words["--config"]).get("study") if "--config" in words else None
 
 
-def _print_grid(config: StudyConfig, *, as_json: bool) -> None:
+def _print_grid(config: StudyConfig, *, in_json: bool) -> None:
     from eval.study.run import open_study
     from robust_models.runtime.distributed import Ranks
 
@@ -88,8 +87,8 @@ def _print_grid(config: StudyConfig, *, as_json: bool) -> None:
         "classifiers_done": sum(job.place.done.exists() for job in jobs if job.place.kind == "classifiers"),
         "to_train": sum(not job.place.done.exists() for job in study.trainings.values()),
     }
-    if as_json:
-        print(json.dumps({**found, "config": as_plain(config)}))
+    if in_json:
+        print(as_json({**found, "config": as_plain(config)}))
         return
     yaml.safe_dump(as_plain(config), sys.stdout, sort_keys=False)
     print(

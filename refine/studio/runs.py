@@ -5,7 +5,6 @@ A message is four bytes of length (little-endian, of what follows), a letter, an
 (uint16), then the pixels, RGB, a row after the other; B, other bytes.
 """
 
-import json
 import math
 import struct
 import sys
@@ -27,6 +26,7 @@ from refine.synthesis.tasks.explain import explain
 from robust_models.attacks import frozen_eval
 from robust_models.errors import UserError
 from robust_models.images import to_float
+from robust_models.runtime.config import as_json
 
 MOST_WAITING = 16  # runs
 _MOST_UNREAD = 4 << 20  # bytes of frames; then the oldest ones are left out, as the browser lags
@@ -42,7 +42,7 @@ class Message:
 
 def json_message(**content: Any) -> Message:
     """As JSON."""
-    return _message(b"J", json.dumps(content).encode())
+    return _message(b"J", as_json(content).encode())
 
 
 def bytes_message(content: bytes) -> Message:

@@ -1,6 +1,5 @@
 """What the page saves: a folder that says how its picture came about, with the command that makes it again."""
 
-import json
 import shlex
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from robust_models.checkpoints.flags import Source
 from robust_models.errors import UserError
 from robust_models.grids import save_trajectory
 from robust_models.images.codec import encode
+from robust_models.runtime.config import as_json
 from robust_models.runtime.device import PrecisionDecision
 from robust_models.runtime.files import whole_folder
 from robust_models.runtime.version import environment
@@ -64,7 +64,7 @@ class Keeper:
                     (partial / MASK).write_bytes(encode(np.repeat(mask_u8[..., None], 3, axis=2)))
                 (partial / RESULT).write_bytes(_png(result_u8))
                 settings = self._settings(asked, step, words)
-                (partial / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+                (partial / "settings.json").write_text(as_json(settings, indent=2, ensure_ascii=False) + "\n")
                 script = (
                     f'#!/bin/sh\n# {RESULT} made again, as {settings["made_again"]}\ncd "$(dirname "$0")" || exit\n'
                 )

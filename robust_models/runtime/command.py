@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 import yaml
 
 from robust_models.errors import UserError
-from robust_models.runtime.config import Leaf, as_plain, leaves, read_recipe, resolve
+from robust_models.runtime.config import Leaf, as_json, as_plain, leaves, read_recipe, resolve
 from robust_models.runtime.help_format import HelpFormatter
 from robust_models.runtime.signals import Interrupted, leaving_on_signals
 
@@ -176,7 +176,7 @@ class Command:
 
     def __call__(self, argv: Sequence[str]) -> int:
         flags = vars(self.parser().parse_args(argv))
-        recipe, dry_run, as_json, _ = (flags.pop(name, None) for name in ("config", "dry_run", "json", "debug"))
+        recipe, dry_run, in_json, _ = (flags.pop(name, None) for name in ("config", "dry_run", "json", "debug"))
         values = {**self.defaults(recipe), **read_recipe(recipe)} if recipe else {}
         config = resolve(self.schema, values, flags)
         if dry_run:
@@ -190,7 +190,7 @@ class Command:
                 print(f"go on with: {self.name} {shlex.join(argv)}", file=sys.stderr)
             raise
         if summary is not None:
-            print(json.dumps(summary) if as_json else self.format_summary(summary), flush=True)
+            print(as_json(summary) if in_json else self.format_summary(summary), flush=True)
         return 0
 
     def parser(self) -> OneLineParser:

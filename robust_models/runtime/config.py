@@ -6,6 +6,8 @@ The schema is a frozen pydantic dataclass; nested dataclasses are sections: `att
 import dataclasses
 import difflib
 import inspect
+import json
+import math
 import re
 import types
 import typing
@@ -113,6 +115,19 @@ def read_recipe(name: str) -> dict[str, Any]:
 def as_plain(config: Any) -> dict[str, Any]:
     """The resolved config as JSON-ready values; validating them again gives an equal config."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def as_json(value: Any, **how: Any) -> str:
+    """JSON that every reader takes: NaN and Infinity, which Python alone writes, are null. how: as of json.dumps."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), allow_nan=False, **how)
 
 
 def as_stated(config: Any) -> dict[str, Any]:

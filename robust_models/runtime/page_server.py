@@ -5,7 +5,6 @@ DNS points here would do) or carry the key, and whatever makes the server do som
 our own page knows. Bodies have a known, limited size and a limited time to arrive.
 """
 
-import json
 import secrets
 import select
 import socket
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from robust_models.errors import UserError
+from robust_models.runtime.config import as_json
 
 LOOPBACK = "127.0.0.1"
 _HOSTS = (LOOPBACK, "localhost")
@@ -211,7 +211,7 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def reply_json(self, content: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         """Replies with JSON."""
-        self.reply(json.dumps(content).encode(), "application/json", status=status)
+        self.reply(as_json(content).encode(), "application/json", status=status)
 
     def reply(
         self,

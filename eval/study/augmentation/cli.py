@@ -1,6 +1,5 @@
 """bigroc study --config augmentation.yaml [--quick] [--field value ...]"""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import yaml
 from eval.study.augmentation.config import AugmentationConfig
 from eval.study.config import folder_of, recipe_values
 from robust_models.runtime.command import Command, OneLineParser, Summary
-from robust_models.runtime.config import as_plain, resolve
+from robust_models.runtime.config import as_json, as_plain, resolve
 
 EXAMPLES = """\
   bigroc study --config augmentation.yaml --quick
@@ -44,7 +43,7 @@ class AugmentationCommand(Command):
         summary = run_augmentation(config, command=shlex.join(["bigroc", "study", *argv]))
         if summary is None:
             return 0  # a rank that has helped; the first one reports
-        print(json.dumps(summary) if own["json"] else self.format_summary(summary), flush=True)
+        print(as_json(summary) if own["json"] else self.format_summary(summary), flush=True)
         return 1 if summary["failed"] else 0
 
     def add_command_flags(self, parser: OneLineParser) -> None:

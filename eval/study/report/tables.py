@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +12,7 @@ from eval.study.report.digest import BEST, MEASURES, TIED, Digest, Row, accuracy
 from eval.study.report.summary import answer, standing, summary
 from eval.study.report.words import axis_words, eps_words, interval_words, judge_words, norm_words, places, value_words
 from eval.study.results import ClassifierResult
+from robust_models.runtime.config import as_json
 
 MARKS = {BEST: "★", TIED: "≈", "": ""}
 _AXIS_HEADINGS = {
@@ -126,7 +125,7 @@ def json_text(digest: Digest) -> str:
             for row in digest.rows
         ],
     }
-    return json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    return as_json(found, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 def _record(digest: Digest, row: Row) -> dict[str, Any]:
@@ -196,11 +195,3 @@ def _times(number: Estimate | None, factor: float) -> Estimate | None:
 def _without_panel(classifier: ClassifierResult) -> dict[str, Any]:
     """All but a path that means nothing elsewhere."""
     return {name: value for name, value in asdict(classifier).items() if name != "panel"}
-
-
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
