@@ -30,7 +30,7 @@ autoattack() {
 
 # 3. Classifiers: the embedded ones' recipes, the fast recipe, and the record.
 small() { trained small --config cifar_l2_small.yaml; }
-base() { trained base --config cifar_l2_base.yaml --compile true; }
+base() { trained base --config cifar_l2_base.yaml; }
 fast() { trained fast --config cifar_l2_fast.yaml; }
 
 trained() { # NAME FLAGS: train, keep what is small, measure

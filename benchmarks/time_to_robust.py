@@ -43,7 +43,7 @@ Plan = list[tuple[str, dict[str, Any], int]]  # a recipe, what is changed of it,
 
 PRESETS: dict[str, Plan] = {
     "cpu": [
-        *(("cifar_l2_small.yaml", {"compile": False}, epochs) for epochs in (2, 5, 10, 28)),
+        *(("cifar_l2_small.yaml", {}, epochs) for epochs in (2, 5, 10, 28)),
         *(("cifar_l2_base.yaml", {}, epochs) for epochs in (30, 60, 120)),
     ],
     "gpu": [

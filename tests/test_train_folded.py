@@ -7,7 +7,7 @@ from robust_models import PGD
 from robust_models.attacks import frozen_eval
 from tests.test_train_ranks import recipe
 from tests.tiny import tiny_classifier
-from train.copies import FoldedTwin, make_twin
+from train.copies import FoldedTwin, compiles, make_twin
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -45,6 +45,21 @@ def test_a_network_without_norms_to_fold_is_attacked_itself(tmp_path):
     assert make_twin(model, recipe(tmp_path, "a", attack={"eps": 0}), CPU) is None
     model.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
     assert make_twin(model, recipe(tmp_path, "a"), CPU) is None
+
+
+def test_the_recipe_or_else_the_length_of_a_run_says_whether_it_is_compiled(tmp_path):
+    cuda, long, short = torch.device("cuda"), 100_000, 10
+    left_open = recipe(tmp_path, "a")
+    assert [compiles(left_open, device, steps) for device in (cuda, CPU) for steps in (long, short)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    for asked in (True, False):
+        said = recipe(tmp_path, "a", compile=asked)
+        assert {compiles(said, device, steps) for device in (cuda, CPU) for steps in (long, short)} == {asked}
+    assert not compiles(recipe(tmp_path, "a", noised=True), cuda, long)
 
 
 def test_refreshing_leaves_the_original_as_it_was(classifier):

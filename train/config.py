@@ -265,7 +265,10 @@ class MachineFlags(DeviceFlags):
     """Machine: where the work runs, and how exactly."""
 
     precision: PrecisionChoice = Field(default="auto", description=PRECISION)
-    compile: bool = Field(default=False, description="torch.compile the network")
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile the network (null: on CUDA, in runs long enough; on a CPU a folded attack is as fast)",
+    )
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

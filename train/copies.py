@@ -16,6 +16,7 @@ from robust_models.errors import UserError
 from robust_models.folding import folded
 from train.config import TrainConfig
 
+WORTH_COMPILING = 1000  # steps of a run on a GPU, where compiling takes about a minute; chosen, not measured
 Found = TypeVar("Found")
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -76,6 +77,13 @@ def make_twin(model: RobustClassifier, config: TrainConfig, device: torch.device
         return None
     twin = FoldedTwin(model)
     return twin if twin.pairs else None
+
+
+def compiles(config: TrainConfig, device: torch.device, steps: int) -> bool:
+    """Whether a run of so many steps is compiled; by its length where the recipe leaves it open."""
+    if config.compile is not None:
+        return config.compile
+    return device.type == "cuda" and steps >= WORTH_COMPILING and not config.noised
 
 
 class Compiled:

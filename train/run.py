@@ -17,7 +17,7 @@ from robust_models.runtime.device import decide_precision, place
 from robust_models.runtime.distributed import Ranks
 from train.batch_norm import freeze_batch_norms, share_batch_norms
 from train.config import TrainConfig
-from train.copies import EMA, Compiled, make_twin
+from train.copies import EMA, Compiled, compiles, make_twin
 from train.parallel import ALONE
 from train.start import make_model, open_data, open_loader, warnings
 from train.state import Progress, TrainState, claim, save_state
@@ -68,7 +68,7 @@ class Run:
             self.pending = [Measured(*(value.to(device) for value in values)) for values in state.pending]
         self.energy = self._open_energy()
         self.twin = make_twin(self.model, config, device)
-        self.compiled = Compiled(self.model, self.optimizer, device) if config.compile else None
+        self.compiled = Compiled(self.model, self.optimizer, device) if compiles(config, device, self.total) else None
         self.saved_at = time.monotonic()
         self.restart_clock()
 
