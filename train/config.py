@@ -267,7 +267,7 @@ class MachineFlags(DeviceFlags):
     precision: PrecisionChoice = Field(default="auto", description=PRECISION)
     compile: bool | None = Field(
         default=None,
-        description="torch.compile the network (null: on CUDA, in runs long enough; on a CPU a folded attack is as fast)",
+        description="torch.compile the network (null: on CUDA, in runs that are long enough)",
     )
 
 
