@@ -86,6 +86,24 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RealAugmentConfig(AugmentConfig):
+    """How the real images vary that are to be told from made ones: in nothing by which they could be told."""
+
+    crop_padding: Count = Field(default=0, description="0: black margins would give real images away")
+
+    @model_validator(mode="after")
+    def _leaves_no_margins(self) -> "RealAugmentConfig":
+        for name in ("crop_padding", "rotation"):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"{name}: {value:g} leaves black margins, by which real images are told from made ones; set it to 0"
+                )
+        if self.mix != "none":
+            raise ValueError(f"mix: {self.mix} makes images that are not real; leave it out")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
 class SmoothingConfig:
     """Gaussian noise on every image, for classifiers that randomized smoothing is to certify."""
 
@@ -199,7 +217,7 @@ class EnergyConfig:
     weight: NonNegative | dict[Fraction, NonNegative] = Field(
         default=0.5, description="of the binary losses beside the cross-entropy; or {progress: weight} from there on"
     )
-    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    augment: RealAugmentConfig = Field(default_factory=RealAugmentConfig)
     judge: str = Field(
         default="classifier:cifar10-standard-small",
         description="feature space in which made images are compared with held-out ones (as eval quality --features)",
