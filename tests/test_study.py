@@ -587,7 +587,7 @@ def test_the_energy_study_in_little_begins_with_its_answer(tmp_path, monkeypatch
     assert "after, energy, stop median" in page
 
 
-def test_there_are_seven_shipped_studies():
+def test_there_are_eight_shipped_studies():
     assert [name.removesuffix(".yaml").removeprefix("ablation_") for name in SHIPPED] == [
         "certified",
         "classifier",
@@ -596,6 +596,7 @@ def test_there_are_seven_shipped_studies():
         "steps",
         "targets",
         "paper_table",
+        "refiner_map",
     ]
 
 

@@ -279,6 +279,7 @@ def test_a_run_can_start_from_a_checkpoint_of_other_classes(tmp_path, labelled_n
         ({"energy.augment.rotation": "5"}, "energy.augment.rotation: 5 leaves black margins, by which real"),
         ({"energy.augment.mix": "mixup"}, "energy.augment.mix: mixup makes images that are not real; leave it out"),
         ({"energy.most_steps": "{0.5: 1}"}, "energy.most_steps: .* does not say what holds from progress 0 on"),
+        ({"energy.auc": "{0.5: 1}"}, "energy.auc: .* does not say what holds from progress 0 on"),
         ({"energy.weight": "{0.5: 1}"}, "energy.weight: .* does not say what holds from progress 0 on"),
     ],
 )

@@ -103,12 +103,14 @@ def test_climbs_grow_when_a_full_window_is_told_apart_and_no_further_than_allowe
     assert stage.steps == 3
 
 
-def test_climbs_may_grow_longer_later_in_the_run(root):
-    stage = opened(root, window=1, most_steps={0: 2, 0.4: 3})
-    stage.seen = {"auc": 1.0}
-    for share, steps in [(0.0, 2), (0.3, 2), (0.4, 3), (0.9, 3)]:
-        stage.note(share)
-        assert stage.steps == steps
+def test_climbs_may_grow_longer_and_sooner_later_in_the_run(root):
+    longer = opened(root, window=1, most_steps={0: 2, 0.4: 3})
+    sooner = opened(root, window=1, most_steps=9, auc={0: 0.8, 0.4: 0.6})
+    longer.seen, sooner.seen = {"auc": 1.0}, {"auc": 0.7}
+    for share, of_longer, of_sooner in [(0.0, 2, 1), (0.3, 2, 1), (0.4, 3, 2), (0.9, 3, 3)]:
+        longer.note(share)
+        sooner.note(share)
+        assert (longer.steps, sooner.steps) == (of_longer, of_sooner)
 
 
 def test_a_climb_takes_unit_steps_up_the_logit_and_leaves_the_start_behind(root):

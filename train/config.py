@@ -210,8 +210,9 @@ class EnergyConfig:
     most_steps: Annotated[int, Field(ge=1)] | dict[Fraction, Annotated[int, Field(ge=1)]] = Field(
         default=12, description="climbs grow no longer; or {progress: steps} from there on"
     )
-    auc: Fraction = Field(
-        default=0.8, description="climbs grow by a step when real images are told from made ones this well"
+    auc: Fraction | dict[Fraction, Fraction] = Field(
+        default=0.8,
+        description="climbs grow by a step when real images are told from made ones this well; or {progress: auc}",
     )
     window: Annotated[int, Field(ge=1)] = Field(default=8, description="steps over which that is averaged")
     weight: NonNegative | dict[Fraction, NonNegative] = Field(
@@ -229,8 +230,8 @@ class EnergyConfig:
 
     @model_validator(mode="after")
     def _consistent(self) -> "EnergyConfig":
-        check_start("weight", self.weight)
-        check_start("most_steps", self.most_steps)
+        for name in ("weight", "auc", "most_steps"):
+            check_start(name, getattr(self, name))
         return self
 
 

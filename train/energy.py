@@ -119,7 +119,11 @@ class Energy:
         progress.energy = self.seen
         progress.aucs = [*progress.aucs, self.seen["auc"]][-fields.window :]
         full = len(progress.aucs) == fields.window
-        if full and sum(progress.aucs) / fields.window >= fields.auc and self.steps < at(fields.most_steps, share):
+        if (
+            full
+            and sum(progress.aucs) / fields.window >= at(fields.auc, share)
+            and self.steps < at(fields.most_steps, share)
+        ):
             progress.longer, progress.aucs = progress.longer + 1, []
 
     def scores(self, model: RobustClassifier, held_out: Dataset, between: Callable[[], None]) -> dict[str, float]:

@@ -116,7 +116,9 @@ def _check_extension(config: TrainConfig, epochs: int) -> None:
     """
     attack = config.attack
     spread = [f"attack.{name}" for name in ("eps", "step_size", "steps") if isinstance(getattr(attack, name), dict)]
-    spread += [f"energy.{name}" for name in ("weight", "most_steps") if isinstance(getattr(config.energy, name), dict)]
+    spread += [
+        f"energy.{name}" for name in ("weight", "auc", "most_steps") if isinstance(getattr(config.energy, name), dict)
+    ]
     if config.optimizer.schedule not in ("step", "constant"):
         spread.insert(0, f"optimizer.schedule {config.optimizer.schedule}")
     if spread:
