@@ -14,13 +14,13 @@ import train.run
 from robust_models import PGD, RobustClassifier, UserError, load, save, to_float
 from robust_models.datasets import load_dataset
 from robust_models.runtime.config import resolve
-from robust_models.runtime.run_folder import MetricsLog, read_metrics
 from robust_models.runtime.signals import Interrupted, StopSignals
 from tests.tiny import loader_of, tiny_classifier
 from train.augment import augment, jitter, random_crop, rotate
 from train.config import AugmentConfig, TrainConfig, at
 from train.copies import EMA
 from train.loop import train as run
+from train.report import MetricsLog, read_metrics
 from train.start import make_model
 from train.state import load_state
 from train.step import attack_at, one_cycle, step_decay, train_step

@@ -20,12 +20,12 @@ from robust_models import UserError, load
 from robust_models.datasets import open_dataset
 from robust_models.runtime.config import resolve
 from robust_models.runtime.files import exclusive
-from robust_models.runtime.run_folder import read_metrics
 from robust_models.runtime.signals import Interrupted, StopSignals, leaving_on_signals
 from tests.tiny import fill, loader_of, tiny_pixels
 from train.cli import main
 from train.config import TrainConfig
 from train.loaders.base import dead_workers_reported
+from train.report import read_metrics
 from train.start import open_data
 from train.state import load_state
 from train.step import train_step

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from robust_models import load
-from robust_models.runtime.run_folder import read_metrics
 from tests.test_train_ranks import numbers, recipe, state_of
 from tests.tiny import tiny_pixels
 from train.loop import train
+from train.report import read_metrics
 
 KILLS = 25
 STEPS = 400

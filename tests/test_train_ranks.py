@@ -12,7 +12,6 @@ from torch import nn
 from robust_models import PGD, Description, RobustClassifier, UserError, save
 from robust_models.runtime.config import resolve
 from robust_models.runtime.distributed import Ranks
-from robust_models.runtime.run_folder import read_metrics
 from robust_models.runtime.signals import StopSignals
 from tests.test_distributed import finish, start
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
@@ -22,6 +21,7 @@ from train.config import AugmentConfig, TrainConfig
 from train.loop import train
 from train.objectives import CrossEntropy, Trades
 from train.parallel import part, starts
+from train.report import read_metrics
 from train.state import load_state
 from train.validation import Together, accuracy
 

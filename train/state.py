@@ -14,8 +14,7 @@ import torch
 from robust_models.errors import UserError
 from robust_models.runtime.config import as_plain, resolve
 from robust_models.runtime.device import PrecisionDecision
-from robust_models.runtime.files import sweep_partials, whole_file
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import sweep_partials, whole_file, write_json
 from robust_models.runtime.version import environment
 from train.config import TrainConfig
 

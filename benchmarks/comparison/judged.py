@@ -21,7 +21,7 @@ from robust_models.metrics.half_splits import LEAST_IMAGES
 from robust_models.metrics.kernel_resampled import reference_for
 from robust_models.runtime.config import STRICT, DeviceFlags, several
 from robust_models.runtime.device import pick_device
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import write_json
 
 BATCH = 100
 Spaces = Annotated[tuple[str, ...], BeforeValidator(several), Field(min_length=1)]

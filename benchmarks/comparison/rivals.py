@@ -38,8 +38,7 @@ from robust_models.images import to_float, to_u8, write_npz
 from robust_models.runtime.command import Command, Summary, run
 from robust_models.runtime.config import STRICT, AtLeastOne, DeviceFlags, ImageCount, Positive, as_plain
 from robust_models.runtime.device import pick_device
-from robust_models.runtime.files import exclusive, whole_file
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import exclusive, whole_file, write_json
 
 _IN_PIXELS = ("dot", "dg-flow")
 Method = Literal["none", "drs", "mh-gan", "dot", "ddls", "dg-flow"]

@@ -19,8 +19,7 @@ from benchmarks.generators.layers import bake_spectral_norms
 from benchmarks.generators.model import Recipe, Setting
 from benchmarks.generators.models import MODELS
 from robust_models.errors import UserError
-from robust_models.runtime.files import sweep_partials, whole_file
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import sweep_partials, whole_file, write_json
 from robust_models.runtime.version import environment
 
 PIPELINE = "pipeline"  # the folder of a diffusion model

@@ -31,11 +31,11 @@ from robust_models.grids import save_rows
 from robust_models.images import to_u8
 from robust_models.runtime.command import Command, Summary, run
 from robust_models.runtime.device import decide_precision, pick_device
-from robust_models.runtime.files import exclusive, reporting_no_room, whole_folder
-from robust_models.runtime.run_folder import MetricsLog, write_json
+from robust_models.runtime.files import exclusive, reporting_no_room, whole_folder, write_json
 from robust_models.runtime.seeds import EVALUATION, STEP, generator
 from robust_models.runtime.signals import Interrupted, StopSignals
 from train.copies import EMA
+from train.report import MetricsLog
 
 FIRST_PICTURE = 250  # steps; then at twice as many, and so on
 PICTURED = 10  # images

@@ -21,8 +21,7 @@ from eval.study.store import at_work
 from eval.study.summary import best_cells, failures
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import is_no_room, reporting_no_room
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import is_no_room, reporting_no_room, write_json
 from robust_models.runtime.signals import Interrupted
 from robust_models.runtime.version import environment
 

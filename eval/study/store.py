@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_models.errors import UserError
-from robust_models.runtime.files import is_no_room, locked, make_parent, reporting_no_room, sweep_partials
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import is_no_room, locked, make_parent, reporting_no_room, sweep_partials, write_json
 
 LOG = "runs.jsonl"
 

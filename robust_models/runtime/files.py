@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from robust_models.errors import UserError
 
@@ -254,3 +256,9 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The JSON-ready value in a file, which appears whole. UserError where there is no room."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")

@@ -11,8 +11,7 @@ from eval.study.augmentation.config import AugmentationConfig
 from eval.study.augmentation.summary import answer, cautions, report, rows
 from eval.study.run import jobs_done
 from robust_models.runtime.distributed import Ranks, join
-from robust_models.runtime.files import whole_file
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import whole_file, write_json
 
 
 def run_augmentation(config: AugmentationConfig, *, command: str = "") -> dict[str, Any] | None:

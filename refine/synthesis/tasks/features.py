@@ -28,7 +28,7 @@ from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import STRICT, AtLeastOne
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice, decide_precision, pick_device, place
 from robust_models.runtime.distributed import check_alone
-from robust_models.runtime.run_folder import write_json
+from robust_models.runtime.files import write_json
 
 SHOWN_CLASSES = 3  # for each feature on the terminal; the JSON has all
 EXAMPLES = """\
