@@ -22,8 +22,10 @@ from eval.quality.run import run_quality
 from refine.synthesis.run import synthesize_set
 from refine.synthesis.tasks import generate
 from robust_models import open_images
+from robust_models.checkpoints.flags import file_of
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.grids import save_rows
+from robust_models.runtime.files import sha256_of
 from robust_models.runtime.version import environment
 
 SHOWN = ("frechet", "kid", "precision", "recall", "coverage")
@@ -60,8 +62,8 @@ def curve(args: argparse.Namespace) -> Iterator[Row]:
     for ckpt, steps in ((ckpt, steps) for ckpt in args.ckpt.split(",") for steps in map(int, args.steps.split(","))):
         n = args.num_images or 500
         what = {"ckpt": ckpt, "steps": steps, "step_size": args.step_size, "n": n, "seed": args.seed}
-        what |= {"features": args.features, "reference": str(args.reference)}
-        row = next((row for row in kept if {name: row[name] for name in what} == what), None)
+        what |= {"features": args.features, "reference": str(args.reference), "sha256": sha256_of(file_of(ckpt))}
+        row = next((row for row in kept if {name: row.get(name) for name in what} == what), None)
         if row is None:
             path = args.out / f"{Path(ckpt).stem}-{steps}-{args.step_size:g}-{n}-{args.seed}.npz"
             made(path, ckpt, steps, n, args)

@@ -12,11 +12,10 @@ mkdir -p "$OUT" "$WORK"
 
 quick() { [ "$SIZE" = quick ]; }
 
-# 1. Right on this device: bf16, compiling, CUDA graphs, FFCV to the device, nccl, memory.
+# 1. Right on this device: refinement as on the CPU, attacks in bf16, training plain and compiled.
 tests() { $PYTHON -m pytest -m gpu tests/test_gpu.py | tee "$OUT/tests.txt"; }
 
 # 2. Speed beside the peers; each row as soon as it is measured.
-peers() { for part in train refine pgd fid; do "peers_$part"; done; }
 peers_train() { beside train; }
 peers_refine() { beside refine; }
 peers_pgd() { beside pgd; }
@@ -56,7 +55,7 @@ curve() { # PRESET
 	cp "$WORK/$1/curve.jsonl" "$OUT/$1.jsonl"
 }
 
-export -f quick beside peers peers_train peers_refine peers_pgd peers_fid tests autoattack trained small base fast
+export -f quick beside peers_train peers_refine peers_pgd peers_fid tests autoattack trained small base fast
 export -f curve time_to_robust record
 export PYTHON DATA TEST OUT WORK DEVICE SIZE
 failed=()
