@@ -12,7 +12,8 @@ mkdir -p "$OUT" "$WORK"
 
 quick() { [ "$SIZE" = quick ]; }
 
-# 1. Right on this device: refinement as on the CPU, attacks in bf16, training plain and compiled.
+# 1. Right on this device: refinement as on the CPU, attacks in bf16 and in a CUDA graph, training plain and compiled, FFCV's
+# batches, nccl, memory.
 tests() { $PYTHON -m pytest -m gpu tests/test_gpu.py | tee "$OUT/tests.txt"; }
 
 # 2. Speed beside the peers; each row as soon as it is measured.

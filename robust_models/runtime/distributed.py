@@ -119,21 +119,25 @@ def check_alone(what: str) -> None:
         raise UserError(f"{what} runs in one process; call it without torchrun")
 
 
+def backend() -> str:
+    """How ranks send tensors: those on the CPU by gloo, those on CUDA by nccl."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
 @contextmanager
 def join() -> Iterator[Ranks]:
     """This process among those that torchrun started, joined for as long as the block lasts; alone without torchrun.
 
     All ranks leave the block together. Where some raise UserError in it, the lowest of them does, and all others raise
-    PeerFailed at their next wait. Tensors on the CPU travel by gloo, on CUDA by nccl.
+    PeerFailed at their next wait.
     """
     rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     if world == 1:
         yield Ranks()
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
     store = PrefixStore(f"start {_start()}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    dist.init_process_group(backend(), store=store, rank=rank, world_size=world, timeout=PATIENCE)
     ranks = Ranks(rank, world, local_rank)
     try:
         yield ranks
