@@ -1,4 +1,4 @@
-"""bigroc models evaluate NAMES [--every] --out FOLDER, and the commands of robust_models.cli."""
+"""bigroc models evaluate NAMES [--all] --out FOLDER, and the commands of robust_models.cli."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from robust_models import cli
 from robust_models.runtime.command import Command
 
 EXAMPLES = """\
-  bigroc models evaluate --every --out runs/leaderboard --parts balls,gradients,gains
+  bigroc models evaluate --all --out runs/leaderboard --parts balls,gradients,gains
   bigroc models evaluate mine.safetensors,cifar10-l2-small --data TEST.npz --reference TRAIN.npz --out runs/mine
 The same command run again continues where it stopped, and measures nothing that is there.
 """

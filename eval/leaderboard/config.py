@@ -18,7 +18,7 @@ class EvaluateConfig(DeviceFlags):
     """Measurements: of which classifiers, what, on which images."""
 
     models: str = Field(default="", description="classifiers: embedded names or anyone's files, with commas")
-    every: bool = Field(default=False, description="all embedded classifiers as well")
+    all: bool = Field(default=False, description="all embedded classifiers as well")
     out: Path = Field(description="folder of what was measured; the same command goes on there")
     parts: Annotated[tuple[PartName, ...], BeforeValidator(several)] = Field(
         min_length=1,
@@ -56,10 +56,10 @@ class EvaluateConfig(DeviceFlags):
     def names(self) -> list[str]:
         """The classifiers one by one, each once."""
         given = split_checkpoints(self.models) if self.models else []
-        return list(dict.fromkeys([*filter(None, given), *(embedded_names() if self.every else [])]))
+        return list(dict.fromkeys([*filter(None, given), *(embedded_names() if self.all else [])]))
 
     @model_validator(mode="after")
     def _has_some(self) -> "EvaluateConfig":
         if not self.names:
-            raise ValueError("models: none given; name some, or pass --every for all embedded ones")
+            raise ValueError("models: none given; name some, or pass --all for all embedded ones")
         return self
