@@ -20,7 +20,6 @@ from robust_models.runtime.config import resolve
 from tests.tiny import tiny_classifier, tiny_pixels
 
 NETWORKS = ("one", "two", "judge")
-MADE_BY_TRAINING = "runs/cifar_energy_small/classifier.safetensors"  # which ablation_energy.yaml compares
 
 
 def write_inputs(root: Path) -> None:

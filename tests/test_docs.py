@@ -21,7 +21,6 @@ from robust_models.features.extractor import is_feature_space, split_spaces
 from robust_models.runtime.config import RECIPES
 from tests.documented import PAGES, ROOT, Documented, anchors, blocks, commands, examples_of, links, mentions, name_of
 from tests.documented import RECIPES as RECIPE_FILES
-from tests.study import MADE_BY_TRAINING
 
 PRETRAINED = "robust_models/pretrained"
 PLACEHOLDERS = {  # words in capitals stand for a reader's own files; here, for something of their kind
@@ -58,9 +57,6 @@ def clone(tmp_path, monkeypatch) -> Path:
     for name in (PRETRAINED, "configs", "docs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    trained = Path(MADE_BY_TRAINING)  # of a reader who has run the recipe; here, another of ten classes
-    trained.parent.mkdir(parents=True)
-    trained.symlink_to(ROOT / PRETRAINED / "cifar10-ablation-l2-050.safetensors")
     return tmp_path
 
 

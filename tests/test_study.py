@@ -36,15 +36,13 @@ from eval.study.report.summary import summary as summary_in_words
 from eval.study.results import Axes
 from eval.study.run import Part, work
 from eval.study.store import Place, key_of
-from robust_models import Description, RobustClassifier, UserError, embedded_names, load, save, to_float
+from robust_models import UserError, embedded_names, load, save, to_float
 from robust_models.checkpoints.flags import Source
-from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.metrics import read_statistics
 from robust_models.runtime.command import run
 from robust_models.runtime.config import RECIPES, STRICT, as_plain, overlaid, resolve
 from robust_models.runtime.files import sha256_of
 from tests.study import (
-    MADE_BY_TRAINING,
     command,
     config,
     done,
@@ -568,13 +566,11 @@ def test_what_a_quick_form_names_comes_with_the_package(recipe):
     found = resolve(StudyConfig, recipe_values(recipe, quick=True), {})
     named = [found.reference, found.reference_images, found.data, *(images.path for images in found.images)]
     assert all(located(path, "any").is_file() for path in named if path is not None)
-    assert {str(spec.ckpt) for spec in found.classifiers} <= {*embedded_names(), MADE_BY_TRAINING}
+    assert {str(spec.ckpt) for spec in found.classifiers} <= {*embedded_names()}
 
 
 def test_the_energy_study_in_little_begins_with_its_answer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path(MADE_BY_TRAINING).parent.mkdir(parents=True)
-    save(RobustClassifier.from_description(Description("preact_resnet10_w8", CIFAR10_CLASSES, 32)), MADE_BY_TRAINING)
     words = "--config ablation_energy.yaml --quick --eps 1 --steps 1 --loss ce,energy --data null --robust.eps {}"
     words += " --judge classifier:cifar10-standard-small --device cpu"
     images = "[{name: VAE, path: 'bundled:vae-cifar10', limit: 20}]"
