@@ -170,7 +170,8 @@ def test_refine_takes_the_first_images_and_comes_to_the_same_ones(tmp_path, chec
     assert bigroc([*words, "--out", str(out[1])]) == 0
     some, whole = map(open_images, out)
     assert len(some) == 5
-    assert torch.equal(some.read(0, 5), whole.read(0, 5))
+    # Floats to rounding: a batch of 5 and one of 12 are summed in other orders where the CPU's library chooses so.
+    torch.testing.assert_close(some.read(0, 5), whole.read(0, 5), rtol=0, atol=1e-6)
     rows = [Path(f"{place}.manifest.jsonl").read_text().splitlines() for place in out]
     assert rows[0] == rows[1][:5]
 
