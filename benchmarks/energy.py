@@ -11,6 +11,7 @@ is not measured again. picture: the same images of each class after each number 
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,12 @@ def made(path: Path, ckpt: str, steps: int, n: int, args: argparse.Namespace) ->
 def picture(args: argparse.Namespace) -> None:
     """Rows of classifiers and steps, columns of classes."""
     n = args.num_images or 20
-    folder = args.out.parent / f"{args.out.stem}_images"
-    rows = [
-        (f"{Path(ckpt).stem}, {steps}", made(folder / f"{Path(ckpt).stem}-{steps}.npz", ckpt, steps, n, args))
-        for ckpt in args.ckpt.split(",")
-        for steps in map(int, args.steps.split(","))
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            (f"{Path(ckpt).stem}, {steps}", made(Path(folder) / f"{steps}.npz", ckpt, steps, n, args))
+            for ckpt in args.ckpt.split(",")
+            for steps in map(int, args.steps.split(","))
+        ]
     save_rows(args.out, rows, [CIFAR10_CLASSES[i % 10] for i in range(n)], columns=min(n, 20))
 
 
