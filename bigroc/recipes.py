@@ -4,6 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import Field
@@ -47,9 +48,10 @@ def recipes() -> list[Recipe]:
 def _read(path: Path) -> Recipe:
     """The head of a recipe is its first line in words, then commands (indented), then paragraphs "Cost: ..." and so on.
 
-    A paragraph ends where the next one begins with a capitalised word and a colon.
+    A paragraph ends where the next one begins with a capitalised word and a colon; the head, at the first line of YAML.
     """
-    about, *rest = (line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+    head = takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    about, *rest = (line.removeprefix("# ") for line in head)
     commands = [line.split() for line in rest if line.startswith("  bigroc ")]
     paragraphs = _paragraphs([line for line in rest if not line.startswith("  ")])
     return Recipe(path.stem, commands[0][1], about, paragraphs["Cost"], paragraphs["Score"], str(path))

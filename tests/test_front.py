@@ -171,4 +171,5 @@ def test_a_recipe_score_takes_all_of_its_lines():
     score = {recipe.name: recipe.score for recipe in recipes()}
     assert "IS 8.33 -> 8.78" in score["bigroc_cgan_pd"]
     assert "[-1,1]" not in score["bigroc_vae"]  # that is a note
+    assert "The full weight" not in score["cifar_energy_small"]  # that is a comment between the fields
     assert score["cifar_standard"].endswith("PGD-20.")
