@@ -89,8 +89,7 @@ def seeds_of(
     of_texts: its classes are texts, and are begun with seeds of any class. UserError where there are none for its
     classes, in its order.
     """
-    file = file_of(checkpoint)
-    beside = file.with_name(file.stem + SUFFIX)
+    beside = seeds_beside(checkpoint)
     path = given or (beside if beside.exists() else EMBEDDED)
     seeds = ClassSeeds.load(path)
     if seeds.class_names == class_names:
@@ -106,6 +105,12 @@ def seeds_of(
         f"seeds: {path} is for {len(seeds.class_names)} classes ({', '.join(seeds.class_names[:3])}, ...), the "
         f"classifier has {len(class_names)} ({', '.join(class_names[:3])}, ...); they must be the same, in one order"
     )
+
+
+def seeds_beside(checkpoint: str) -> Path:
+    """NAME.seeds.npz, where a classifier's own seeds are looked for."""
+    file = file_of(checkpoint)
+    return file.with_name(file.stem + SUFFIX)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ NORMALIZERS = {
 }
 
 
+STARTS = ("seeds", "pca", "noise", "images")  # where made images begin; images: of any set
+
+
 @dataclass(frozen=True)
 class Generation:
     """How a classifier that was trained to generate makes images best, and what it makes of real ones."""
@@ -65,11 +68,12 @@ class Generation:
     step_size: float  # L2 length of a step up the logit of the class, pixels in [0,1]
     steps: int
     median_energy: float  # of held-out real images, -logsumexp of their logits
+    start: str = "seeds"  # one of STARTS: where climbs began in its training
 
     def __str__(self) -> str:
         return (
-            f"{self.steps} steps of {self.step_size:g} up the class's logit; median energy of real images "
-            f"{self.median_energy:.4g}"
+            f"{self.steps} steps of {self.step_size:g} up the class's logit from {self.start}; median energy of real "
+            f"images {self.median_energy:.4g}"
         )
 
 

@@ -95,7 +95,7 @@ def test_how_it_generates_is_written_and_read(classifier, tmp_path):
     save(classifier, tmp_path / "plain.safetensors")
     assert "generation" not in json.loads(checkpoint_metadata(tmp_path / "plain.safetensors")["bigroc"])
     assert load(tmp_path / "plain.safetensors").description.generation is None
-    classifier.description = replace(classifier.description, generation=Generation(0.5, 12, -3.25))
+    classifier.description = replace(classifier.description, generation=Generation(0.5, 12, -3.25, "pca"))
     save(classifier, tmp_path / "energy.safetensors")
     assert load(tmp_path / "energy.safetensors").description == classifier.description
 
@@ -108,6 +108,7 @@ def test_how_it_generates_is_written_and_read(classifier, tmp_path):
         ({"median_energy": float("nan")}, "finite energy"),
         ({"steps": 1.5}, "steps are not a number up to 100,000"),
         ({"steps": 10**9}, "steps are not a number up to 100,000"),
+        ({"start": "https://example.org/x.npz"}, "starts at none of seeds, pca, noise, images"),
         ({"other": 1}, "TypeError"),
     ],
 )

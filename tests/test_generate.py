@@ -234,6 +234,22 @@ def test_a_classifier_trained_to_generate_takes_its_own_steps_up_the_logit(gener
     assert plain["step_size"] == SAMPLERS["momentum"].step_size
 
 
+def test_a_classifier_trained_to_generate_begins_where_it_learned_to(generating, tmp_path, capsys):
+    common = ["--ckpt", generating, "--precision", "fp32"]
+
+    def made(name, *more):
+        summary_of(*common, "--out", tmp_path / name, *more, capsys=capsys)
+        return open_images(tmp_path / name).read(0, 4)
+
+    seeds, noise = made("a.npz"), made("b.npz", "--start-from", "noise")
+    assert not torch.equal(seeds, noise)
+    model = load(generating)
+    for start, expected in (("noise", noise), ("images", seeds)):  # which images those were, nobody knows
+        model.description = replace(model.description, generation=Generation(0.25, 3, -1.5, start))
+        save(model, generating)
+        assert torch.equal(made(f"{start}.npz"), expected)
+
+
 def test_the_studio_begins_with_the_recorded_steps(generating, checkpoint):
     classifier = load(generating)
     found = defaults("generate", classifier)

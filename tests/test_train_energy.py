@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from robust_models import Description, RobustClassifier, UserError, load, save
 from robust_models.attacks import energy, negative_logit
@@ -164,10 +165,50 @@ def test_the_classifier_that_is_kept_records_how_it_generates_best_and_training_
     assert found == Generation(0.5, int(scores["generation_steps"]), scores["median_energy"])
     assert found.median_energy == pytest.approx(median, rel=1e-5)
     assert main(["inspect", summary["checkpoint"]]) == 0
-    assert f"generation      {found.steps} steps of 0.5 up the class's logit; median energy" in capsys.readouterr().out
+    words = f"generation      {found.steps} steps of 0.5 up the class's logit from seeds; median energy"
+    assert words in capsys.readouterr().out
     changed = {"init": summary["checkpoint"], "objective": {"name": "cross_entropy"}, "epochs": 1}
     again = train(recipe(root, tmp_path / "again", **changed))
     assert load(again["checkpoint"], quiet=True).description.generation is None
+
+
+@pytest.mark.parametrize(("start", "recorded"), [("pca", "pca"), ("noise", "noise"), ("other.npz", "images")])
+def test_a_classifier_records_where_it_was_trained_to_begin(root, start, recorded):
+    stage = opened(root, start=str(root / start) if start == "other.npz" else start)
+    found = stage.generation({"generation_steps": 3.0, "median_energy": -1.0})
+    assert found == Generation(0.5, 3, -1.0, recorded)
+
+
+def test_seeds_beside_init_are_put_beside_what_learned_from_them(root, tmp_path):
+    for start in ("seeds", "noise"):
+        save(tiny_classifier(), tmp_path / f"{start}.safetensors")
+        opened(root, start=start).keep_seeds(tmp_path / f"{start}.safetensors")
+    assert [file.name for file in tmp_path.glob("*.npz")] == ["seeds.seeds.npz"]
+    assert ClassSeeds.load(tmp_path / "seeds.seeds.npz").class_names == CLASSES
+
+
+def test_real_images_have_the_light_augmentation_and_not_the_recipes(root):
+    x_u8 = torch.from_numpy(tiny_pixels(4)[0]).permute(0, 3, 1, 2)
+    model, y = tiny_classifier(), torch.arange(4) % 3
+
+    def real(**fields):
+        stage = opened(root, augment={"crop_padding": 0, **fields})
+        return stage.pair(model, x_u8, y, 0, generator("cpu", 0, 0, 0), Ranks()).real
+
+    x = x_u8 / 255
+    assert torch.equal(real(flip=False), x)
+    mirrored = [torch.equal(one, other.flip(-1)) for one, other in zip(real(flip=True), x, strict=True)]
+    plain = [torch.equal(one, other) for one, other in zip(real(flip=True), x, strict=True)]
+    assert any(mirrored)
+    assert all(one != other for one, other in zip(mirrored, plain, strict=True))
+
+
+def test_where_no_classifier_is_robust_enough_the_run_says_so(root, tmp_path, capfd):
+    fields = {"judge": f"classifier:{root / 'judge.safetensors'}", "window": 2, "auc": 0.0, "images": 20}
+    train(recipe(root, tmp_path / "run", epochs=1, energy={**fields, "floor": 1.0}))
+    assert "warning: no classifier reached energy.floor 1: the most robust one is kept" in capfd.readouterr().err
+    train(recipe(root, tmp_path / "other", epochs=1))
+    assert "energy.floor" not in capfd.readouterr().err
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(root, tmp_path, monkeypatch):
@@ -189,9 +230,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(root, tmp_path, 
     whole, parts = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
     assert whole is not None
     assert parts is not None
-    for name, value in whole.model.items():
-        assert torch.equal(value, parts.model[name]), name
-    assert (whole.progress.longer, whole.progress.aucs) == (parts.progress.longer, parts.progress.aucs)
+    for one, other in ((whole.model, parts.model), (whole.ema, parts.ema)):
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), name
+    momenta = [[one["momentum_buffer"] for one in state.optimizer["state"].values()] for state in (whole, parts)]
+    assert all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
+    for name in ("longer", "aucs", "energy", "best", "best_scores"):
+        assert getattr(whole.progress, name) == getattr(parts.progress, name), name
+    kept = [load_file(tmp_path / name / "classifier.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
 def test_the_nearest_is_kept_only_where_it_is_robust_enough(root):

@@ -8,8 +8,10 @@ adversarial training", arXiv:2510.13872). There the starts are other photographs
 generation begins with, so that no further images are needed.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_models.attacks import PGD, energy, frozen_eval, negative_logit
-from robust_models.class_seeds import Start, open_start, seeds_of
-from robust_models.classifier import Generation, RobustClassifier
+from robust_models.class_seeds import Start, open_start, seeds_beside, seeds_of
+from robust_models.classifier import STARTS, Generation, RobustClassifier
 from robust_models.datasets import Dataset
 from robust_models.errors import UserError
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.images import to_float, to_u8
 from robust_models.metrics.kernel_resampled import measure_of, reference_for, resampler_for
 from robust_models.runtime.distributed import Ranks
+from robust_models.runtime.files import whole_file
 from robust_models.runtime.seeds import DRAW, EVALUATION, generator
 from train.augment import augment
 from train.config import EnergyConfig, TrainConfig, at
@@ -116,14 +119,11 @@ class Energy:
         by a step, and begins anew.
         """
         fields, progress = self.config.energy, self.progress
-        progress.energy = self.seen
         progress.aucs = [*progress.aucs, self.seen["auc"]][-fields.window :]
+        average = sum(progress.aucs) / len(progress.aucs)
+        progress.energy = self.seen | {"auc": average}
         full = len(progress.aucs) == fields.window
-        if (
-            full
-            and sum(progress.aucs) / fields.window >= at(fields.auc, share)
-            and self.steps < at(fields.most_steps, share)
-        ):
+        if full and average >= at(fields.auc, share) and self.steps < at(fields.most_steps, share):
             progress.longer, progress.aucs = progress.longer + 1, []
 
     def scores(self, model: RobustClassifier, held_out: Dataset, between: Callable[[], None]) -> dict[str, float]:
@@ -154,7 +154,25 @@ class Energy:
 
     def generation(self, scores: dict[str, float]) -> Generation:
         """What the file of a classifier with these scores says of making images with it."""
-        return Generation(self.config.energy.step_size, int(scores["generation_steps"]), scores["median_energy"])
+        fields, steps = self.config.energy, int(scores["generation_steps"])
+        start = fields.start if fields.start in STARTS else "images"
+        return Generation(fields.step_size, steps, scores["median_energy"], start)
+
+    def keep_seeds(self, checkpoint: Path) -> None:
+        """Puts the seeds beside init, where there are some, beside the classifier that learned from them."""
+        seeds = seeds_beside(str(self.config.init))
+        if self.config.energy.start in ("seeds", "pca") and seeds.exists():
+            with whole_file(seeds_beside(str(checkpoint))) as partial:
+                shutil.copyfile(seeds, partial)
+
+    def shortfall(self, scores: dict[str, float]) -> str:
+        """What is to be said of the best classifier's scores where even these are below the floor; else empty."""
+        if not scores or self.selection(scores) >= 0:
+            return ""
+        return (
+            f"no classifier reached energy.floor {self.config.energy.floor:g}: the most robust one is kept, "
+            f"{scores['robust_accuracy']:.1%} under attack; a smaller energy.weight costs less accuracy"
+        )
 
     def selection(self, scores: dict[str, float]) -> float:
         """Above 0, the more the nearer, where the robust accuracy is at the floor; else below 0, and by accuracy."""

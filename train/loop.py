@@ -38,6 +38,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                     saved = f"saved at step {run.progress.step} of {run.total}"
                     print(f"{interrupted.cause}: {saved}; the same command goes on from there", file=sys.stderr)
                 raise
+        if run.energy and ranks.is_first and (said := run.energy.shortfall(run.progress.best_scores)):
+            print(f"warning: {said}", file=sys.stderr)
         return run.summary() if ranks.is_first else None
 
 

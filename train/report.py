@@ -48,7 +48,10 @@ class Reporter:
         if findings.train is not None:
             means = findings.train
             self._row("train", {**means, "lr": lr, "images_per_s": self.bar.format_dict["rate"] or 0.0})
-            self.bar.set_postfix(loss=f"{means['loss']:.3f}", accuracy=f"{means['accuracy']:.3f}")
+            shown = {name: f"{means[name]:.3f}" for name in ("loss", "accuracy")}
+            if "auc" in means:  # objective energy
+                shown |= {"climb": f"{means['climb_steps']:.0f}", "auc": f"{means['auc']:.2f}"}
+            self.bar.set_postfix(shown)
         if findings.guard is not None:
             self._row("guard", findings.guard)
         if findings.scores is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Findings:
     """What is due at a step, in numbers; None where it is not."""
 
-    train: dict[str, float] | None  # means over the steps since the last row of metrics
+    train: dict[str, float] | None  # means over the steps since the last row of metrics; of energy, as it now stands
     guard: dict[str, float] | None
     scores: dict[str, float] | None  # on the held-out images
     shown: Tensor | None  # a picture of some of them, attacked
@@ -134,7 +134,7 @@ class Run:
         guard = config.guard.every_steps > 0 and step % config.guard.every_steps == 0 and self.attack.steps > 0
         row = step % config.log_every == 0 or validation
         return Findings(
-            # The one place between evaluations where the host waits for the device.
+            # The one place between evaluations where the host waits for the device (energy's steps wait, too).
             train=mean(self.pending, step) | self.progress.energy if row else None,
             guard=overfitting(self.model, self.held_out, self.attack, config, together) if guard else None,
             scores=self._scores(together) if validation else None,
@@ -165,7 +165,8 @@ class Run:
         """On the held-out images; of objective energy also how near them the images are that the classifier makes."""
         scores = validate(self.ema.model, self.held_out, self.config, together)
         if self.energy:
-            scores |= self.energy.scores(self.ema.model, self.held_out, together.between)
+            # Made by every rank, and judged by the first one's numbers: all have to draw the same consequences.
+            scores |= self.ranks.share(self.energy.scores(self.ema.model, self.held_out, together.between))
             scores["selection"] = self.energy.selection(scores)
         return scores
 
@@ -183,6 +184,8 @@ class Run:
             model.description = replace(model.description, scores={"validation": scores}, generation=generation)
             if self.ranks.is_first:
                 save(model, self.checkpoint)
+                if self.energy:
+                    self.energy.keep_seeds(self.checkpoint)
 
     def _strengthen_attack(self, row: dict[str, float]) -> None:
         """Doubles the attack's steps if the network has learnt to withstand no more than this attack."""

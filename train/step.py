@@ -1,4 +1,4 @@
-"""One training step: augment, attack, descend. Nothing here waits for the device."""
+"""One training step: augment, attack, descend. Nothing here waits for the device (objective energy does)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_models.architectures.libraries import LIBRARIES
 from robust_models.checkpoints.programs.program import Program
-from robust_models.classifier import Description, Generation, Normalizer, RobustClassifier
+from robust_models.classifier import STARTS, Description, Generation, Normalizer, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.files import check_replaces, whole_file
 from robust_models.threat import ThreatModel
@@ -160,6 +160,8 @@ def _check_generation(generation: Generation) -> None:
         raise ValueError("the generation is not a step size above zero and a finite energy")
     if type(generation.steps) is not int or not 0 < generation.steps <= MAX_STEPS:
         raise ValueError(f"the generation's steps are not a number up to {MAX_STEPS:,}")
+    if generation.start not in STARTS:
+        raise ValueError(f"the generation starts at none of {', '.join(STARTS)}")
 
 
 def save(model: RobustClassifier, path: Path | str) -> None:

@@ -66,10 +66,10 @@ class GenerateConfig(SynthesisConfig):
     classes: str | None = Field(
         default=None, description="their names or indices, with commas (null: the --prompt, else all)"
     )
-    start_from: str = Field(
-        default="seeds",
+    start_from: str | None = Field(
+        default=None,
         description="where to begin: seeds (low-resolution draws of the class), pca (near its mean, along its "
-        "principal directions), noise, or any image set",
+        "principal directions), noise, or any image set (null: as a classifier trained to generate did, else seeds)",
     )
     seeds: Path | None = Field(
         default=None,
@@ -104,14 +104,15 @@ class GenerateConfig(SynthesisConfig):
             raise ValueError(f"momentum: {self.momentum:g} is for --sampler momentum; {self.sampler} has none")
         if self.noise is not None and self.sampler == "ascent":
             raise ValueError(f"noise: {self.noise:g} is for --sampler momentum or langevin; ascent adds none")
-        if self.seeds is not None and self.start_from not in ("seeds", "pca"):
+        if self.seeds is not None and self.start_from not in (None, "seeds", "pca"):
             raise ValueError(f"seeds: {self.seeds} is for --start-from seeds or pca; {self.start_from} needs none")
         return self
 
 
 def open_source(config: GenerateConfig, network: Network) -> Source:
     """A start drawn for every image, and the way from there to its class."""
-    start = open_start(config.start_from, lambda: _seeds(config, network), network.image_size)
+    recorded = network.model.description.generation
+    start = open_start(_start_from(config, recorded), lambda: _seeds(config, network), network.image_size)
     classes = torch.tensor(listed_classes(config.classes, network.class_names, config.prompt))
     targets = classes.repeat(-(-config.num_images // len(classes)))[: config.num_images]
     objective = lowering(LOSSES[_objective(config, network)])
@@ -123,7 +124,7 @@ def open_source(config: GenerateConfig, network: Network) -> Source:
         sampler = _sampler(config, tuple(rows.tolist()))
         return Work(network.here(starts(rows)), network.here(targets[rows]), objective, sampler=sampler)
 
-    ball = usual_ball(config.sampler, network.model.description.generation, max(start.size))
+    ball = usual_ball(config.sampler, recorded, max(start.size))
     return Source(targets, start.size, work, lambda rows: to_u8(starts(rows)), Numbered(len(targets)), ball=ball)
 
 
@@ -136,6 +137,12 @@ def usual_ball(sampler: SamplerName, recorded: Generation | None, side: int) -> 
     if sampler in SAMPLERS:
         return Ball(across, SAMPLERS[sampler].step_size, SAMPLERS[sampler].steps)
     return None if recorded is None else Ball(across, recorded.step_size, recorded.steps)
+
+
+def _start_from(config: GenerateConfig, recorded: Generation | None) -> str:
+    if config.start_from is not None:
+        return config.start_from
+    return "seeds" if recorded is None or recorded.start == "images" else recorded.start  # which images, it cannot know
 
 
 def _objective(config: GenerateConfig, network: Network) -> LossName:
