@@ -6,10 +6,11 @@
 Every row runs the command itself and judges the images it stored with cifar10-standard-small, which took no part:
 agreement is the share that it sees as the class wanted. generate: --n-generated images, balanced, from a mixture of
 Gaussians and from one Gaussian per class; the Frechet distance is between the judge's 128 features of these and of the
-50,000 train images. inpaint: a centred hole of 16x16 in the first N test images; PSNR inside it. superres: from 8x8
-block averages to 32x32. translate: the test images of a class into another one; all of them together are compared with
-the real ones of the classes wanted, in 1,280 features of ImageNet (KID). sketch: the drawings of benchmarks/drawings.py
-into what they show. "given" rows give the task each image's true class, "pseudo" rows leave it to be guessed.
+50,000 train images. inpaint: a centred hole of 16x16 in the first N test images; PSNR inside it (wants OpenCV: pip
+install opencv-python-headless). superres: from 8x8 block averages to 32x32. translate: the test images of a class into
+another one; all of them together are compared with the real ones of the classes wanted, in 1,280 features of ImageNet
+(KID). sketch: the drawings of benchmarks/drawings.py into what they show. "given" rows give the task each image's true
+class, "pseudo" rows leave it to be guessed.
 """
 
 import argparse

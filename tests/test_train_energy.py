@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robust_models import Description, RobustClassifier, UserError, load, save
 from robust_models.attacks import energy, negative_logit
@@ -152,6 +153,10 @@ def test_a_run_keeps_batch_norms_and_finds_the_classifier_whose_images_are_neare
     judged = [row for row in rows if row["kind"] == "validation"]
     assert summary["validation"]["selection"] == max(row["selection"] for row in judged)
     assert all(row["generation_steps"] >= 1 for row in judged)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in board.Images("validation/made")] == [row["step"] for row in judged]
+    assert (board.Images("validation/made")[0].height, board.Images("validation/made")[0].width) == (4 * SIZE, 3 * SIZE)
+    assert {"train/climb_steps", "train/auc", "train/energy_real", "train/energy_made"} <= {*board.Tags()["scalars"]}
 
 
 def test_the_classifier_that_is_kept_records_how_it_generates_best_and_training_on_forgets_it(root, tmp_path, capsys):
