@@ -14,8 +14,8 @@ demo: .venv/installed  ## generated images beside the same images refined, with 
 	@echo "after:"; $(QUALITY) --images demo/refined.npz
 	@echo; echo "Look at demo/before_after.png"
 
-test: .venv/installed-dev
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## files of tests side by side, a thread each; `python -m pytest` runs them one after another
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
