@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from robust_models import save
 from tests.documented import ROOT, blocks
@@ -101,6 +102,7 @@ def outcomes(changed, tmp_path_factory) -> dict[str, bool]:
     program = BEFORE + "".join(f"\nname = {name!r}\n{tried}" for name, tried in TRIED.items())
     program += "\nimport json\nprint(json.dumps(works))"
     place = tmp_path_factory.mktemp("tried")
+    torch.manual_seed(0)
     save(tiny_classifier(), place / "tiny.safetensors")
     pixels, labels = tiny_pixels(4)
     np.savez(place / "in.npz", arr_0=pixels, arr_1=labels)

@@ -18,7 +18,7 @@ from robust_models.runtime.distributed import PeerFailed, Ranks, join
 from tests.tiny import tiny_pixels
 
 WORLD = 2
-PATIENCE_S = 120  # starting Python and torch takes a while where many share the processor
+PATIENCE_S = 600  # starting Python and torch takes a while where many share the processor
 
 
 def free_ports(count: int) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_rank_that_is_killed_is_not_waited_for():
     assert re.fullmatch(
         r"error: another rank of this job has ended, and with it this one \(.*(closed|reset).*\)\n", error, re.I
     )
-    assert time.monotonic() - started < PATIENCE_S / 2
+    assert time.monotonic() - started < 60
 
 
 def test_a_peers_failure_is_an_exit_with_status_2():

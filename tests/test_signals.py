@@ -24,7 +24,7 @@ from tests.tiny import tiny_pixels
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("robust_models", "train", "refine", "eval", "bigroc")
-MAINS = [file for package in PACKAGES for file in (ROOT / package).rglob("__main__.py")]
+MAINS = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("__main__.py"))]
 STOPS = [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
 
 

@@ -23,6 +23,7 @@ from tests.studio import served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 expect = playwright.expect
+expect.set_options(timeout=30_000)
 pytestmark = pytest.mark.browser
 LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -58,7 +59,7 @@ class Visit:
         self.context = browser.new_context(**{"viewport": LAPTOP, "reduced_motion": "reduce"} | settings)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15000)
+        self.page.set_default_timeout(30_000)
         self.page.on("request", lambda request: self._check(request.url))
         self.page.on("console", lambda said: self._note(said.type, said.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
