@@ -17,8 +17,12 @@ import pytest
 import yaml
 
 from bigroc.cli import main as bigroc
+from eval.study.plan import Job
+from eval.study.run import work as work_on
+from eval.study.store import Place
+from robust_models import UserError
 from robust_models.runtime.command import run
-from robust_models.runtime.signals import Interrupted, leave_on_signals
+from robust_models.runtime.signals import Interrupted, leave_on_signals, leaving_on_signals
 from tests.study import values, write_inputs
 from tests.tiny import tiny_pixels
 
@@ -123,6 +127,37 @@ def test_every_command_is_left_at_once_and_handlers_are_as_before(number, status
     assert left.value.code == status
     assert run(lambda _: 0, []) == 0
     assert [signal.getsignal(one) for one, _ in STOPS] == before
+
+
+def taken_for_something_else(*_: object) -> dict:
+    """What torch.asarray does where a signal comes while it asks a storage for its length."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except Interrupted as error:
+        raise ValueError("could not determine the shape") from error
+    raise AssertionError("went on")
+
+
+@pytest.mark.parametrize("error", [ValueError, UserError])
+def test_a_signal_that_a_library_took_for_an_error_of_its_own_still_ends_the_command(error):
+    def work(_) -> int:
+        try:
+            return len(taken_for_something_else())
+        except ValueError:
+            raise error("no such thing") from None
+
+    with pytest.raises(Interrupted) as left:
+        run(work, [])
+    assert left.value.code == 130
+    with pytest.raises(ZeroDivisionError):  # an error of the next command is one
+        run(lambda _: 1 // 0, [])
+
+
+def test_a_study_does_not_take_a_signal_for_the_failure_of_a_job(tmp_path):
+    job = Job(Place(tmp_path, "cells", "key"), "a cell", {"versions": {}}, taken_for_something_else)
+    with leaving_on_signals(), pytest.raises(Interrupted):
+        work_on(lambda: [job])
+    assert not job.place.failed.exists()
 
 
 def test_a_command_in_another_thread_leaves_the_handlers_alone():

@@ -22,7 +22,7 @@ from eval.study.summary import best_cells, failures
 from robust_models.runtime.config import as_plain
 from robust_models.runtime.distributed import Ranks, join
 from robust_models.runtime.files import is_no_room, reporting_no_room, write_json
-from robust_models.runtime.signals import Interrupted
+from robust_models.runtime.signals import Interrupted, raise_swallowed
 from robust_models.runtime.version import environment
 
 WriteReport = Callable[[Results, Path], Mapping[str, Path | str]]  # gives kind -> path
@@ -175,6 +175,7 @@ def _do(job: Job) -> None:
     try:
         found = job.work(job.place)
     except Exception as error:  # whatever it is, it is this job's; the others go on
+        raise_swallowed()
         if is_no_room(error):  # but for this, which would fail them all
             raise
         line = job.place.write_error(error, time.perf_counter() - started)

@@ -34,6 +34,7 @@ def leave_on_signals() -> dict[int, Any]:
 
     Gives the handlers that there were before, by signal; none off the main thread, which alone may set them.
     """
+    _came.clear()
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, _leave) for number in EXIT_STATUS}
@@ -45,8 +46,24 @@ def leaving_on_signals() -> Iterator[None]:
     before = leave_on_signals()
     try:
         yield
+    except Exception:
+        raise_swallowed()
+        raise
     finally:
         _restore(before)
+
+
+_came: list[int] = []  # the signals that were raised as Interrupted
+
+
+def raise_swallowed() -> None:
+    """Raises Interrupted if it was raised before: for an error that may have come in its place.
+
+    Code in C asks Python for a length or an item, takes whatever a handler raises there for "there is none", and goes
+    on to an error of its own, as torch.asarray does of a storage that safetensors reads.
+    """
+    if _came:
+        raise Interrupted(_came[0])
 
 
 def _restore(handlers: dict[int, Any]) -> None:
@@ -60,6 +77,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
             # Nothing is begun yet, and torch passes over any exception in its import of numpy: the run would go on.
             os._exit(EXIT_STATUS[signal.Signals(number)])
         frame = frame.f_back
+    _came.append(number)
     raise Interrupted(number)
 
 
