@@ -26,9 +26,8 @@ def test_the_page_names_defaults_that_are_there():
     """Each row of its table, against the tasks."""
     from importlib import import_module
 
-    rows = [
-        line.split("|")[1:-1] for line in (ROOT / "docs" / "synthesis.md").read_text().splitlines() if "| `" in line
-    ]
+    page = (ROOT / "docs" / "synthesis.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in page if line.startswith("| `")]
     assert len(rows) == 7
     for name, _, _, large, small in rows:
         task = import_module(f"refine.synthesis.tasks.{name.strip(' `')}").TASK
