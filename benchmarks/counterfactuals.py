@@ -27,9 +27,9 @@ from refine.network import Network
 from refine.synthesis.changes import LENGTHS
 from refine.synthesis.smallest_change import Search, closest
 from robust_models import load, open_images, to_float
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.folding import folded
 from robust_models.grids import difference_row, save_rows
+from robust_models.runtime.files import PRETRAINED
 from robust_models.runtime.version import environment
 from robust_models.threat import NORMS
 

@@ -32,10 +32,9 @@ from refine.cli import main as refine
 from refine.synthesis.drawings import open_drawings
 from refine.synthesis.tasks.paint import STRENGTH
 from robust_models import ImageSet, open_images, to_float, to_u8
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.grids import save_rows
-from robust_models.runtime.files import whole_file, write_json
+from robust_models.runtime.files import PRETRAINED, whole_file, write_json
 
 CKPT = "cifar10-l2-small"
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()

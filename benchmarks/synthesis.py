@@ -34,13 +34,13 @@ from refine.synthesis.tasks import generate, inpaint, sketch, superres, translat
 from refine.synthesis.tasks.inpaint import filled_smoothly, filled_with_mean
 from refine.synthesis.tasks.superres import enlarge
 from robust_models import open_images, to_float, to_u8
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.datasets import CIFAR10_CLASSES
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.images import write_npz
 from robust_models.metrics import FrechetStatistics, frechet_distance
 from robust_models.metrics.kernel_resampled import KernelReference, KernelResampler
 from robust_models.metrics.stored import read_statistics
+from robust_models.runtime.files import PRETRAINED
 from robust_models.runtime.version import environment
 
 JUDGE = "cifar10-standard-small"

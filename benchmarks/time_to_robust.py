@@ -13,10 +13,15 @@ on the first --standard-images of them.
 Each run leaves a line in OUT/curve.jsonl; the same command skips what has one. Other flags go to the recipe. A preset
 is a list of recipes and lengths, from minutes to hours: cpu for two cores, gpu for one GPU, and record, whose network
 is large.
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m benchmarks.time_to_robust --preset cpu ...
+
+gives each core a rank of its own, which may be faster than threads (see benchmarks.train_ranks).
 """
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -30,6 +35,7 @@ from eval.robust.config import RobustConfig
 from eval.robust.run import run_robust
 from robust_models.runtime.command import OneLineParser, add_config_flags
 from robust_models.runtime.config import read_recipe, resolve
+from robust_models.runtime.distributed import join
 from robust_models.runtime.signals import Interrupted, StopSignals
 from robust_models.runtime.version import environment
 from train.config import TrainConfig
@@ -77,17 +83,19 @@ def warm_up(run: Run) -> float:
 def train_timed(config: TrainConfig) -> Row:
     """Trains from scratch and reports how long that took; the classifier is config.out/classifier.safetensors."""
     start = time.perf_counter()
-    run = Run(config)
-    opened_s = time.perf_counter() - start
-    with closing(run.loader), StopSignals() as stop:
+    with StopSignals() as stop, join() as ranks, closing((run := Run(config, ranks)).loader):
+        stop.ranks = ranks
+        opened_s = time.perf_counter() - start
         compile_s = 0.0 if run.finished else warm_up(run)
         run.restart_clock()
         try:
             run_to_end(run, stop, Silence())
         except Interrupted:
             run.save()
+            ranks.barrier()
             raise
     return {
+        "ranks": ranks.world,
         "train_s": run.progress.wall_s,
         "compile_s": compile_s,
         "open_s": opened_s,
@@ -102,18 +110,18 @@ def _wait(run: Run) -> None:
 
 
 def measure(config: TrainConfig, test: str, images: int | None, standard_images: int) -> Row:
-    """Clean and robust accuracy on the test images, with 95 % intervals."""
+    """Clean and robust accuracy on the test images, with 95 % intervals; {} on torchrun's ranks after the first."""
     ckpt = str(config.out / "classifier.safetensors")
     common = {"ckpt": ckpt, "data": test, "norm": config.attack.norm, "eps": config.attack.radius}
-    apgd = run_robust(RobustConfig(**common, attack="apgd", limit=images))
-    row = {
-        "n": apgd["n"],
-        "clean_accuracy": apgd["clean_accuracy"],
-        "apgd_accuracy": apgd["robust_accuracy"],
-        "apgd_interval": apgd["interval"],
-    }
-    if standard_images:
-        standard = run_robust(RobustConfig(**common, attack="autoattack", limit=standard_images))
+    row: Row = {}
+    if apgd := run_robust(RobustConfig(**common, attack="apgd", limit=images)):
+        row = {
+            "n": apgd["n"],
+            "clean_accuracy": apgd["clean_accuracy"],
+            "apgd_accuracy": apgd["robust_accuracy"],
+            "apgd_interval": apgd["interval"],
+        }
+    if standard_images and (standard := run_robust(RobustConfig(**common, attack="autoattack", limit=standard_images))):
         row |= {
             "standard_n": standard["n"],
             "standard_accuracy": standard["robust_accuracy"],
@@ -174,23 +182,20 @@ def main() -> None:
     own = ("preset", "config", "data", "test", "epochs", "seeds", "out", "test_images", "standard_images")
     args = argparse.Namespace(**{name: flags.pop(name) for name in own})
     args.out.mkdir(parents=True, exist_ok=True)
-    curve = args.out / "curve.jsonl"
+    curve, is_first = args.out / "curve.jsonl", os.environ.get("RANK", "0") == "0"
     rows = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
     for name, config in configs(args, flags):
         if name["run"] in (row["run"] for row in rows):
             continue
-        rows.append(
-            {
-                **name,
-                **train_timed(config),
-                **measure(config, args.test, args.test_images, args.standard_images),
-                "environment": environment(),
-            }
-        )
-        with curve.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        print(table(rows), flush=True)
-    print(table(rows))
+        trained = train_timed(config)
+        measured = measure(config, args.test, args.test_images, args.standard_images)
+        rows.append({**name, **trained, **measured, "environment": environment()})
+        if is_first:
+            with curve.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(table(rows), flush=True)
+    if is_first:
+        print(table(rows))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from robust_models.images import ImageGroups
 from robust_models.images.image_set import SaveAs
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import STRICT, AtLeastOne, Number, as_plain
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.files import located, sha256_of
 from robust_models.threat import NORMS, NormName, check_ball, check_step_size
 
 GUESSES = ("pseudo", "debiased", "balanced")  # targets that come from the classifier itself
@@ -231,7 +231,7 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
         plain["against"] = f"{config.against} (sha256 {sha256_of(file_of(config.against))[:16]})"
     if config.input is not None:
         plain = {name: value for name, value in plain.items() if name not in DEFAULTS}
-        plain |= {"input": str(config.input.resolve()), "input files": fingerprint(config.input)}
+        plain |= {"input": str(located(config.input).resolve()), "input files": fingerprint(config.input)}
     plain |= {
         "input images": ", ".join(f"{len(part)} of {part.size[1]}x{part.size[0]} {part.depth}" for part in images.sets),
         "targets": mode_of(config.targets, config.prompt, images.labels),
@@ -249,6 +249,9 @@ def deciding(config: RefineConfig, images: ImageGroups, device: torch.device, pr
         if text is not None and Path(text).is_file():
             plain[f"{name} file"] = sha256_of(Path(text))[:16]
     if config.auto_fields and config.reference is not None:
-        plain |= {"reference": str(config.reference.resolve()), "reference files": fingerprint(config.reference)}
+        plain |= {
+            "reference": str(located(config.reference).resolve()),
+            "reference files": fingerprint(config.reference),
+        }
         plain |= {"judge": config.judge, "auto_images": config.auto_images, "auto_accept": config.auto_accept}
     return plain

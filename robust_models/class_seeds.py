@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from robust_models.checkpoints.flags import file_of
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.images import open_images, to_float
 from robust_models.mixture import Mixture
-from robust_models.runtime.files import whole_file
+from robust_models.runtime.files import PRETRAINED, located, whole_file
 
 SUFFIX = ".seeds.npz"  # beside a checkpoint, after its name without the suffix
 EMBEDDED = PRETRAINED / "cifar10-seeds.npz"
@@ -68,7 +67,7 @@ class ClassSeeds:
     def load(cls, path: Path) -> "ClassSeeds":
         """UserError where the file is none that `save` wrote."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(located(path), allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name].astype(np.float64)) for name in _ARRAYS}
                 names, size, source = file["class_names"].tolist(), int(file["image_size"]), str(file["source"])
         except FileNotFoundError:

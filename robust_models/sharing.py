@@ -12,10 +12,10 @@ from pydantic.dataclasses import dataclass
 from robust_models.checkpoints.checks import check_classifier, check_names
 from robust_models.checkpoints.flags import CheckpointFlags, file_of
 from robust_models.checkpoints.hub import HubName, export, fetch_from_hub, is_hub_name, upload
-from robust_models.checkpoints.load import PRETRAINED, embedded_names
+from robust_models.checkpoints.load import embedded_names
 from robust_models.errors import UserError, about_field
 from robust_models.runtime.config import STRICT
-from robust_models.runtime.files import sha256_of, whole_file, whole_folder
+from robust_models.runtime.files import PRETRAINED, sha256_of, whole_file, whole_folder
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

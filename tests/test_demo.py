@@ -5,8 +5,8 @@ import json
 import eval.cli
 import refine.cli
 from robust_models import open_images
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.images import write_npz
+from robust_models.runtime.files import PRETRAINED
 
 
 def frechet(images, capsys) -> float:

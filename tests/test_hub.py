@@ -10,9 +10,9 @@ import torch
 
 from robust_models import UserError, load, save
 from robust_models.checkpoints.hub import HubName, wanted_files
-from robust_models.checkpoints.load import PRETRAINED, find
+from robust_models.checkpoints.load import find
 from robust_models.cli import main
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.files import PRETRAINED, sha256_of
 from tests.tiny import tiny_classifier
 
 hub = pytest.importorskip("huggingface_hub")

@@ -22,7 +22,7 @@ from eval.quality.run import run_quality
 from eval.quality.statistics import run_statistics
 from eval.study.cell import EXAMPLES
 from eval.study.cli import STUDY
-from eval.study.config import StudyConfig, located, recipe_values
+from eval.study.config import StudyConfig, recipe_values
 from eval.study.gather import load_results
 from eval.study.grid import Share, grid
 from eval.study.inputs import open_inputs
@@ -41,7 +41,7 @@ from robust_models.checkpoints.flags import Source
 from robust_models.metrics import read_statistics
 from robust_models.runtime.command import run
 from robust_models.runtime.config import RECIPES, STRICT, as_plain, overlaid, resolve
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.files import located, sha256_of
 from tests.study import (
     command,
     config,
@@ -565,7 +565,7 @@ def test_a_shipped_study_fits_in_both_forms(recipe):
 def test_what_a_quick_form_names_comes_with_the_package(recipe):
     found = resolve(StudyConfig, recipe_values(recipe, quick=True), {})
     named = [found.reference, found.reference_images, found.data, *(images.path for images in found.images)]
-    assert all(located(path, "any").is_file() for path in named if path is not None)
+    assert all(located(path).is_file() for path in named if path is not None)
     assert {str(spec.ckpt) for spec in found.classifiers} <= {*embedded_names()}
 
 

@@ -1,5 +1,6 @@
 """The benchmark of training time: what its clock counts, and that its presets are runs."""
 
+import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import time_to_robust
 from benchmarks.time_to_robust import PRESETS, configs, train_timed
 from robust_models.runtime.signals import Interrupted
+from tests.test_distributed import finish, start
 from tests.test_train import tiny_config
 from train.run import Run
 from train.state import load_state
@@ -54,3 +56,16 @@ def test_the_clock_of_a_stopped_run_goes_on_and_counts_no_warming_up(tmp_path, l
     stops_at = 0
     assert train_timed(config)["train_s"] == 80
     assert train_timed(config)["train_s"] == 80  # nothing is left to do
+
+
+def test_two_ranks_make_one_curve(tmp_path):
+    words = ["--config", "cifar_l2_small.yaml", "--arch", "preact_resnet10_w16", "--epochs", "1", "--device", "cpu"]
+    words += ["--data", "bundled:cifar10-test-500", "--test", "bundled:cifar10-test-500", "--out", tmp_path / "curve"]
+    words += ["--data.validation", "32", "--data.limit", "64", "--batch-size", "16", "--validate.steps", "1"]
+    words += ["--test-images", "6", "--standard-images", "0"]
+    ended = finish(start("-m", "benchmarks.time_to_robust", *words))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    (row,) = map(json.loads, (tmp_path / "curve" / "curve.jsonl").read_text().splitlines())
+    assert (row["ranks"], row["n"], row["steps"]) == (2, 6, 4)
+    assert "epochs1_seed0" in ended[0][1]
+    assert ended[1][1] == ""

@@ -75,15 +75,16 @@ def test_a_run_with_them_ends_and_says_so_in_its_file(tmp_path, labelled_npz):
 def test_their_classes_are_found_by_name(tmp_path, labelled_npz):
     real = load_dataset(str(labelled_npz), "train")
     other = list(reversed(real.class_names))
-    found = open_generated(made(tmp_path / "named.npz", names=other), real)
-    plain = open_generated(made(tmp_path / "plain.npz"), real)
+    found = open_generated(made(tmp_path / "named.npz", names=other), real, "data.generated")
+    plain = open_generated(made(tmp_path / "plain.npz"), real, "data.generated")
     assert torch.equal(found.y, len(other) - 1 - plain.y)
     assert found.class_names == real.class_names
 
 
 def test_they_are_brought_to_the_size_of_the_real_ones(tmp_path, labelled_npz):
     real = load_dataset(str(labelled_npz), "train")
-    assert open_generated(made(tmp_path / "large.npz", size=2 * SIZE), real).x_u8.shape[-2:] == (SIZE, SIZE)
+    found = open_generated(made(tmp_path / "large.npz", size=2 * SIZE), real, "data.generated")
+    assert found.x_u8.shape[-2:] == (SIZE, SIZE)
 
 
 def test_the_first_images_alone_train_and_the_same_are_held_out(tmp_path, labelled_npz):

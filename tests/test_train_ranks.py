@@ -32,6 +32,12 @@ VARIANTS = {
     "generated": {
         "data": {"path": "ROOT/labelled.npz", "validation": 47, "generated": "ROOT/made.npz", "generated_share": 0.5}
     },
+    "refining": {
+        "validate": {
+            "steps": 2,
+            "refine": {"images": "ROOT/made.npz", "judge": "classifier:ROOT/start.safetensors", "limit": 25},
+        },
+    },
     "energy": {
         "objective": {"name": "energy"},
         "arch": None,
@@ -157,13 +163,13 @@ def test_two_ranks_train_what_one_process_trains_and_stop_and_fail_together(tmp_
     ended = finish(start("-c", RANK, tmp_path))
     assert [status for status, _, _ in ended] == [0, 0], ended
     first, second = (out.splitlines() for _, out, _ in ended)
-    assert first[:6] == ["pgd 6", "trades 6", "generated 6", "energy 6", "left 75", "resumed True"]
-    assert second[:6] == [*(f"{name} None" for name in VARIANTS), "left 75", "resumed False"]
+    assert first[:7] == [*(f"{name} 6" for name in VARIANTS), "left 75", "resumed True"]
+    assert second[:7] == [*(f"{name} None" for name in VARIANTS), "left 75", "resumed False"]
     assert "SIGTERM: saved at step 3" in ended[0][2]
     assert "SIGTERM" not in ended[1][2]
-    assert first[6] == "UserError batch_size: 15 cannot be shared by 2 processes; give a multiple of 2"
-    assert first[7] == "UserError step 3: step 3: disk full"
-    assert second[6:] == ["PeerFailed 2", "PeerFailed 2"]
+    assert first[7] == "UserError batch_size: 15 cannot be shared by 2 processes; give a multiple of 2"
+    assert first[8] == "UserError step 3: step 3: disk full"
+    assert second[7:] == ["PeerFailed 2", "PeerFailed 2"]
 
     for name, changed in VARIANTS.items():
         train(recipe(tmp_path, f"one_{name}", **changed))

@@ -22,8 +22,8 @@ from benchmarks.generators.models import MODELS
 from benchmarks.generators.sample import SampleConfig, sample
 from benchmarks.generators.train import Run, train_generator
 from robust_models import open_images
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
+from robust_models.runtime.files import PRETRAINED
 from robust_models.runtime.signals import Interrupted
 from tests.test_generators import run as refine
 from tests.tiny import tiny_pixels

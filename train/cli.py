@@ -40,10 +40,16 @@ def _format_summary(summary: Summary) -> str:
     from train.report import table
 
     checkpoint = Path(summary["checkpoint"])
-    scores = ", ".join(f"{name} {value:g}" for name, value in summary["validation"].items()) or "nothing"
     precision = f"{summary['precision']} ({summary['precision_reason']})"
-    last = f"{checkpoint}: {summary['steps']} steps in {summary['wall_s']:.0f} s, {precision}; held out: {scores}"
-    return f"{table(checkpoint.parent)}\n{last}".lstrip("\n")
+    last = f"{checkpoint}: {summary['steps']} steps in {summary['wall_s']:.0f} s, {precision}; held out: "
+    lines = [table(checkpoint.parent), last + _in_words(summary["validation"])]
+    if "refiner" in summary:
+        lines.append(f"{summary['refiner']}: the best refiner; held out: {_in_words(summary['refiner_validation'])}")
+    return "\n".join(lines).lstrip("\n")
+
+
+def _in_words(scores: Summary) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in scores.items()) or "nothing"
 
 
 TRAIN = Command(

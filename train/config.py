@@ -266,6 +266,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RefinementConfig:
+    """What the classifier is worth as a refiner, at each evaluation: the best is kept as refiner.safetensors."""
+
+    images: str | None = Field(
+        default=None,
+        description="a labelled image set of a generator, refined and compared with held-out images (null: none)",
+    )
+    limit: Annotated[int, Field(ge=2)] = Field(default=500, description="its first so many images, and held-out ones")
+    eps: Positive = Field(default=3.0, description="L2 radius of the refinement, pixels in [0,1]")
+    steps: Annotated[int, Field(ge=1)] = Field(default=7, description="of it, each 1.5 * eps / steps long")
+    judge: str = Field(
+        default="efficientnet-lite0-128",
+        description="feature space in which they are compared (as eval quality --features)",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class ValidationConfig:
     """How the best epoch is found, on held-out images."""
 
@@ -277,6 +294,7 @@ class ValidationConfig:
         default=0, description="end the run after so many evaluations without a better one; 0: never"
     )
     show: Count = Field(default=8, description="held-out images drawn attacked in TensorBoard at each evaluation")
+    refine: RefinementConfig = Field(default_factory=RefinementConfig)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -362,6 +380,7 @@ class TrainConfig(MachineFlags):
         for name, every in (
             ("guard.every_steps", self.guard.every_steps),
             ("validate.stop_after", self.validate.stop_after),
+            ("validate.refine.images", self.validate.refine.images),
         ):
             if every and not self.data.validation:
                 raise ValueError(f"{name}: needs held-out images; set data.validation above 0")

@@ -106,7 +106,7 @@ def reporter(run: Run, ranks: Ranks) -> Reporter | Silence:
 
 
 def table(folder: Path) -> str:
-    """The evaluations of a run: the last ones, and the best one marked; empty where nothing was held out."""
+    """The evaluations of a run: the last ones, and the best ones marked; empty where nothing was held out."""
     rows = read_metrics(folder / "metrics.jsonl")
     train_at = {row["step"]: row for row in rows if row["kind"] == "train"}
     scores = [row for row in rows if row["kind"] == "validation" and row.keys() & {"clean_accuracy", "noisy_accuracy"}]
@@ -115,10 +115,14 @@ def table(folder: Path) -> str:
     unattacked = "noisy" if "noisy_accuracy" in scores[-1] else "clean"
     best = max(scores, key=lambda row: (selection(row), row["step"]))
     made = next((name for name in scores[-1] if name in ("generation_frechet", "generation_kid")), None)
-    shown = [row for row in scores if row is best or row in scores[-TABLE_ROWS:]]
+    refined = next((name for name in scores[-1] if name in ("refined_frechet", "refined_kid")), None)
+    refiner = min(scores, key=lambda row: (row[refined], -row["step"])) if refined else None
+    shown = [row for row in scores if row is best or row is refiner or row in scores[-TABLE_ROWS:]]
     lines = [f"{'step':>9} {'loss':>8} {'lr':>9} {'images/s':>9} {f'{unattacked} %':>8} {'robust %':>9}"]
     if made:
         lines[0] += f" {made.removeprefix('generation_') + ' of made':>16} {'steps':>6}"
+    if refined:
+        lines[0] += f" {refined.removeprefix('refined_') + ' refined':>16}"
     for row in shown:
         train = train_at.get(row["step"], {})
         cells = [
@@ -131,7 +135,9 @@ def table(folder: Path) -> str:
         ]
         if made:
             cells += [_cell(row[made], 16, ".4f"), _cell(row["generation_steps"], 6, ".0f")]
-        lines.append(" ".join(cells) + (" best" if row is best else ""))
+        if refined:
+            cells.append(_cell(row[refined], 16, ".4f"))
+        lines.append(" ".join(cells) + (" best" if row is best else "") + (" best refiner" if row is refiner else ""))
     return "\n".join(lines)
 
 

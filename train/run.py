@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from train.validation import Together, overfitting, picture, selection, validate
 
 if TYPE_CHECKING:
     from train.energy import Energy
+    from train.refining import Refining
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ class Run:
         device = ranks.device(config.device)
         torch.manual_seed(config.seed)
         self.config, self.ranks = config, ranks
-        self.checkpoint = config.out / "classifier.safetensors"
+        self.checkpoint, self.refiner = config.out / "classifier.safetensors", config.out / "refiner.safetensors"
         self.precision = decide_precision(config.precision, device, "training")
         model = make_model(config, data.class_names, data.image_size)
         self.model = place(model, device, self.precision.precision)
         if ranks.world > 1:
             share_batch_norms(self.model)
         self.loader = open_loader(data, config, device, ranks)
+        self.refining = self._open_refining()
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
         self.total = config.epochs * self.loader.steps_per_epoch
@@ -161,9 +164,20 @@ class Run:
 
         return Energy.open(self.config, self.model, self.progress)
 
+    def _open_refining(self) -> "Refining | None":
+        if self.config.validate.refine.images is None:
+            return None
+        from train.refining import Refining
+
+        return Refining.open(self.config, self.held_out, self.model.device)
+
     def _scores(self, together: Together) -> dict[str, float]:
-        """On the held-out images; of objective energy also how near them the images are that the classifier makes."""
+        """On the held-out images; how near them those are that the classifier refines, and of objective energy those
+        that it makes.
+        """
         scores = validate(self.ema.model, self.held_out, self.config, together)
+        if self.refining:
+            scores |= self.refining.scores(self.ema.model, together)
         if self.energy:
             # Made by every rank, and judged by the first one's numbers: all have to draw the same consequences.
             scores |= self.ranks.share(self.energy.scores(self.ema.model, self.held_out, together.between))
@@ -174,18 +188,24 @@ class Run:
         return self.energy.picture(self.ema.model) if self.energy else None
 
     def _keep_if_best(self, scores: dict[str, float]) -> None:
-        """Keeps the classifier if none before it was better."""
-        self.progress.without_better += 1
-        if selection(scores) >= self.progress.best:
-            self.progress.best, self.progress.best_scores = selection(scores), scores
-            self.progress.without_better = 0
-            model = self.ema.model
-            generation = self.energy.generation(scores) if self.energy else None
-            model.description = replace(model.description, scores={"validation": scores}, generation=generation)
-            if self.ranks.is_first:
-                save(model, self.checkpoint)
-                if self.energy:
-                    self.energy.keep_seeds(self.checkpoint)
+        """Keeps the classifier if none before it was better, and likewise as a refiner."""
+        progress = self.progress
+        progress.without_better += 1
+        if selection(scores) >= progress.best:
+            progress.best, progress.best_scores, progress.without_better = selection(scores), scores, 0
+            self._keep(scores, self.checkpoint)
+        if self.refining and self.refining.distance(scores) <= progress.best_refined:
+            progress.best_refined, progress.best_refined_scores = self.refining.distance(scores), scores
+            self._keep(scores, self.refiner)
+
+    def _keep(self, scores: dict[str, float], checkpoint: Path) -> None:
+        model = self.ema.model
+        generation = self.energy.generation(scores) if self.energy else None
+        model.description = replace(model.description, scores={"validation": scores}, generation=generation)
+        if self.ranks.is_first:
+            save(model, checkpoint)
+            if self.energy:
+                self.energy.keep_seeds(checkpoint)
 
     def _strengthen_attack(self, row: dict[str, float]) -> None:
         """Doubles the attack's steps if the network has learnt to withstand no more than this attack."""
@@ -221,11 +241,14 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Where the classifier is, steps, seconds, scores of the best evaluation, precision and warnings, for JSON."""
+        progress = self.progress
+        refiner = {"refiner": str(self.refiner), "refiner_validation": progress.best_refined_scores}
         return {
             "checkpoint": str(self.checkpoint),
-            "steps": self.progress.step,
-            "wall_s": round(self.progress.wall_s, 1),
-            "validation": self.progress.best_scores,
+            "steps": progress.step,
+            "wall_s": round(progress.wall_s, 1),
+            "validation": progress.best_scores,
+            **(refiner if self.refining else {}),
             **self.precision.summary(),
             "assumptions": self.model.description.recipe.get("init_assumed", {}),
             "warnings": self.warnings,

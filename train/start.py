@@ -84,17 +84,17 @@ def open_loader(data: AnyDataset, config: TrainConfig, device: torch.device, ran
     loader = make_loader(name, data, settings)
     if fields.generated is None:
         return loader
-    generated = open_generated(fields.generated, data)
+    generated = open_generated(fields.generated, data, "data.generated")
     return MixedLoader(loader, ResidentLoader(generated, replace(settings, batch_size=made, seed=config.seed + 1)))
 
 
-def open_generated(path: Path, real: AnyDataset) -> Dataset:
+def open_generated(path: Path | str, real: AnyDataset, field: str) -> Dataset:
     """A generator's samples with their classes, as many pixels as the real images and of the same classes."""
     try:
         data = load_dataset(str(path), "train", image_size=real.image_size)
         y = fit_labels(data.y.numpy(), data.class_names, real.class_names, source=str(path))
     except UserError as error:
-        raise UserError(f"data.generated: {error}") from error
+        raise UserError(f"{field}: {error}") from error
     return replace(data, y=torch.from_numpy(y), class_names=real.class_names)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ class Progress:
     best: float = -1.0  # highest selection score so far
     best_scores: dict[str, float] = field(default_factory=dict)
     without_better: int = 0  # evaluations since then
+    best_refined: float = math.inf  # smallest distance of refined images so far
+    best_refined_scores: dict[str, float] = field(default_factory=dict)
     least_attack_steps: int = 0  # what the guard demands
     # objective energy: by how many steps its climbs have grown, the AUCs since then, and what the last step measured
     longer: int = 0

@@ -15,14 +15,14 @@ from eval.cli import COMMANDS
 from eval.leaderboard.config import EvaluateConfig
 from eval.leaderboard.table import Measured, card, leaderboard
 from eval.study.commands import as_texts, shell
-from eval.study.config import BUNDLED, StudyConfig, located, recipe_values
+from eval.study.config import StudyConfig, recipe_values
 from eval.study.run import run_study
 from robust_models.checkpoints.checks import check_classifier, check_names
 from robust_models.checkpoints.flags import file_of
 from robust_models.errors import UserError, about_field
 from robust_models.runtime.command import Command, Summary
 from robust_models.runtime.config import resolve
-from robust_models.runtime.files import check_place, exclusive, sha256_of, whole_file
+from robust_models.runtime.files import BUNDLED, check_place, exclusive, located, sha256_of, whole_file
 from robust_models.runtime.version import environment
 
 GAINS_RECIPE = "ablation_classifier.yaml"  # whose quick form is the study of the gains
@@ -88,11 +88,11 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_names(config)
     for name in config.names:
         check_classifier(name, field="models")
-    for field in ("data", "ood"):
-        if getattr(config, field) is not None:
-            located(getattr(config, field), field)
-    for path in config.images:
-        located(path, "images")
+    for field in ("data", "ood", "images"):
+        value = getattr(config, field)
+        with about_field(field):
+            for path in value if field == "images" else filter(None, [value]):
+                located(path)
 
 
 def place_of(name: str) -> str:
@@ -109,8 +109,7 @@ def _of_one(config: EvaluateConfig, name: str) -> Iterator[tuple[str, dict[str, 
 def _measurements(config: EvaluateConfig, name: str, folder: Path) -> list[Measurement]:
     """Of one classifier, in the order of config.parts."""
     machine = {"limit": config.limit, "device": config.device}
-    robust = {"ckpt": name, "data": located(config.data, "data"), **machine}
-    others = None if config.ood is None else located(config.ood, "ood")
+    robust = {"ckpt": name, "data": config.data, **machine}
     attack = {"norm": "l2", "eps": config.eps}
     fields: dict[str, tuple[str, dict[str, Any]]] = {
         "balls": (
@@ -120,7 +119,7 @@ def _measurements(config: EvaluateConfig, name: str, folder: Path) -> list[Measu
                 "steps": 20,
                 "calibration": True,
                 "corruptions": config.corruptions,
-                "ood": others,
+                "ood": config.ood,
             },
         ),
         "apgd": ("robust", {**attack, "attack": "apgd"}),

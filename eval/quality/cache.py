@@ -58,7 +58,10 @@ class StatisticsCache:
 
     def _evict(self) -> None:
         """Removes the files that were not used for longest, as long as all together take more than MOST_BYTES."""
-        files = [(file, file.stat()) for file in self.folder.glob("*/*.npz")]
+        files = []
+        for file in self.folder.glob("*/*.npz"):
+            with suppress(FileNotFoundError):  # another process removes some, too
+                files.append((file, file.stat()))
         total = sum(stat.st_size for _, stat in files)
         for file, stat in sorted(files, key=lambda one: one[1].st_mtime):
             if total <= MOST_BYTES:

@@ -28,19 +28,19 @@ PANEL = 8  # images
 
 
 def run_classifier(
-    config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint, data: str | None, device: torch.device, place: Place
+    config: StudyConfig, inputs: Inputs, checkpoint: Checkpoint, device: torch.device, place: Place
 ) -> dict[str, Any]:
     """Writes place.arrays (the panel: x_u8, y, gradient); gives num_images and accuracies, the clean one first."""
     model, _ = load_classifier(checkpoint.ckpt, checkpoint.spec)
     with exact_fp32():
         _write_panel(inputs, placed(model, device, "fp32"), place)
-    if data is None:
+    if config.data is None:
         return {"num_images": 0, "accuracies": []}
     accuracies, n = [], 0
     for norm, radii in accuracy_radii(config).items():
         place.folder.mkdir(parents=True, exist_ok=True)
         state = place.folder / f"{norm}.json"
-        found = run_robust(_robust_config(config, checkpoint, data, norm, radii, device, state))
+        found = run_robust(_robust_config(config, checkpoint, config.data, norm, radii, device, state))
         assert found is not None  # ranks share the jobs of a study, not the images of one
         n = found["n"]
         accuracies += [] if accuracies else [_accuracy("", 0.0, found["clean_accuracy"], found["clean_interval"], "")]

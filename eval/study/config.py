@@ -12,7 +12,6 @@ from eval.study.results import Axes
 from refine.config import AUTO_NORMS, RefineConfig
 from refine.method import LOSSES, find_loss
 from robust_models.checkpoints.flags import CheckpointFlags
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.runtime.config import (
     STRICT,
@@ -27,7 +26,6 @@ from robust_models.runtime.config import (
 from robust_models.runtime.device import MEASURED_PRECISION, PrecisionChoice
 from robust_models.threat import check_ball
 
-BUNDLED = "bundled:"
 AUTO = "auto"
 AXES = tuple(name for name in Axes.__dataclass_fields__)
 BY_EITHER_NAME = ConfigDict(extra="forbid", populate_by_name=True)  # a resolved config is valid again
@@ -242,16 +240,3 @@ def recipe_values(recipe: str, *, quick: bool) -> dict[str, Any]:
 def folder_of(recipe: str) -> dict[str, Any]:
     """Where a study keeps what it finds, unless its recipe says otherwise."""
     return {"out": f"runs/studies/{Path(recipe).stem}"}
-
-
-def located(path: Path | str, field: str) -> Path:
-    """Where a path of a study leads: bundled:NAME lies in the package. UserError where NAME does not."""
-    text = str(path)
-    if not text.startswith(BUNDLED):
-        return Path(text)
-    name = text.removeprefix(BUNDLED)
-    file = PRETRAINED / (name if name.endswith(".npz") else f"{name}.npz")
-    if not file.is_file():
-        there = ", ".join(sorted(file.name for file in PRETRAINED.glob("*.npz")))
-        raise UserError(f"{field}: no bundled file {file.name}; there are {there}")
-    return file

@@ -144,7 +144,7 @@ def _classifier(study: Study, name: str) -> ClassifierResult:
     if found is None:
         error = job.place.error()
         return replace(known, error=error or "not measured yet", pending=error is None)
-    command = commands.accuracy(study.config, checkpoint, study.data)
+    command = commands.accuracy(study.config, checkpoint, study.config.data)
     read = {"checkpoint": checkpoint.sha256, "data": study.inputs.data_sha256}
     settings = {"ckpt": checkpoint.ckpt, "data": study.config.data, **as_plain(study.config.robust)}
     return replace(

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eval.study.config import AUTO, BUNDLED, ClassifierSpec, StudyConfig, located
+from eval.study.config import AUTO, ClassifierSpec, StudyConfig
 from refine.auto_judging import LEAST
 from refine.targets import known_targets
 from robust_models.checkpoints.flags import load_classifier
 from robust_models.classifier import Description, RobustClassifier
 from robust_models.datasets import Dataset, open_dataset
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.features import FeatureExtractor, open_features
 from robust_models.features.extractor import check_images, check_stored, split_spaces
 from robust_models.features.involved import check_uninvolved, judges_at_hand
@@ -24,7 +24,7 @@ from robust_models.images import ImageSet, open_images
 from robust_models.images.open import expand
 from robust_models.labels import fit_labels
 from robust_models.metrics import StoredStatistics, read_statistics
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.files import located, sha256_of
 
 FALLBACK = "classifier:cifar10-standard-small"  # comes with the package; what a standard classifier does may fool it
 MOST_REAL = 10_000  # reference images whose features are kept, one by one
@@ -163,7 +163,8 @@ def _judges(config: StudyConfig, checkpoints: Mapping[str, Checkpoint]) -> Seque
 
 def _judge_of_statistics(config: StudyConfig) -> tuple[str, ...]:
     """The one feature space that a reference of statistics alone can be compared in; () for images."""
-    path = located(config.reference, "reference")
+    with about_field("reference"):
+        path = located(config.reference)
     stored = read_statistics(path) if config.reference_images is None and path.is_file() else None
     return (stored.features,) if stored is not None and stored.features is not None else ()
 
@@ -185,8 +186,8 @@ def _open_judge(name: str, config: StudyConfig, device: torch.device) -> Judge:
 
 
 def _open_images(path: Path, limit: int | None, judge: FeatureExtractor, field: str) -> Images:
-    path = located(path, field)
     try:
+        path = located(path)
         images = open_images(path)
         if images.depth != "uint8":
             raise UserError(f"{path}: images are {images.depth}; scores are of 8-bit images: save them as uint8 first")
@@ -216,7 +217,8 @@ def _open_checkpoint(spec: ClassifierSpec) -> Checkpoint:
 
 def _open_reference(config: StudyConfig, judge: FeatureExtractor, given: Images | None) -> Reference:
     """Statistics of another judge's features give way to the reference images."""
-    path = located(config.reference, "reference")
+    with about_field("reference"):
+        path = located(config.reference)
     if path.is_file() and (stored := read_statistics(path)) is not None:
         try:
             check_stored(stored, judge)
@@ -238,9 +240,8 @@ def _open_reference_images(config: StudyConfig, judge: FeatureExtractor) -> Imag
 def _open_data(config: StudyConfig) -> Dataset | None:
     if config.data is None:
         return None
-    source = str(located(config.data, "data")) if config.data.startswith(BUNDLED) else config.data
     try:
-        return open_dataset(source, "test", limit=config.robust.limit).in_memory()
+        return open_dataset(config.data, "test", limit=config.robust.limit).in_memory()
     except UserError as error:
         raise UserError(f"data: {error}") from error
 

@@ -12,7 +12,7 @@ import torch
 from eval.quality.collect import Collected, collect
 from eval.study.cell import Refinement, Scorer, draw, run_cell
 from eval.study.classifier import run_classifier
-from eval.study.config import BUNDLED, ClassifierSpec, StudyConfig, located
+from eval.study.config import ClassifierSpec, StudyConfig
 from eval.study.grid import Share, grid, in_words
 from eval.study.inputs import Checkpoint, Inputs, Judge
 from eval.study.keys import (
@@ -88,7 +88,7 @@ class Study:
         if checkpoint is None:
             return None
         depends = classifier_depends(self.config, self.inputs, checkpoint, self.device)
-        work = partial(run_classifier, self.config, self.inputs, checkpoint, self.data, self.device)
+        work = partial(run_classifier, self.config, self.inputs, checkpoint, self.device)
         return self._job("classifiers", f"classifier {name}", depends, work)
 
     def cell_job(self, axes: Axes) -> Job | None:
@@ -123,12 +123,6 @@ class Study:
             statistics = self._reference_job(judge, reference.images, reference.sha256, "frechet")
         rows = None if real is None else self._reference_job(judge, real.set, real.sha256, "rows")
         return statistics, rows
-
-    @property
-    def data(self) -> str | None:
-        """The test images as bigroc eval robust takes them."""
-        data = self.config.data
-        return str(located(data, "data")) if data is not None and data.startswith(BUNDLED) else data
 
     @property
     def real(self) -> Path | None:

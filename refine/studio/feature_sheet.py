@@ -14,10 +14,10 @@ from refine.studio.config import StudioConfig
 from refine.studio.runs import Message, bytes_message, json_message, pixels_of
 from refine.synthesis.feature_statistics import FeatureStatistics
 from refine.synthesis.tasks.features import FeaturesConfig, count_features
-from robust_models.checkpoints.load import PRETRAINED
 from robust_models.errors import UserError
 from robust_models.images import ImageSet, open_images, to_float, to_u8
 from robust_models.labels import CIFAR10_CLASSES
+from robust_models.runtime.files import PRETRAINED
 
 TEST_IMAGES = PRETRAINED / "cifar10-test-500.npz"
 THUMBNAIL = 64  # pixels at most

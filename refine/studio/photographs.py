@@ -90,7 +90,7 @@ class First:
 def first_photograph(image_size: int, classes: int) -> First:
     """One of the size that the classifier was made for."""
     if image_size <= 64:
-        from robust_models.checkpoints.load import PRETRAINED
+        from robust_models.runtime.files import PRETRAINED
 
         name, number = FIRST
         x_u8 = open_images(PRETRAINED / name).read(number, number + 1)[0]

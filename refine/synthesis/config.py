@@ -18,7 +18,7 @@ from robust_models.classifier import Precision
 from robust_models.errors import UserError
 from robust_models.images.open import fingerprint
 from robust_models.runtime.config import STRICT, AtLeastOne, Number, as_plain
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.files import located, sha256_of
 from robust_models.threat import NORMS, NormName, Unconstrained, check_ball, check_step_size
 
 SMALL = 64  # pixels: images up to this side get the values that the paper has for CIFAR-10, larger ones those for 224
@@ -104,9 +104,9 @@ def deciding_of_task(task: str, config: ClassifierFlags, device: torch.device, p
         name: value for name, value in as_plain(config).items() if name not in WITHOUT_EFFECT - {"input", "targets"}
     }
     files = {
-        f"{name} files": fingerprint(Path(value))
+        f"{name} files": fingerprint(located(value))
         for name, value in plain.items()
-        if isinstance(value, str) and Path(value).exists()
+        if isinstance(value, str) and located(value).exists()
     }
     ckpt = f"{config.ckpt} (sha256 {sha256_of(file_of(config.ckpt))[:16]})"
     return {"task": task, "ckpt": ckpt, **plain, **files, "device": device.type, "precision": precision}

@@ -21,8 +21,7 @@ from robust_models.checkpoints.torch_format import read_torch_file
 from robust_models.classifier import Description, Normalizer, RobustClassifier
 from robust_models.errors import UserError
 from robust_models.runtime.distributed import print_once
-
-PRETRAINED = Path(__file__).parent.parent / "pretrained"
+from robust_models.runtime.files import PRETRAINED
 
 
 def embedded_names() -> list[str]:

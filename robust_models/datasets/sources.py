@@ -28,6 +28,7 @@ from robust_models.images.arrays import ArrayImages
 from robust_models.images.folder_files import files_below
 from robust_models.images.image_set import ImageSet, OnError
 from robust_models.labels import CIFAR10_CLASSES
+from robust_models.runtime.files import located
 
 _CIFAR = ("cifar10", "cifar100")
 _FITS_ALL = 1  # pixel: no image is smaller
@@ -52,8 +53,8 @@ def open_dataset(
       of it (Engstrom et al. 2019, arXiv:1906.00945 A.1); both at 224 pixels unless image_size says otherwise;
     - "cinic10:DIR", with train/, valid/ and test/;
     - a `.beton` of FFCV;
-    - anything that `open_images` reads, with labels: a folder of class subfolders, npz, pt, tar, parquet; a folder with
-      subfolders train/ and test/ (or val/) gives its `split`.
+    - anything that `open_images` reads, with labels: a folder of class subfolders, npz, pt, tar, parquet, bundled:NAME;
+      a folder with subfolders train/ and test/ (or val/) gives its `split`.
 
     image_size (pixels): images become squares of this size, the shorter side resized and the centre cut; without it,
     they must be squares of one size. class_names replaces the names of the source; a set without names otherwise calls
@@ -89,7 +90,7 @@ def open_whole(source: str, split: Split) -> AnyDataset:
 
 
 def _place(source: str, split: Split) -> Path:
-    path = Path(source)
+    path = located(source)
     return split_folder(path, split) if path.is_dir() else path
 
 

@@ -21,6 +21,7 @@ from robust_models.images.parquet import open_parquet
 from robust_models.images.pt import open_pt
 from robust_models.images.tar import open_tar
 from robust_models.runtime.distributed import print_once
+from robust_models.runtime.files import located
 
 _HOLDERS = frozenset({".tar", ".parquet", ".arrow"})  # of many images in one file
 KNOWN = "a folder of images, .npz, .npy, .pt, WebDataset .tar shards, Hugging Face .parquet files, or one image file"
@@ -39,7 +40,8 @@ def open_images(
     - an `.npy` [N,H,W,3] or [N,3,H,W]; a `.pt` with such a tensor, or with a dict of `images` and `labels`, from which
       no code is run;
     - WebDataset shards: a `.tar`, a folder of them, or a pattern such as `shards/{000..009}.tar`;
-    - a Hugging Face dataset on disk: a `.parquet` file or a folder of them.
+    - a Hugging Face dataset on disk: a `.parquet` file or a folder of them;
+    - bundled:NAME, one of the small sets that come with the package.
 
     Arrays may also be grey, RGBA, channels first, or have other names (images, data, x_train; `split` chooses among
     parts): `about` and `notes` say what was understood, and the notes are printed once to stderr.
@@ -79,7 +81,7 @@ def open_image_groups(
     fair: the first images, and `order`, are those of the set shuffled (always alike) where it lies in the order of its
     classes.
     """
-    path = Path(path)
+    path = located(path)
     if limit is not None and limit < 1:
         raise UserError(f"limit: {limit} images of {path}; give 1 or more")
     sets = _opened(path, on_error, split, Sample(limit, fair))
@@ -94,7 +96,7 @@ def open_image_groups(
 def is_image_file_or_set(path: Path) -> bool:
     """Whether one image of it, at least, can be read."""
     try:
-        _opened(path, "skip", "train", Sample(1))
+        _opened(located(path), "skip", "train", Sample(1))
     except UserError:
         return False
     return True
@@ -198,7 +200,7 @@ def fingerprint(path: Path) -> str:
     So changed content is noticed without reading it. The digests are summed: their order is free, and memory does not
     grow with the number of files.
     """
-    total = 0
+    total, path = 0, located(path)
     for file in _files(path):
         status = file.stat() if file.exists() else file.lstat()  # a link to nothing
         fields = f"{os.path.relpath(file, path)}\n{status.st_size}\n{status.st_mtime_ns}"

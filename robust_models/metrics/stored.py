@@ -13,7 +13,7 @@ import torch
 
 from robust_models.errors import UserError
 from robust_models.metrics.frechet import FrechetStatistics
-from robust_models.runtime.files import check_replaces, whole_file
+from robust_models.runtime.files import check_replaces, located, whole_file
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_statistics(path: Path | str) -> StoredStatistics | None:
 
     UserError where mu or sigma is missing, not finite, or of a shape that does not fit.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_file() and _is_pickle_of_statistics(path):
         raise UserError(
             f"{path}: a pickle of mu and sigma, which is never opened; store them with "

@@ -20,10 +20,26 @@ try:
 except ImportError:  # not on Windows, where two writers are not held apart
     fcntl = None
 
+PRETRAINED = Path(__file__).parent.parent / "pretrained"  # what comes with the package: classifiers, seeds, image sets
+BUNDLED = "bundled:"
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # disk full, quota used up, file system's limit
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _held: set[int] = set()  # descriptors of locks
+
+
+def located(path: Path | str) -> Path:
+    """Where a path leads: bundled:NAME lies in the package. UserError where NAME does not."""
+    text = str(path)
+    if not text.startswith(BUNDLED):
+        return Path(path)
+    name = text.removeprefix(BUNDLED)
+    file = PRETRAINED / (name if name.endswith(".npz") else f"{name}.npz")
+    if not file.is_file():
+        there = ", ".join(file.name for file in sorted(PRETRAINED.glob("*.npz")))
+        raise UserError(f"no bundled file {file.name}; there are {there}")
+    return file
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from eval.robust.accuracy import robust_accuracy
 from eval.study.augmentation.config import NONE, AddedSpec, AugmentationConfig
-from eval.study.config import BUNDLED, located
 from eval.study.inputs import sha256_of_data, sha256_of_files
 from eval.study.keys import training_depends
 from eval.study.plan import CHECKPOINT, Job, run_training
@@ -25,12 +24,12 @@ from eval.study.store import Place, key_of
 from robust_models import load
 from robust_models.checkpoints.flags import file_of, split_checkpoints
 from robust_models.datasets import Dataset, load_dataset
-from robust_models.errors import UserError
+from robust_models.errors import UserError, about_field
 from robust_models.images import open_images
 from robust_models.images.npz import write_npz
 from robust_models.labels import fit_labels
 from robust_models.runtime.config import as_plain, overlaid, read_recipe, resolve
-from robust_models.runtime.files import sha256_of
+from robust_models.runtime.files import located, sha256_of
 from robust_models.runtime.seeds import ORDER, generator
 from train.config import TrainConfig
 from train.start import open_generated
@@ -60,7 +59,7 @@ class Augmentation:
         """UserError for whatever does not fit: it names the field."""
         self.config, self.device = config, device
         self.real, self.test = open_real(config)
-        self.added = {one.name: replace(one, path=located(one.path, f"added.{one.name}")) for one in config.added}
+        self.added = {one.name: _located(one) for one in config.added}
         self.counts = {name: _checked(one, self.real) for name, one in self.added.items()}
         self.recipes = {one.name: self._recipe(one.changes, one.name) for one in config.trainings}
         self._hashes: dict[Path, str] = {}
@@ -184,7 +183,7 @@ class Augmentation:
         }
 
     def _write_samples(self, spec: AddedSpec, place: Place) -> dict[str, Any]:
-        data = open_generated(spec.path, self.real)
+        data = open_generated(spec.path, self.real, f"added.{spec.name}")
         return _stored(place, data)
 
     def _refine_samples(self, spec: AddedSpec, ckpt: str, place: Place) -> dict[str, Any]:
@@ -252,9 +251,8 @@ def open_real(config: AugmentationConfig) -> tuple[Dataset, Dataset]:
     for name, text in source.items():
         if text is None:
             continue
-        path = str(located(text, name)) if text.startswith(BUNDLED) else text
         try:
-            found[name] = load_dataset(path, "train" if name == "data" else "test")
+            found[name] = load_dataset(text, "train" if name == "data" else "test")
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     data = found["data"]
@@ -262,6 +260,11 @@ def open_real(config: AugmentationConfig) -> tuple[Dataset, Dataset]:
         raise UserError(f"held_out: {config.held_out} leaves nothing of the {len(data)} images to train on")
     kept = len(data) - config.held_out
     return data[:kept], found.get("test", data[kept:])
+
+
+def _located(spec: AddedSpec) -> AddedSpec:
+    with about_field(f"added.{spec.name}"):
+        return replace(spec, path=located(spec.path))
 
 
 def _checked(spec: AddedSpec, real: Dataset) -> int:
