@@ -13,7 +13,7 @@ from eval.cli import EVAL
 from eval.leaderboard import run as module
 from eval.leaderboard.config import EvaluateConfig
 from eval.leaderboard.run import Measurement, run_evaluate
-from eval.leaderboard.table import Measured, card, leaderboard
+from eval.leaderboard.table import TABLES, Measured, card, leaderboard
 from robust_models import save
 from tests.tiny import CLASSES, tiny_classifier, tiny_pixels
 
@@ -54,7 +54,8 @@ def test_each_figure_has_a_command_and_none_is_measured_twice(root, monkeypatch)
     assert EVAL([*words[2:], "--dry-run"]) == 0
     table = (root / "out" / "leaderboard.md").read_text()
     assert table == first["leaderboard"]
-    assert len(table.splitlines()) == 4
+    assert [line for line in table.splitlines() if line.startswith("## ")] == [f"## {title}" for title, _ in TABLES]
+    assert [line.count("`") for line in table.splitlines() if "one.safetensors" in line] == [2, 2, 2]
     for column in ("clean, %", "PGD-20, l2 0.5", "PGD-20, linf 4/255", "all balls", "calibration error, %"):
         assert column in table
     for column in ("AUROC, log-sum-exp", "gradients along the data", "made, change of the distance in classifier:"):
@@ -84,7 +85,8 @@ def robust(share: float, **more) -> dict:
 def test_the_most_robust_comes_first_and_gaps_are_marked():
     weak = Measured("weak", "0", {"balls": robust(0.9, worst_case={"robust_accuracy": 0.1, "interval": [0, 0.2]})})
     strong = Measured("strong", "1", {"autoattack": robust(0.6), "apgd": robust(0.61)})
-    header, _, first, second = leaderboard([weak, strong]).splitlines()
+    title, _, header, _, first, second, *rest = leaderboard([weak, strong]).splitlines()
+    assert (title, rest) == ("## Clean and attacked", [])
     assert first.startswith("| `strong` | 90.0 (80.0 to 100.0) | 60.0 (50.0 to 70.0) |")
     assert second.startswith("| `weak`")
     assert header.count("|") == first.count("|") == second.count("|")

@@ -1,6 +1,6 @@
 """The leaderboard and the cards, in Markdown, from what was measured."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,28 +29,34 @@ class Measured:
 
 
 def leaderboard(measured: Iterable[Measured]) -> str:
-    """A row for each classifier, the most robust first; intervals of 95 % behind their figures."""
-    rows = [_row(one) for one in sorted(measured, key=lambda one: -one.rank)]
+    """Tables with a row for each classifier, the most robust first; intervals of 95 % behind their figures."""
+    ranked = sorted(measured, key=lambda one: -one.rank)
+    return "\n".join(filter(None, (_table(title, figures, ranked) for title, figures in TABLES)))
+
+
+def _table(title: str, figures: "Figures", ranked: Sequence[Measured]) -> str:
+    """Empty where nothing of it was measured."""
+    rows = [figures(one) for one in ranked]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(row.get(name, MISSING) for name in columns)} |" for row in rows]
+    if not columns:
+        return ""
+    lines = [f"## {title}", "", f"| classifier | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for one, row in zip(ranked, rows, strict=True):
+        lines.append(f"| `{one.name}` | {' | '.join(row.get(name, MISSING) for name in columns)} |")
     return "\n".join(lines) + "\n"
 
 
 def card(one: Measured) -> str:
     """All figures of one classifier, each with the command that repeats it."""
-    figures = "\n".join(f"| {name} | {value} |" for name, value in _row(one).items())
+    found = [item for _, figures in TABLES for item in figures(one).items()]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in found)
     seen = one.found("balls") or one.found("apgd") or one.found("autoattack")
     count = f", N = {seen['n']} images of {seen['data']}" if seen else ""
     commands = "\n".join(part["command"] for part in one.parts.values())
     return (
-        f"# {one.name}\n\nsha256 `{one.sha256}`{count}; intervals are 95 %.\n\n| measured | |\n|---|---|\n{figures}\n\n"
+        f"# {one.name}\n\nsha256 `{one.sha256}`{count}; intervals are 95 %.\n\n| measured | |\n|---|---|\n{rows}\n\n"
         f"```\n{commands}\n```\n"
     )
-
-
-def _row(one: Measured) -> dict[str, str]:
-    return {"classifier": f"`{one.name}`", **_robust(one), **_outputs(one), **_gradients(one), **_gains(one)}
 
 
 def _robust(one: Measured) -> dict[str, str]:
@@ -68,7 +74,7 @@ def _robust(one: Measured) -> dict[str, str]:
     return row
 
 
-def _outputs(one: Measured) -> dict[str, str]:
+def _outputs_and_gradients(one: Measured) -> dict[str, str]:
     balls, row = one.found("balls"), {}
     if corrupted := balls.get("corruptions"):
         row["corruptions, %"] = _percent(corrupted["mean"], corrupted["interval"])
@@ -78,13 +84,9 @@ def _outputs(one: Measured) -> dict[str, str]:
         for score, area in ood["auroc"].items():
             low, high = ood["interval"][score]
             row[f"AUROC, {score.replace('_', '-')}"] = f"{area:.3f} ({low:.3f} to {high:.3f})"
+    if found := one.found("gradients"):
+        row["gradients along the data, times by chance"] = f"{found['lift']:.1f}"
     return row
-
-
-def _gradients(one: Measured) -> dict[str, str]:
-    if not (found := one.found("gradients")):
-        return {}
-    return {"gradients along the data, times by chance": f"{found['lift']:.1f}"}
 
 
 def _gains(one: Measured) -> dict[str, str]:
@@ -100,6 +102,14 @@ def _gains(one: Measured) -> dict[str, str]:
                 title = f"{images}, change of the distance in {judge} (eps)"
                 row[title] = f"{best[name]:+.3g} ({low:.3g} to {high:.3g}; {best['eps']:g})"
     return row
+
+
+Figures = Callable[[Measured], dict[str, str]]
+TABLES: tuple[tuple[str, Figures], ...] = (
+    ("Clean and attacked", _robust),
+    ("Outputs and gradients", _outputs_and_gradients),
+    ("As refiners", _gains),
+)
 
 
 def _ball(result: dict[str, Any]) -> str:
