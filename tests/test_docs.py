@@ -19,6 +19,7 @@ from robust_models.checkpoints import embedded_names
 from robust_models.checkpoints.published import published
 from robust_models.features.extractor import is_feature_space, split_spaces
 from robust_models.runtime.config import RECIPES
+from robust_models.runtime.files import located
 from tests.documented import PAGES, ROOT, Documented, anchors, blocks, commands, examples_of, links, mentions, name_of
 from tests.documented import RECIPES as RECIPE_FILES
 
@@ -199,7 +200,7 @@ def _is_there(flag: str, value: str, made: set[str]) -> bool:
         tags = open_clip.list_pretrained_tags_by_model(found[1])
         return found[1] in open_clip.list_models() and (found[2] in tags or Path(found[2]).exists())
     named = flag in ("--ckpt", "--init", "file") and value in {*embedded_names(), *published()}
-    return named or Path(value).exists() or value.rstrip("/") in made or value.split("/")[0] in PLACEHOLDERS.values()
+    return named or located(value).exists() or value.rstrip("/") in made or value.split("/")[0] in PLACEHOLDERS.values()
 
 
 def _made(words: list[str]) -> set[str]:
