@@ -25,6 +25,7 @@ def root(tmp_path: Path) -> Path:
         save(tiny_classifier("preact_resnet10_w8"), tmp_path / f"{name}.safetensors")
     for name, seed in (("test", 0), ("made", 1), ("other", 2)):
         pixels, labels = tiny_pixels(16, seed=seed)
+        pixels = pixels // 2 if name == "made" else pixels
         np.savez(tmp_path / f"{name}.npz", arr_0=pixels, arr_1=labels, class_names=np.array(CLASSES))
     return tmp_path
 
@@ -58,8 +59,11 @@ def test_each_figure_has_a_command_and_none_is_measured_twice(root, monkeypatch)
     assert [line.count("`") for line in table.splitlines() if "one.safetensors" in line] == [2, 2, 2]
     for column in ("clean, %", "PGD-20, l2 0.5", "PGD-20, linf 4/255", "all balls", "calibration error, %"):
         assert column in table
-    for column in ("AUROC, log-sum-exp", "gradients along the data", "made, change of the distance in classifier:"):
+    for column in ("AUROC, log-sum-exp", "gradients along the data", "made: distance in classifier:"):
         assert column in table
+    cells = json.loads((root / "out" / "gains.json").read_text())["found"]["cells"]
+    raw, refined = cells[0]["kid"], next(cell for cell in cells if cell["classifier"] == str(root / "one.safetensors"))
+    assert f"{100 * refined['less_raw'] / raw:+.0f} (" in table
     monkeypatch.setattr(Measurement, "run", lambda self: pytest.fail(f"measured again: {self.command}"))
     assert run_evaluate(config(root)) == first
     save(tiny_classifier("preact_resnet10_w8"), root / "one.safetensors")

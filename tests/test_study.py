@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from eval.study.report.digest import digested
 from eval.study.report.latex import latex_text
 from eval.study.report.page import page_text
 from eval.study.report.summary import summary as summary_in_words
+from eval.study.report.tables import json_text
 from eval.study.results import Axes
 from eval.study.run import Part, work
 from eval.study.store import Place, key_of
@@ -730,6 +732,19 @@ def test_the_kid_of_a_cell_is_that_of_its_command(twice_judged):
         )
     )
     assert results.cells[0].scores["kid"] == pytest.approx(found["kid"], rel=1e-6)
+
+
+def test_the_results_have_each_cells_distance_by_every_judge(twice_judged):
+    root, names, results = twice_judged
+    cells = json.loads(json_text(digested(results, resamples=50)))["cells"]
+    quality = partial(
+        QualityConfig, images=root / "made.npz", reference=root / "real.npz", metrics="kid", device="cpu", cache="none"
+    )
+    for suffix, judge in zip(("", "_2"), names, strict=True):
+        assert cells[0][f"kid{suffix}"] == pytest.approx(run_quality(quality(features=judge))["kid"], rel=1e-6)
+        moved = cells[1][f"kid{suffix}"] - cells[0][f"kid{suffix}"]
+        assert cells[1][f"less_raw{suffix}"] == pytest.approx(moved, rel=1e-6)
+    assert cells[0]["kid"] != cells[0]["kid_2"]
 
 
 def test_what_the_judges_do_not_agree_on_is_marked_and_said(twice_judged, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MISSING = "-"
+DISTANCES = ("kid", "frechet")  # of a study's cells
 
 
 @dataclass
@@ -90,17 +91,26 @@ def _outputs_and_gradients(one: Measured) -> dict[str, str]:
 
 
 def _gains(one: Measured) -> dict[str, str]:
-    """Of each set and judge the change at the eps where the first judge sees the largest gain."""
+    """Of each set and judge the change at the eps where the first judge sees the largest gain, in % of the raw
+    distance.
+    """
     found, row = one.found("gains"), {}
-    cells = [cell for cell in found.get("cells", ()) if cell.get("classifier") == one.name and "less_raw" in cell]
-    for images in dict.fromkeys(cell["images"] for cell in cells):
-        best = min((cell for cell in cells if cell["images"] == images), key=lambda cell: cell["less_raw"])
+    cells = found.get("cells", ())
+    raw = {cell["images"]: cell for cell in cells if cell.get("classifier") is None}
+    own = [cell for cell in cells if cell.get("classifier") == one.name and "less_raw" in cell]
+    for images in dict.fromkeys(cell["images"] for cell in own):
+        best = min((cell for cell in own if cell["images"] == images), key=lambda cell: cell["less_raw"])
         for number, judge in enumerate(found["judges"], start=1):
-            name = "less_raw" if number == 1 else f"less_raw_{number}"
-            if name in best:
-                low, high = best[f"{name}_low"], best[f"{name}_high"]
-                title = f"{images}, change of the distance in {judge} (eps)"
-                row[title] = f"{best[name]:+.3g} ({low:.3g} to {high:.3g}; {best['eps']:g})"
+            suffix = "" if number == 1 else f"_{number}"
+            whole = next((raw[images][name + suffix] for name in DISTANCES if name + suffix in raw[images]), 0.0)
+            if f"less_raw{suffix}" not in best:
+                continue
+            title = f"{images}: distance in {judge}, % (eps)"
+            if whole <= 0:  # unbiased kernel distances of sets that are alike lie about 0
+                row[title] = MISSING
+                continue
+            change, low, high = (100 * best[f"less_raw{suffix}{end}"] / whole for end in ("", "_low", "_high"))
+            row[title] = f"{change:+.0f} ({low:+.0f} to {high:+.0f}; {best['eps']:g})"
     return row
 
 

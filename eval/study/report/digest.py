@@ -31,6 +31,7 @@ class Row:
     distance: Estimate | None = None  # by the first judge
     from_raw: Difference | None = None  # its distance less that of the raw images
     opinions: tuple[Difference | None, ...] = ()  # the same by each of the other judges
+    elsewhere: tuple[Estimate | None, ...] = ()  # the distance by each of them
     mark: str = ""  # BEST: significantly lower than all others of the set; TIED: as low, within the intervals
 
     @property
@@ -189,14 +190,15 @@ def _set(
     marks = _marks(comparison)
     rows = []
     for cell_anchor, cell in cells:
-        distance, opinions = None, [None] * len(references)
+        distance, opinions, elsewhere = None, [None] * len(references), [None] * len(others)
         if cell_anchor in comparison:
             distance = comparison.distance(cell_anchor)
             opinions = [_from_raw(one, cell_anchor, raw) for one in (comparison, *others)]
+            elsewhere = [one.distance(cell_anchor) for one in others]
         elif cell.error is None and math.isfinite(cell.scores.get(comparison.measure, math.nan)):
             distance = Estimate(cell.scores[comparison.measure], None)
         label, mark = cell_words(cell.axes, axes), marks.get(cell_anchor, "")
-        rows.append(Row(cell, cell_anchor, label, distance, opinions[0], tuple(opinions[1:]), mark))
+        rows.append(Row(cell, cell_anchor, label, distance, opinions[0], tuple(opinions[1:]), tuple(elsewhere), mark))
     return SetDigest(name, anchor, tuple(rows), comparison, tuple(others))
 
 

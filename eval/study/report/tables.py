@@ -132,8 +132,10 @@ def _record(digest: Digest, row: Row) -> dict[str, Any]:
     """A cell, flat."""
     cell, provenance = row.cell, row.cell.provenance
     record: dict[str, Any] = {"cell": row.anchor, **asdict(cell.axes), "num_images": cell.num_images}
-    measure = "kid" if digest.measure == MEASURES["kid"] else "frechet"
+    measure = _name_of(digest.measure)
     record |= _flat(measure, row.distance) | _flat("less_raw", row.from_raw) | {"mark": row.mark}
+    for i, (words, distance) in enumerate(zip(digest.other_measures, row.elsewhere, strict=True), 2):
+        record |= _flat(f"{_name_of(words)}_{i}", distance)
     for i, opinion in enumerate(row.opinions, 2):
         record |= _flat(f"less_raw_{i}", opinion)
     if row.opinions:
@@ -145,6 +147,10 @@ def _record(digest: Digest, row: Row) -> dict[str, Any]:
         inputs = {f"sha256_{name}": digest for name, digest in provenance.inputs.items()}
         record |= {"key": provenance.key, **inputs, "wall_s": provenance.wall_s}
     return record | ({} if cell.error is None else {"error": cell.error})
+
+
+def _name_of(measure: str) -> str:
+    return "kid" if measure == MEASURES["kid"] else "frechet"
 
 
 def _flat(name: str, number: Estimate | None) -> dict[str, float]:
