@@ -3,7 +3,8 @@
     bigroc study --config refiner_map.yaml --out runs/map
     python -m benchmarks.refiner_map runs/map/results.json [MORE.json ...] [--figure docs/refiner_map.png]
 
-Distances are the study's, by each of its judges, x 1000; intervals are paired with the raw images'.
+Distances are the study's, by each of its judges, x 1000; intervals are paired with the raw images'. Cells that
+a study has not finished are left out.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def main() -> None:
     judges = [found[0]["judge"], *found[0]["other_judges"]]
     if any([one["judge"], *one["other_judges"]] != judges for one in found):
         parser.error("results: the studies have other judges")
-    cells = [cell for one in found for cell in one["cells"]]
+    cells = [cell for one in found for cell in one["cells"] if cell["classifier"] is None or "less_raw" in cell]
     print(table(cells, judges))
     if args.figure:
         draw(cells, judges, args.figure)

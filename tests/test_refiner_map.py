@@ -44,7 +44,8 @@ def test_studies_are_joined_and_drawn_and_have_to_have_the_same_judges(tmp_path,
     changes = ((-0.001, -0.0005), (-0.2, -0.1))
     for name, judges in (("one", JUDGES), ("two", JUDGES), ("other", JUDGES[::-1])):
         found = {"judge": judges[0], "other_judges": [judges[1]]}
-        found["cells"] = [cell(name), cell(name, 1.0, "a", changes), cell(name, 3.0, "a", changes)]
+        unfinished = {"images": name, "eps": 5.0, "classifier": "a", "error": "not run yet"}
+        found["cells"] = [unfinished, cell(name), cell(name, 1.0, "a", changes), cell(name, 3.0, "a", changes)]
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
     monkeypatch.setattr(
         "sys.argv", ["map", *(str(tmp_path / f"{n}.json") for n in ("one", "two")), "--figure", str(tmp_path / "m.png")]
