@@ -23,6 +23,7 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=1)]
 ObjectiveName = Literal["cross_entropy", "trades", "energy"]
 T = TypeVar("T", int, float)
 _READ_WITH = ("arch", "activation", "normalize")  # of a fresh network, or how init is read
@@ -331,6 +332,11 @@ class TrainConfig(MachineFlags):
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(
         default=0.0, description="decay per step of averaged weights, which are kept then; 0: none"
     )
+    resize: Side | dict[Fraction, Side] | None = Field(
+        default=None,
+        description="train on images of this side, pixels, and shrink the attack with them; or {progress: side} from "
+        "there on (null: as they are)",
+    )
     noised: bool = Field(
         default=False,
         description="train on images under the noise of every step of a diffusion, which the network is told: a "
@@ -370,6 +376,9 @@ class TrainConfig(MachineFlags):
             own, read = getattr(self, name), getattr(self.init_reading, name)
             if None not in (own, read) and own != read:
                 raise ValueError(f"{name}: {own}, but init_reading.{name} is {read}; init is trained on as it is read")
+        check_start("resize", self.resize)
+        if self.resize is not None and (self.smoothing.sigma or self.noised):
+            raise ValueError("resize: does not go with noise, which would not shrink with the images; leave one out")
         if self.new_head and self.init is None:
             raise ValueError("new_head: has nothing to replace without --init CHECKPOINT")
         if self.objective.name == "energy":
@@ -393,6 +402,7 @@ class TrainConfig(MachineFlags):
             ("objective.awp", self.objective.awp),
             ("smoothing.sigma", self.smoothing.sigma),
             ("noised", self.noised),
+            ("resize", self.resize),
             ("data.generated", self.data.generated),  # it makes its own, and calls those of the data real
         ):
             if value:

@@ -121,6 +121,7 @@ def _check_extension(config: TrainConfig, epochs: int) -> None:
     spread += [
         f"energy.{name}" for name in ("weight", "auc", "most_steps") if isinstance(getattr(config.energy, name), dict)
     ]
+    spread += ["resize"] if isinstance(config.resize, dict) else []
     if config.optimizer.schedule not in ("step", "constant"):
         spread.insert(0, f"optimizer.schedule {config.optimizer.schedule}")
     if spread:
