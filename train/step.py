@@ -58,13 +58,13 @@ def attack_at(config: AttackConfig, progress: float, *, least_steps: int = 0) ->
     return PGD(eps, step_size, steps, norm=config.norm, random_start=config.random_start and eps > 0)
 
 
-def at_side(x: Tensor, attack: PGD, side: int | None) -> tuple[Tensor, PGD]:
-    """x [N,C,H,W] resized to side x side pixels, and the attack on it; None leaves both.
+def at_side(x: Tensor, attack: PGD, side: int) -> tuple[Tensor, PGD]:
+    """x [N,C,H,W] resized to side x side pixels, and the attack on it.
 
     The ball and its steps shrink as the norm of a flat change does. Early in a run small images teach nearly as much,
     for less work.
     """
-    if side is None or (side, side) == x.shape[2:]:
+    if (side, side) == x.shape[2:]:
         return x, attack
     small = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
     small = small.contiguous(memory_format=torch.channels_last)
@@ -150,7 +150,8 @@ def train_step(
     if config.augment.mix != "none":  # with any image of the whole batch
         mixed = mix(whole(x, ranks), whole(y, ranks), num_classes, config.augment, draws)
         x, y_mixed = (part(values, ranks) for values in mixed)
-    x, attack = at_side(x, attack, at(config.resize, progress))
+    if config.resize is not None:
+        x, attack = at_side(x, attack, at(config.resize, progress))
     objective = make_objective(config)
     noise = noise_for(config, x, len(x) * ranks.world, draws, ranks)
     seen = under(noise, model)
