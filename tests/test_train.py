@@ -2,8 +2,11 @@ import errno
 import json
 import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +46,23 @@ def tiny_config(out: Path, data: Path, **fields) -> TrainConfig:
         "validate": {"steps": 2},
     }
     return resolve(TrainConfig, values, fields)
+
+
+@contextmanager
+def dying_at(step: int) -> Iterator[None]:
+    """Training in the block is interrupted before this step, without being asked to stop."""
+    real = train.run.train_step
+
+    def dies(*args: Any, step: int, **rest: Any) -> Any:
+        if step == last:
+            raise KeyboardInterrupt
+        return real(*args, step=step, **rest)
+
+    last = step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.run, "train_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path, labelled_npz):

@@ -21,6 +21,7 @@ from robust_models.runtime.config import RECIPES, resolve
 from robust_models.runtime.distributed import Ranks
 from robust_models.runtime.seeds import generator
 from tests.documented import ROOT
+from tests.test_train import dying_at
 from tests.tiny import CLASSES, SIZE, tiny_classifier, tiny_pixels
 from train.config import TrainConfig
 from train.energy import Energy, Pair, auc, climb
@@ -216,21 +217,10 @@ def test_where_no_classifier_is_robust_enough_the_run_says_so(root, tmp_path, ca
     assert "energy.floor" not in capfd.readouterr().err
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(root, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(root, tmp_path):
     train(recipe(root, tmp_path / "whole"))
-    from train import run
-
-    real = run.train_step
-
-    def dies(*args, step, **rest):
-        if step == 4:
-            raise KeyboardInterrupt
-        return real(*args, step=step, **rest)
-
-    monkeypatch.setattr(run, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(4):
         train(recipe(root, tmp_path / "parts"))
-    monkeypatch.setattr(run, "train_step", real)
     train(recipe(root, tmp_path / "parts"))
     whole, parts = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
     assert whole is not None

@@ -9,7 +9,7 @@ from robust_models import UserError, load, save, to_float, to_u8
 from robust_models.datasets import load_dataset
 from robust_models.features import open_features
 from robust_models.metrics.kernel_resampled import reference_for, resampler_for
-from tests.test_train import tiny_config
+from tests.test_train import dying_at, tiny_config
 from tests.tiny import SIZE, tiny_classifier, tiny_pixels
 from train.cli import main
 from train.loop import train
@@ -74,21 +74,10 @@ def test_the_best_refiner_is_kept_beside_the_most_robust_classifier(root, labell
     assert f"{root / 'run' / 'refiner.safetensors'}: the best refiner; held out: " in shown
 
 
-def test_a_stopped_run_goes_on_and_knows_the_best_refiner_so_far(root, labelled_npz, monkeypatch):
-    from train import run
-
+def test_a_stopped_run_goes_on_and_knows_the_best_refiner_so_far(root, labelled_npz):
     whole = train(config_of(root, root / "whole", labelled_npz))
-    real = run.train_step
-
-    def dies(*args, step, **rest):
-        if step == 9:
-            raise KeyboardInterrupt
-        return real(*args, step=step, **rest)
-
-    monkeypatch.setattr(run, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(9):
         train(config_of(root, root / "parts", labelled_npz))
-    monkeypatch.setattr(run, "train_step", real)
     parts = train(config_of(root, root / "parts", labelled_npz))
     assert whole is not None
     assert parts is not None

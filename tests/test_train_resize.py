@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robust_models import PGD, UserError, load
-from tests.test_train import tiny_config
+from tests.test_train import dying_at, tiny_config
 from tests.test_train_energy import recipe as energy_recipe
 from tests.tiny import SIZE
 from train.loop import train
@@ -49,21 +49,10 @@ def test_steps_see_small_images_first_and_evaluations_whole_ones(tmp_path, label
     assert all(row["loss"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train")
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, labelled_npz, monkeypatch):
-    from train import run
-
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, labelled_npz):
     train(tiny_config(tmp_path / "whole", labelled_npz, resize="{0: 8, 0.5: 16}"))
-    real = run.train_step
-
-    def dies(*args, step, **rest):
-        if step == 5:
-            raise KeyboardInterrupt
-        return real(*args, step=step, **rest)
-
-    monkeypatch.setattr(run, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(5):
         train(tiny_config(tmp_path / "parts", labelled_npz, resize="{0: 8, 0.5: 16}"))
-    monkeypatch.setattr(run, "train_step", real)
     train(tiny_config(tmp_path / "parts", labelled_npz, resize="{0: 8, 0.5: 16}"))
     whole, parts = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
     assert whole is not None
