@@ -69,7 +69,8 @@ def at_side(x: Tensor, attack: PGD, side: int) -> tuple[Tensor, PGD]:
     small = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
     small = small.contiguous(memory_format=torch.channels_last)
     length = NORMS[attack.norm].length
-    shrink = float(length(torch.ones_like(small[:1])) / length(torch.ones_like(x[:1])))
+    flat, flat_small = (torch.ones(1, *images.shape[1:]) for images in (x, small))  # on the CPU: the device runs on
+    shrink = float(length(flat_small) / length(flat))
     return small, replace(attack, eps=shrink * attack.eps, step_size=shrink * attack.step_size)
 
 
