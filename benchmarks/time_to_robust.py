@@ -51,7 +51,7 @@ PRESETS: dict[str, Plan] = {
     "cpu": [
         *(("cifar_l2_small.yaml", {"arch": "preact_resnet10_w16"}, epochs) for epochs in (1, 2, 4)),
         *(("cifar_l2_small.yaml", {}, epochs) for epochs in (2, 5, 10, 28)),
-        *(("cifar_l2_base.yaml", {}, epochs) for epochs in (30, 60, 120)),
+        *(("cifar_l2_base.yaml", {}, epochs) for epochs in (20, 40)),
     ],
     "gpu": [
         *(("cifar_l2_small.yaml", {}, epochs) for epochs in (5, 10)),
