@@ -40,9 +40,11 @@ def test_bf16_attacks_stay_in_the_ball_and_raise_the_loss(norm):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_training_learns_on_the_gpu(tmp_path, labelled_npz, compiled):
-    fields = {"device": "cuda", "precision": "bf16", "compile": compiled, "epochs": "8"}
+@pytest.mark.parametrize(
+    "way", [{"compile": "false"}, {"compile": "true"}, {"compile": "true", "resize": "{0: 8, 0.25: 16}"}]
+)
+def test_training_learns_on_the_gpu(tmp_path, labelled_npz, way):
+    fields = {"device": "cuda", "precision": "bf16", "epochs": "8", **way}
     summary = run(tiny_config(tmp_path / "run", labelled_npz, **fields))
     assert summary["validation"]["clean_accuracy"] > 0.6
 
